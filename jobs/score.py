@@ -1,0 +1,11 @@
+"""Score chips or scenes with an ensemble, as a Ray job: `ray job submit --working-dir . -- python jobs/score.py ...`.
+
+The options are those of `raytrain score`; it runs on the cluster that runs the job.
+"""
+
+import sys
+
+from raytrain.cli import job
+
+if __name__ == "__main__":
+    sys.exit(job("score"))

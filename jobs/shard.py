@@ -1,0 +1,11 @@
+"""Turn chips into tile shards, as a Ray job: `ray job submit --working-dir . -- python jobs/shard.py ...`.
+
+The options are those of `raytrain shard`; it runs on the cluster that runs the job.
+"""
+
+import sys
+
+from raytrain.cli import job
+
+if __name__ == "__main__":
+    sys.exit(job("shard"))

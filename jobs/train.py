@@ -1,0 +1,11 @@
+"""Train members of the ensemble, as a Ray job: `ray job submit --working-dir . -- python jobs/train.py ...`.
+
+The options are those of `raytrain train`; it runs on the cluster that runs the job.
+"""
+
+import sys
+
+from raytrain.cli import job
+
+if __name__ == "__main__":
+    sys.exit(job("train"))

@@ -1,0 +1,508 @@
+"""The `raytrain` command: parse, call one function, print where the results are.
+
+Exit codes: 0 all done; 1 done, but something in the data was wrong or left out (listed); 2 the caller's mistake; 3 not
+finished, the same command goes on; 130 or 143 interrupted. Must not know arithmetic.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import os
+import re
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, Literal
+
+import tyro
+from pydantic import BaseModel, ConfigDict, Field
+
+from raytrain import __version__, storage
+from raytrain.config import (
+    CellEncoding,
+    EmptyUnionRule,
+    ScoreSettings,
+    ShardSettings,
+    change,
+    load_changes,
+    parse,
+    parse_changes,
+)
+from raytrain.console import Narrator, print_table
+from raytrain.errors import (
+    EXIT_DATA_WRONG,
+    EXIT_DONE,
+    EXIT_INTERRUPTED,
+    EXIT_NOT_FINISHED,
+    EXIT_TERMINATED,
+    ConfigError,
+    DataError,
+    RaytrainError,
+)
+
+# --flag for True; no --no-flag beside it.
+_TYRO = (tyro.conf.FlagCreatePairsOff,)
+
+
+class Command(BaseModel):
+    """Base of the commands: frozen options and `run`, which returns the exit code."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    json_output: Annotated[bool, tyro.conf.arg(name="json")] = False
+    """Print the results as JSON on stdout."""
+
+    def run(self, narrator: Narrator) -> int:
+        """Do the work and return the exit code."""
+        raise NotImplementedError
+
+    def uris(self) -> list[str]:
+        """Return the URIs among the options, as they were given."""
+        return []
+
+    def _print(self, result: dict[str, Any], lines: Sequence[str]) -> None:
+        """Print the results: as JSON, or as lines for a person."""
+        if self.json_output:
+            print(json.dumps(result, indent=1))
+        else:
+            for line in lines:
+                print(line)
+
+
+class ClusterCommand(Command):
+    """A command that runs on Ray."""
+
+    address: str = "local"
+    """Where to run: `local` starts a Ray on this machine, `auto` or HOST:PORT (GCS) joins a cluster."""
+    shared_path: bool = False
+    """All nodes of the cluster see the local paths that are given."""
+
+    @property
+    def _cluster(self) -> Any:
+        from raytrain.cluster.session import Cluster
+
+        return Cluster(address=self.address, shared_path=self.shared_path)
+
+
+class Synth(Command):
+    """Write generated imagery with clouds, labels and georeference."""
+
+    dst: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
+    """The folder to write to."""
+    kind: Literal["chips", "scenes"] = "chips"
+    """Chips in the challenge's layout, or scenes with their true masks beside them."""
+    count: int = Field(default=32, ge=1)
+    """How many chips or scenes."""
+    size_px: int = Field(default=512, ge=32)
+    """Their side."""
+    seed: int = Field(default=0, ge=0)
+    """The same seed gives the same bytes."""
+    places: int = Field(default=8, ge=1)
+    """How many places the chips are spread over; each scene is a place of its own."""
+    first_place: int = Field(default=0, ge=0)
+    """Number of the first place; archives whose numbers differ have no place in common."""
+
+    def run(self, narrator: Narrator) -> int:
+        """Write the imagery."""
+        from raytrain.imagery import synth
+
+        dst = storage.normalise(self.dst)
+        if not storage.is_local(dst):
+            raise ConfigError(f"{dst}: generated imagery is written to a local folder")
+        with narrator.step(f"{self.kind} to {dst}") as on_progress:
+            common: dict[str, Any] = {
+                "count": self.count,
+                "size_px": self.size_px,
+                "seed": self.seed,
+                "first_place": self.first_place,
+                "on_progress": on_progress,
+            }
+            if self.kind == "chips":
+                listing = synth.write_chips(Path(dst), num_places=min(self.places, self.count), **common)
+            else:
+                listing = synth.write_scenes(Path(dst), **common)
+        self._print({"listing": str(listing), "count": self.count}, [f"{self.count} {self.kind}: {listing}"])
+        return EXIT_DONE
+
+    def uris(self) -> list[str]:
+        """Return the destination."""
+        return [self.dst]
+
+
+class Shard(ClusterCommand):
+    """Turn chips into tile shards."""
+
+    src: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
+    """Chips in the challenge's layout: <split>_features/<chip>/<band>.tif, <split>_labels, <split>_metadata.csv."""
+    dst: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
+    """Where the shards go."""
+    folds: str = "4"
+    """Number of folds to deal the locations into, or a CSV with chip_id and a column fold or split (train, val)."""
+    seed: int = 0
+    """Seed of the folds."""
+    bands: tuple[str, ...] = ("B02", "B03", "B04", "B08")
+    """The bands to take."""
+    cell_encoding: CellEncoding = "blosc2-bitshuffle-zstd"
+    """How pixels are stored; raw cells are read by any tool."""
+    tiles_per_shard: int = 64
+    """How many tiles make a shard."""
+    where: tuple[str, ...] = ()
+    """COLUMN=VALUE filters on --metadata: only these chips."""
+    metadata: str | None = None
+    """CSV with chip_id, location and the columns of --where."""
+    strict: bool = False
+    """Write nothing if any chip is bad."""
+
+    def run(self, narrator: Narrator) -> int:
+        """Write the shards."""
+        from raytrain.cluster.shard import ShardJob, shard
+
+        job = parse(
+            ShardJob,
+            {
+                "src": storage.normalise(self.src),
+                "dst": storage.normalise(self.dst),
+                "settings": parse(
+                    ShardSettings,
+                    {
+                        "bands": self.bands,
+                        "tiles_per_shard": self.tiles_per_shard,
+                        "cell_encoding": self.cell_encoding,
+                        "folds": self.folds if self.folds.isdecimal() else storage.normalise(self.folds),
+                        "seed": self.seed,
+                    },
+                ),
+                "selection": _selection(self.where, self.metadata),
+                "strict": self.strict,
+            },
+        )
+        with narrator.step(f"shards to {job.dst}") as on_progress:
+            report = shard(job, self._cluster, on_progress)
+        narrator.problems(report.problems, consequence="left out" if report.manifest else "nothing was written")
+        if report.manifest is not None:
+            found = report.manifest
+            summary = {name: found[name] for name in ("num_tiles", "num_labelled", "num_locations", "bytes")}
+            text = f"{found['num_tiles']} tiles of {found['num_locations']} locations, {found['bytes'] / 1e6:.1f} MB"
+            again = " (already there)" if report.was_done else ""
+            self._print({**summary, "uri": job.dst, "left_out": found["left_out"]}, [f"{text}: {job.dst}{again}"])
+        return EXIT_DATA_WRONG if report.problems else EXIT_DONE
+
+    def uris(self) -> list[str]:
+        """Return source, destination and the CSV files."""
+        return [uri for uri in (self.src, self.dst, self.metadata) if uri] + (
+            [] if self.folds.isdecimal() else [self.folds]
+        )
+
+
+class Train(ClusterCommand):
+    """Train members of the ensemble on tile shards."""
+
+    shards: str
+    """Where the shards are."""
+    out: str
+    """Where runs and the ensemble go: OUT/EXPERIMENT/."""
+    experiment: str = "main"
+    """Name of the experiment; changed settings need another."""
+    members: tuple[str, ...] = ("all",)
+    """Names of members, `all` for the eight of the recipe, `small` for two that a CPU trains in minutes."""
+    fold: str = "0"
+    """The fold to validate on; `all` trains each member once a fold, `none` on all tiles without validation."""
+    workers: int = Field(default=1, ge=1)
+    """Data-parallel ranks of a run, one a GPU where the cluster has any, else one a CPU."""
+    config: str | None = None
+    """TOML file of settings, applied to every member."""
+    set: tuple[str, ...] = ()
+    """path=value settings, applied to every member after --config, e.g. epochs=5 optimiser.lr=0.01."""
+
+    def run(self, narrator: Narrator) -> int:
+        """Train the members."""
+        from raytrain.cluster.train import TrainJob, train
+
+        if not (self.fold.isdecimal() or self.fold in ("all", "none")):
+            raise ConfigError(f"--fold: expected a number, all or none, found {self.fold!r}")
+        changes = (load_changes(Path(self.config)) if self.config else {}) | parse_changes(self.set)
+        job = TrainJob(
+            shards=storage.normalise(self.shards),
+            out=storage.normalise(self.out),
+            experiment=self.experiment,
+            members=self.members,
+            fold=int(self.fold) if self.fold.isdecimal() else "all" if self.fold == "all" else "none",
+            workers=self.workers,
+            changes=changes,
+        )
+        report = train(job, self._cluster, lambda post: narrator.epoch(post.run, post.num_epochs, post.metrics))
+        if not self.json_output:
+            rows = [
+                [m.name, str(m.fold), str(m.epoch + 1), "-" if m.score is None else f"{m.score:.4f}"]
+                for m in report.trained
+            ]
+            rows += [[name, "", "failed", ""] for name in report.failed]
+            print_table("Members", ["member", "fold", "best epoch", "IoU by location"], rows)
+        result = {
+            "ensemble": report.ensemble_uri,
+            "trained": [member.model_dump(mode="json") for member in report.trained],
+            "failed": report.failed,
+        }
+        self._print(result, [f"ensemble: {report.ensemble_uri}"] if report.ensemble_uri else [])
+        for name, reason in report.failed.items():
+            narrator.say(f"raytrain: {name} is not finished: {reason}; the same command goes on")
+        return EXIT_NOT_FINISHED if report.failed else EXIT_DONE
+
+    def uris(self) -> list[str]:
+        """Return the shards and the destination."""
+        return [self.shards, self.out]
+
+
+class Score(ClusterCommand):
+    """Score chips or scenes with an ensemble: masks of clouds."""
+
+    src: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
+    """Chips in the challenge's layout, or scenes: SRC/scenes/<id>.tif or SRC/<id>.tif."""
+    dst: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
+    """Where the masks go: DST/<id>.tif."""
+    ensemble: str
+    """The folder of ensemble.json, or the file."""
+    fold: str | None = None
+    """Score with the nets of this fold, or with `all`; by default with the lowest."""
+    where: tuple[str, ...] = ()
+    """COLUMN=VALUE filters on --metadata: only these chips."""
+    metadata: str | None = None
+    """CSV with chip_id, location and the columns of --where."""
+    set: tuple[str, ...] = ()
+    """path=value settings, e.g. threshold=0.4 window_px=1024."""
+
+    def run(self, narrator: Narrator) -> int:
+        """Score the source."""
+        from raytrain.cluster.score import ScoreJob, score
+
+        if self.fold is not None and not (self.fold.isdecimal() or self.fold == "all"):
+            raise ConfigError(f"--fold: expected a number or all, found {self.fold!r}")
+        job = ScoreJob(
+            src=storage.normalise(self.src),
+            dst=storage.normalise(self.dst),
+            ensemble=storage.normalise(self.ensemble),
+            fold=int(self.fold) if self.fold and self.fold.isdecimal() else self.fold,
+            settings=change(ScoreSettings(), parse_changes(self.set)),
+            selection=_selection(self.where, self.metadata),
+        )
+        with narrator.step(f"masks to {job.dst}") as on_progress:
+            report = score(job, self._cluster, on_progress)
+        narrator.problems(report.problems, consequence="not scored")
+        again = f" ({report.num_skipped} were there)" if report.num_skipped else ""
+        result = {"uri": job.dst, "num_masks": report.num_masks, "num_skipped": report.num_skipped}
+        result["problems"] = [[problem.subject, problem.found] for problem in report.problems]
+        self._print(result, [f"{report.num_masks} masks: {job.dst}{again}"])
+        return EXIT_DATA_WRONG if report.problems else EXIT_DONE
+
+    def uris(self) -> list[str]:
+        """Return source, destination, ensemble and metadata."""
+        return [uri for uri in (self.src, self.dst, self.ensemble, self.metadata) if uri]
+
+
+class Evaluate(ClusterCommand):
+    """Hold masks against labels: the four IoUs, by location."""
+
+    predictions: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PREDICTIONS")]
+    """Folder of masks <id>.tif."""
+    labels: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="LABELS")]
+    """Folder of labels <id>.tif."""
+    metadata: str
+    """CSV with chip_id and location; its rows say what is evaluated."""
+    out: str
+    """Where metrics.json and report.html go."""
+    where: tuple[str, ...] = ()
+    """COLUMN=VALUE filters on the metadata."""
+    images: str | None = None
+    """The scored chips or scenes, for the pictures of the report."""
+    empty_union_rule: EmptyUnionRule = "one"
+    """IoU where there is no cloud and none was predicted."""
+
+    def run(self, narrator: Narrator) -> int:
+        """Evaluate the masks."""
+        from raytrain.cluster.evaluate import EvaluateJob, evaluate
+        from raytrain.evaluation.results import write_metrics
+
+        out = storage.normalise(self.out)
+        job = EvaluateJob(
+            predictions=storage.normalise(self.predictions),
+            labels=storage.normalise(self.labels),
+            metadata=storage.normalise(self.metadata),
+            where=self.where,
+            empty_union_rule=self.empty_union_rule,
+        )
+        with narrator.step("counting pixels") as on_progress:
+            found = evaluate(job, self._cluster, on_progress)
+        narrator.problems([DataError(problem.subject, problem.found) for problem in found.problems], consequence="not counted")
+        metrics_uri = write_metrics(out, found)
+        if not self.json_output:
+            print_scores(found)
+        self._print(found.model_dump(mode="json"), [f"metrics: {metrics_uri}"])
+        return EXIT_DATA_WRONG if found.problems else EXIT_DONE
+
+    def uris(self) -> list[str]:
+        """Return the inputs and the destination."""
+        return [self.predictions, self.labels, self.metadata, self.out]
+
+
+def print_scores(found: Any) -> None:
+    """Print the four IoUs and the locations, worst first."""
+    rule = f"an empty union counts {found.empty_union_rule}"
+    rows = [
+        ["pooled over all pixels", f"{found.iou_pooled:.4f}"],
+        ["mean over chips", f"{found.iou_mean:.4f}"],
+        ["mean over locations", f"{found.iou_location_weighted:.4f}"],
+        ["mean over locations of the mean over chips", f"{found.iou_mean_location_weighted:.4f}"],
+    ]
+    print_table(f"IoU of cloud, {found.num_chips} chips ({rule})", ["", "IoU"], rows)
+    ordered = sorted(found.locations.items(), key=lambda item: item[1].iou)
+    places = [[name, f"{each.iou:.4f}", str(each.num_chips)] for name, each in ordered]
+    print_table("Locations, worst first", ["location", "IoU", "chips"], places)
+
+
+class Demo(ClusterCommand):
+    """Run all of it on generated imagery: archive, shards, two members, masks of unseen places, scores, a page."""
+
+    out: str = "raytrain-demo"
+    """The folder to write to; the same command goes on where it stopped."""
+
+    def run(self, narrator: Narrator) -> int:
+        """Run the demo."""
+        from raytrain.cluster.demo import demo
+
+        out = storage.normalise(self.out)
+        if not storage.is_local(out):
+            raise ConfigError(f"{out}: the demo writes to a local folder")
+        report = demo(Path(out), self._cluster, narrator)
+        if not self.json_output:
+            print_scores(report.evaluation)
+        paths = {name: str(path) for name, path in report.paths.items()}
+        result = {"paths": paths, "metrics": report.evaluation.model_dump(mode="json"), "seconds": report.seconds}
+        lines = [f"{name}: {path}" for name, path in paths.items()]
+        self._print(result, [*lines, f"in {report.seconds:.0f} s"])
+        return EXIT_DONE
+
+    def uris(self) -> list[str]:
+        """Return the folder."""
+        return [self.out]
+
+
+COMMANDS: dict[str, Callable[..., Command]] = {
+    "demo": Demo,
+    "synth": Synth,
+    "shard": Shard,
+    "train": Train,
+    "score": Score,
+    "evaluate": Evaluate,
+}
+
+
+def _selection(where: tuple[str, ...], metadata: str | None) -> Any:
+    from raytrain.tiles.selection import Selection
+
+    return parse(Selection, {"where": where, "metadata": storage.normalise(metadata) if metadata else None})
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `raytrain ARGUMENTS` and return the exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments == ["--version"]:
+        print(__version__)
+        return EXIT_DONE
+    return _guarded(arguments, lambda command: command)
+
+
+def job(verb: str) -> int:
+    """Run `jobs/VERB.py` with its command line: the same command, on the cluster that runs this process.
+
+    Exit code 2 where there is no cluster, unless `--address` is given, and for a relative local path: a job runs in a
+    copy of the submitted folder, which goes away.
+    """
+
+    def on_this_cluster(command: Command) -> Command:
+        relative = [uri for uri in command.uris() if "://" not in uri and not Path(uri).expanduser().is_absolute()]
+        if relative:
+            raise ConfigError(f"{relative[0]}: a job needs s3://... or an absolute path, its working folder goes away")
+        given = any(argument.split("=")[0] == "--address" for argument in sys.argv[1:])
+        if given or not isinstance(command, ClusterCommand):
+            return command
+        if not os.environ.get("RAY_ADDRESS"):
+            raise ConfigError("no RAY_ADDRESS: not run by `ray job submit`; give --address (local starts a Ray here)")
+        return command.model_copy(update={"address": os.environ["RAY_ADDRESS"]})
+
+    return _guarded([verb, *sys.argv[1:]], on_this_cluster)
+
+
+def _guarded(arguments: list[str], prepare: Any) -> int:
+    """Parse and run; turn what goes wrong into one line and an exit code."""
+    warnings.filterwarnings("ignore", message=".*no geotransform.*")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    signal.signal(signal.SIGTERM, _on_terminate)
+    narrator = Narrator()
+    try:
+        return int(prepare(_parse(arguments)).run(narrator))
+    except RaytrainError as error:
+        narrator.say(f"raytrain: {error}")
+        return error.exit_code
+    except KeyboardInterrupt:
+        narrator.say("raytrain: interrupted; the same command goes on")
+        return EXIT_INTERRUPTED
+    except _Terminated:
+        narrator.say("raytrain: terminated; the same command goes on")
+        return EXIT_TERMINATED
+    except (PermissionError, ConnectionError, TimeoutError) as error:
+        narrator.say(f"raytrain: can't reach or use a store: {error}; the same command goes on")
+        return EXIT_NOT_FINISHED
+    except Exception as error:  # noqa: BLE001  # the top: a bug of ours ends with its traceback and "not finished"
+        traceback.print_exc()
+        narrator.say(f"raytrain: internal error: {type(error).__name__}: {error}")
+        return EXIT_NOT_FINISHED
+
+
+class _Terminated(BaseException):
+    pass
+
+
+def _on_terminate(number: int, frame: FrameType | None) -> None:
+    raise _Terminated
+
+
+def _parse(arguments: list[str]) -> Command:
+    """Return the command of a command line; a wrong one is a `ConfigError` in one line; `--help` exits."""
+    message = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(message):
+            command = tyro.extras.subcommand_cli_from_dict(
+                COMMANDS, prog="raytrain", description=__doc__.splitlines()[0], args=arguments, config=_TYRO
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise ConfigError(_in_one_line(message.getvalue())) from stop
+    assert isinstance(command, Command)
+    return command
+
+
+def _in_one_line(box: str) -> str:
+    """Return the text of tyro's box of errors as one line, without its frame and its closing hint."""
+    lines = [line.strip(" │\n") for line in box.splitlines() if "│" in line]
+    rule = next((i for i, line in enumerate(lines) if re.fullmatch("─+", line)), len(lines))
+    text = " ".join(line for line in lines[:rule] if line)
+    text = re.sub(r"^Error parsing \w+: \d+ validation errors? for \w+ ", "", text)
+    text = re.sub(r" For further information visit \S+", "", text)
+    return f"{text}; see raytrain --help"
+
+
+def run() -> None:
+    """Be the console script."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    run()

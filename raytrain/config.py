@@ -1,0 +1,231 @@
+"""Typed settings: frozen, checked at birth, the same in JSON, TOML, on the command line and beside every output.
+
+Settings are changed in one way only, `change` (dotted path -> value), whoever asks: the command line, a job script or
+the search. This module must not know torch, Ray or where anything is stored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from raytrain.errors import ConfigError
+
+EmptyUnionRule = Literal["one", "zero"]
+CellEncoding = Literal["raw", "blosc2-bitshuffle-lz4", "blosc2-bitshuffle-zstd"]
+
+SettingsT = TypeVar("SettingsT", bound="Settings")
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, and an unknown name is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def digest(self) -> str:
+        """Return the sha256 (hex) of the canonical JSON of these settings."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Normalisation(Settings):
+    """How uint16 reflectance becomes [-1, 1]."""
+
+    kind: Literal["band-maximum", "fixed-maximum", "minmax"] = "band-maximum"
+    maximum: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _maximum_belongs_to_fixed(self) -> Self:
+        if (self.kind == "fixed-maximum") != (self.maximum is not None):
+            raise ValueError("maximum is given with kind fixed-maximum, and only with it")
+        return self
+
+
+class OptimiserSettings(Settings):
+    """SGD with momentum, and how the learning rate goes over the run."""
+
+    lr: float = Field(default=2e-3, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    clip_norm: float = Field(default=2.999, gt=0)
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_fraction: float = Field(default=0.0, ge=0, lt=1)
+
+
+class LossWeights(Settings):
+    """Weights of the terms of the loss; a term of weight 0 is not computed."""
+
+    jaccard: float = Field(default=1.0, ge=0)
+    focal: float = Field(default=0.1, ge=0)
+
+    @model_validator(mode="after")
+    def _some_term_counts(self) -> Self:
+        if not self.jaccard and not self.focal:
+            raise ValueError("at least one weight must be above 0")
+        return self
+
+
+class AugmentationSettings(Settings):
+    """The random changes of a training tile, each drawn from (seed, epoch, tile)."""
+
+    horizontal_flip_fraction: float = Field(default=0.5, ge=0, le=1)
+    rotation_by_90: bool = True
+
+
+class MemberSettings(Settings):
+    """Everything that one member's training depends on."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    encoder: str
+    pretrained: bool = True
+    bands: tuple[str, ...] = Field(min_length=1)
+    normalisation: Normalisation = Normalisation()
+    decoder_channels: tuple[int, int, int, int, int] = (256, 128, 64, 32, 16)
+    epochs: int = Field(default=60, ge=1)
+    global_batch: int = Field(default=16, ge=1)
+    crop_px: int = Field(default=512, ge=32, multiple_of=32)
+    crops_per_tile: int = Field(default=1, ge=1)
+    optimiser: OptimiserSettings = OptimiserSettings()
+    loss: LossWeights = LossWeights()
+    augmentation: AugmentationSettings = AugmentationSettings()
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    channels_last: bool = True
+    compile: bool = False
+    loader_processes: int = Field(default=0, ge=0)
+    empty_union_rule: EmptyUnionRule = "one"
+    seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _bands_are_distinct(self) -> Self:
+        if len(set(self.bands)) != len(self.bands):
+            raise ValueError(f"bands must be distinct, found {list(self.bands)}")
+        return self
+
+
+class ShardSettings(Settings):
+    """How chips become shards."""
+
+    bands: tuple[str, ...] = Field(default=("B02", "B03", "B04", "B08"), min_length=1)
+    tiles_per_shard: int = Field(default=64, ge=1)
+    cell_encoding: CellEncoding = "blosc2-bitshuffle-zstd"
+    folds: str = "4"
+    seed: int = Field(default=0, ge=0)
+
+
+class ScoreSettings(Settings):
+    """What a mask depends on besides the ensemble and the source; recorded with the output."""
+
+    threshold: float = Field(default=0.5, gt=0, lt=1)
+    horizontal_flip: bool = True
+    window_px: int = Field(default=512, ge=64, multiple_of=32)
+    overlap_px: int = Field(default=128, ge=0)
+    windows_per_pass: int = Field(default=4, ge=1)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    threads: int = Field(default=2, ge=1)
+
+    @model_validator(mode="after")
+    def _overlap_fits(self) -> Self:
+        if 2 * self.overlap_px > self.window_px:
+            raise ValueError(f"overlap_px {self.overlap_px} must be at most half of window_px {self.window_px}")
+        return self
+
+
+def one_line(error: ValidationError) -> str:
+    """Return pydantic's error as one line: each setting by its dotted path, what is wrong, what was found."""
+    parts = []
+    for item in error.errors(include_url=False):
+        path = ".".join(str(step) for step in item["loc"])
+        found = "" if isinstance(item["input"], dict) else f" (found {item['input']!r})"
+        parts.append(f"{path}: {item['msg']}{found}" if path else str(item["msg"]))
+    return "; ".join(parts)
+
+
+def parse(kind: type[SettingsT], values: Mapping[str, Any]) -> SettingsT:
+    """Return settings of `kind` from plain values; raise `ConfigError` in one line."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(one_line(error)) from error
+
+
+def known_paths(kind: type[BaseModel], prefix: str = "") -> list[str]:
+    """Return the dotted paths of all settings below `kind`, in the order of their declaration."""
+    paths: list[str] = []
+    for name, field in kind.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            paths += known_paths(annotation, f"{prefix}{name}.")
+        else:
+            paths.append(prefix + name)
+    return paths
+
+
+def change(settings: SettingsT, changes: Mapping[str, Any]) -> SettingsT:
+    """Return `settings` with each dotted path set to its value; the result is checked as a whole.
+
+    Raises `ConfigError` for an unknown path, with the known ones, and for a value that does not fit.
+    """
+    values = settings.model_dump(mode="json")
+    known = known_paths(type(settings))
+    for path, value in changes.items():
+        if path not in known:
+            raise ConfigError(f"unknown setting {path!r}; known are {', '.join(known)}")
+        *parents, last = path.split(".")
+        target = values
+        for step in parents:
+            target = target[step]
+        target[last] = value
+    return parse(type(settings), values)
+
+
+def parse_changes(assignments: Iterable[str]) -> dict[str, Any]:
+    """Return `{path: value}` from `path=value` texts; a value is JSON where it reads as JSON, else a string."""
+    changes: dict[str, Any] = {}
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals or not path:
+            raise ConfigError(f"expected path=value, found {assignment!r}")
+        try:
+            changes[path] = json.loads(text)
+        except json.JSONDecodeError:
+            changes[path] = text
+    return changes
+
+
+def load_changes(path: Path) -> dict[str, Any]:
+    """Return `{dotted path: value}` from a TOML file of settings."""
+    try:
+        tree = tomllib.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise ConfigError(f"no such settings file: {path}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not a TOML file: {error}") from error
+    return dict(_flatten(tree))
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def differences(left: Settings, right: Settings) -> list[str]:
+    """Return one text per setting that differs: `path: left -> right`."""
+    ours, theirs = (dict(_flatten(each.model_dump(mode="json"))) for each in (left, right))
+    return [f"{p}: {ours.get(p)} -> {theirs.get(p)}" for p in sorted(ours | theirs) if ours.get(p) != theirs.get(p)]
+
+
+def choose(kind: str, wanted: Sequence[str], known: Iterable[str]) -> None:
+    """Raise `ConfigError` that lists the known names unless every one of `wanted` is known."""
+    names = sorted(known)
+    for name in wanted:
+        if name not in names:
+            raise ConfigError(f"unknown {kind} {name!r}; known are {', '.join(names)}")

@@ -1,0 +1,87 @@
+"""What a person sees of long work: progress on a terminal, plain lines in a log, tables, the list of bad objects.
+
+Everything goes to stderr but results, so that `--json` leaves stdout to the machine. Must not know Ray or arithmetic.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from raytrain.errors import DataError
+
+OnProgress = Callable[[int, int], None]
+LOG_EVERY_S = 10.0
+
+
+class Narrator:
+    """Tells a person how the work goes, on stderr."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self._console.print(escape(text))
+
+    @contextmanager
+    def step(self, title: str) -> Iterator[OnProgress]:
+        """Show the progress of a step while the body runs, which calls what it gets with (done, total)."""
+        start = time.monotonic()
+        with self._bar(title) if self._console.is_terminal else self._lines(title) as on_progress:
+            yield on_progress
+        self.say(f"{title}: {time.monotonic() - start:.1f} s")
+
+    @contextmanager
+    def _bar(self, title: str) -> Iterator[OnProgress]:
+        columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
+        bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self._console, transient=True)
+        with bar:
+            task = bar.add_task(escape(title), total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+
+    @contextmanager
+    def _lines(self, title: str) -> Iterator[OnProgress]:
+        last = time.monotonic()
+
+        def on_progress(done: int, total: int) -> None:
+            nonlocal last
+            if time.monotonic() - last >= LOG_EVERY_S:
+                last = time.monotonic()
+                self.say(f"{title}: {done} of {total}")
+
+        yield on_progress
+
+    def epoch(self, run: str, num_epochs: int, metrics: dict[str, Any]) -> None:
+        """Print the line of an epoch."""
+        score = metrics.get("iou_location_weighted")
+        text = f"{run}: epoch {metrics['epoch'] + 1} of {num_epochs}, loss {metrics['loss']:.4f}"
+        text += f", validation IoU by location {score:.4f}" if score is not None else ""
+        self.say(f"{text}, {metrics['images_per_s']:.1f} images/s")
+
+    def problems(self, problems: Sequence[DataError], *, consequence: str) -> None:
+        """Print the list of what was wrong in the data; nothing if it is empty."""
+        if not problems:
+            return
+        self.say(f"{len(problems)} bad in the data, {consequence}:")
+        for problem in sorted(problems, key=str):
+            self.say(f"  {problem}")
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table of results on stdout; the columns behind the first are numbers."""
+    table = Table(title=title, title_justify="left")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left")
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    width = None if sys.stdout.isatty() else 120
+    Console(highlight=False, width=width).print(table)

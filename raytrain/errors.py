@@ -1,0 +1,55 @@
+"""The errors of raytrain, and the exit code that each one means.
+
+    RaytrainError
+    ├── ConfigError       the caller's mistake: settings, names, missing inputs          exit 2
+    ├── DataError         one object of the data is wrong; collected, the rest goes on   exit 1
+    └── WorkNotFinished   nodes, memory or the store failed; the same command goes on    exit 3
+        └── TrainingDiverged   the loss is not finite; never retried blindly             exit 3
+
+Messages say what was found, where, and what to do. This module must not know any other.
+"""
+
+from __future__ import annotations
+
+EXIT_DONE = 0
+EXIT_DATA_WRONG = 1
+EXIT_CALLERS_MISTAKE = 2
+EXIT_NOT_FINISHED = 3
+EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
+
+
+class RaytrainError(Exception):
+    """Base of every error that raytrain raises on purpose; `exit_code` is what a command ends with."""
+
+    exit_code = EXIT_NOT_FINISHED
+
+
+class ConfigError(RaytrainError):
+    """The caller's mistake, found before any worker starts."""
+
+    exit_code = EXIT_CALLERS_MISTAKE
+
+
+class DataError(RaytrainError):
+    """One object of the data is wrong. `subject` names it (a chip id, a URI), `found` says what is wrong with it."""
+
+    exit_code = EXIT_DATA_WRONG
+
+    def __init__(self, subject: str, found: str) -> None:
+        super().__init__(subject, found)
+        self.subject = subject
+        self.found = found
+
+    def __str__(self) -> str:
+        return f"{self.subject}: {self.found}"
+
+
+class WorkNotFinished(RaytrainError):
+    """The work could not be finished here and now; the same command goes on where it stopped."""
+
+    exit_code = EXIT_NOT_FINISHED
+
+
+class TrainingDiverged(WorkNotFinished):
+    """The loss is not finite on some rank; every rank raises this together."""

@@ -1,0 +1,184 @@
+"""Pictures to look at: true colour with the masks drawn on it, or two masks and where they differ; always small.
+
+Must not know which chips are worth a look, or the page that shows them.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from PIL import Image
+from rasterio.enums import Resampling
+from rasterio.errors import RasterioError
+from rasterio.io import DatasetReader
+
+from raytrain import storage
+from raytrain.errors import ConfigError, DataError
+from raytrain.imagery.rasters import LABEL_CLOUD, LABEL_IGNORE, band_indexes
+
+TRUE_COLOUR_BANDS = ("B04", "B03", "B02")
+MAX_PX = 512
+GAP_PX = 8
+LINE_PX = 2
+
+Colour = tuple[int, int, int]
+PREDICTION_COLOUR: Colour = (255, 60, 0)
+LABEL_COLOUR: Colour = (0, 170, 255)
+OUTLINE_LEGEND: tuple[tuple[Colour, str], ...] = (
+    (PREDICTION_COLOUR, "predicted cloud"),
+    (LABEL_COLOUR, "labelled cloud"),
+)
+# Found, missed and false in colours that differ in lightness too, for eyes that confuse red and green.
+AGREEMENT_LEGEND: tuple[tuple[Colour, str], ...] = (
+    ((240, 240, 240), "cloud in both"),
+    (LABEL_COLOUR, "missed: only in the label"),
+    (PREDICTION_COLOUR, "false: only in the prediction"),
+    ((40, 44, 52), "clear in both"),
+    ((120, 124, 132), "ignored: no label"),
+)
+
+# Reflectance x 10000. Thick cloud is near 10000 and keeps its shape; sunlit snow and cloud tops above WHITE are white.
+BLACK, WHITE, GAMMA = 150.0, 13000.0, 2.1
+
+
+def true_colour(pixels: NDArray[np.uint16], bands: Sequence[str]) -> NDArray[np.uint8]:
+    """Return `pixels` `[C, H, W]` (reflectance x 10000) as `[H, W, 3] uint8`, by one stretch for all pictures.
+
+    Raises `ConfigError` unless `bands`, the names along C, hold B04, B03 and B02.
+    """
+    missing = [band for band in TRUE_COLOUR_BANDS if band not in bands]
+    if missing:
+        raise ConfigError(f"a picture needs bands B04, B03 and B02; there is no {', '.join(missing)} in {list(bands)}")
+    red_green_blue = pixels[[list(bands).index(band) for band in TRUE_COLOUR_BANDS]].astype(np.float32)
+    linear = np.clip((red_green_blue - BLACK) / (WHITE - BLACK), 0, 1)
+    return np.asarray(np.rint(np.moveaxis(linear ** (1 / GAMMA), 0, -1) * 255), np.uint8)
+
+
+def outline(mask: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Return `[H, W] bool`: the cloud pixels (1) of `mask` with a neighbour above, below or beside that is none.
+
+    What lies outside the picture is unknown, so its border is no outline.
+    """
+    cloud = mask == LABEL_CLOUD
+    around = np.pad(cloud, 1, mode="edge")
+    inside = around[:-2, 1:-1] & around[2:, 1:-1] & around[1:-1, :-2] & around[1:-1, 2:]
+    return np.asarray(cloud & ~inside)
+
+
+def picture_of_chip(
+    pixels: NDArray[np.uint16],
+    bands: Sequence[str],
+    prediction: NDArray[np.uint8],
+    label: NDArray[np.uint8] | None = None,
+    max_px: int = MAX_PX,
+) -> bytes:
+    """Return a PNG of two panels: true colour, and the same with the prediction outlined, and the label if given.
+
+    `pixels` is `[C, H, W]`, the masks `[H, W]`. A panel is at most `max_px` wide and high and has a margin of
+    `LINE_PX`, so that an area of cloud that reaches the border has a closed line, and a chip all in cloud a frame. A
+    small chip is enlarged by a whole number. The lines are in the colours of `OUTLINE_LEGEND`. Raises `ConfigError` as
+    `true_colour` does.
+    """
+    if any(mask is not None and mask.shape != pixels.shape[1:] for mask in (prediction, label)):
+        raise ValueError(f"masks must have the shape of the pixels, {pixels.shape[1:]}")
+    chip = _fitted(Image.fromarray(true_colour(pixels, bands)), max_px)
+    plain = np.pad(chip, ((LINE_PX, LINE_PX), (LINE_PX, LINE_PX), (0, 0)), mode="edge")
+    drawn = plain.copy()
+    if label is not None:
+        # Around the labelled cloud, where the prediction's line runs inside: equal masks show both lines.
+        drawn[_line(~_cloud_with_margin(label, max_px))] = LABEL_COLOUR
+    drawn[_line(_cloud_with_margin(prediction, max_px))] = PREDICTION_COLOUR
+    return _png([plain, drawn])
+
+
+def picture_of_masks(prediction: NDArray[np.uint8], label: NDArray[np.uint8], max_px: int = MAX_PX) -> bytes:
+    """Return a PNG of two masks `[H, W]` laid over each other, in the colours of `AGREEMENT_LEGEND`.
+
+    For where there is no imagery at hand. The size is as in `picture_of_chip`.
+    """
+    if prediction.shape != label.shape:
+        raise ValueError(f"masks must have one shape, found {prediction.shape} and {label.shape}")
+    prediction, label = _fitted_mask(prediction, max_px), _fitted_mask(label, max_px)
+    both, missed, false, clear, ignored = (np.array(colour, np.uint8) for colour, _ in AGREEMENT_LEGEND)
+    predicted, labelled = (prediction == LABEL_CLOUD)[..., None], (label == LABEL_CLOUD)[..., None]
+    picture = np.where(labelled, np.where(predicted, both, missed), np.where(predicted, false, clear))
+    return _png([np.where((label == LABEL_IGNORE)[..., None], ignored, picture)])
+
+
+def read_picture_source(
+    source: str | Mapping[str, str], bands: Sequence[str] = TRUE_COLOUR_BANDS, max_px: int = MAX_PX
+) -> NDArray[np.uint16]:
+    """Return `bands` as `[C, h, w] uint16`, averaged down so that no side is longer than `max_px`.
+
+    `source` is the URI of a scene with all bands, or the URIs of a chip's bands by name. A file with overviews is read
+    from them; without, GDAL passes over all of it but holds no more than its block cache. Raises `DataError` for what
+    can't be read or has no such band.
+    """
+    if isinstance(source, str):
+        return np.asarray(_read_small(source, bands, max_px, Resampling.average), np.uint16)
+    missing = [band for band in bands if band not in source]
+    if missing:
+        raise DataError(next(iter(source.values()), ""), f"no band {', '.join(missing)} (found: {', '.join(source)})")
+    return np.concatenate([_read_small(source[band], None, max_px, Resampling.average) for band in bands]).astype(
+        np.uint16
+    )
+
+
+def read_picture_mask(uri: str, max_px: int = MAX_PX) -> NDArray[np.uint8]:
+    """Return a mask as `[h, w] uint8`, of the size that `read_picture_source` gives, by the nearest pixel."""
+    return np.asarray(_read_small(uri, None, max_px, Resampling.nearest)[0], np.uint8)
+
+
+def _read_small(uri: str, bands: Sequence[str] | None, max_px: int, how: Resampling) -> NDArray[np.generic]:
+    """Return the named bands, or the first, as `[C, h, w]`."""
+    try:
+        with storage.gdal_environment(), rasterio.open(storage.gdal_path(uri), driver="GTiff") as source:
+            indexes = [1] if bands is None else band_indexes(source, bands)
+            return np.asarray(source.read(indexes, out_shape=(len(indexes), *_small(source, max_px)), resampling=how))
+    except RasterioError as error:
+        raise DataError(uri, f"not a readable GeoTIFF ({error})") from error
+
+
+def _small(source: DatasetReader, max_px: int) -> tuple[int, int]:
+    shrink = max(1.0, max(source.shape) / max_px)
+    return max(1, round(source.height / shrink)), max(1, round(source.width / shrink))
+
+
+def _fitted(image: Image.Image, max_px: int) -> NDArray[np.uint8]:
+    """Return the image as an array, shrunk to `max_px` or enlarged by the largest whole number that stays below it."""
+    longest = max(image.size)
+    factor = max_px / longest if longest > max_px else max_px // longest
+    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+    shrinking = Image.Resampling.NEAREST if image.mode == "L" else Image.Resampling.BOX
+    return np.array(image.resize(size, shrinking if factor < 1 else Image.Resampling.NEAREST))
+
+
+def _fitted_mask(mask: NDArray[np.uint8], max_px: int) -> NDArray[np.uint8]:
+    return _fitted(Image.fromarray(mask), max_px)
+
+
+def _cloud_with_margin(mask: NDArray[np.uint8], max_px: int) -> NDArray[np.bool_]:
+    return np.pad(_fitted_mask(mask, max_px) == LABEL_CLOUD, LINE_PX)
+
+
+def _line(area: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return the outline of `area` `[H, W] bool`, `LINE_PX` wide: a thinner one is lost where a page shrinks it."""
+    line = np.zeros_like(area)
+    for _ in range(LINE_PX):
+        line |= outline((area & ~line).astype(np.uint8))
+    return line
+
+
+def _png(panels: Sequence[NDArray[np.uint8]]) -> bytes:
+    """Return panels of one size side by side; the gaps are transparent, to be of the page's colour."""
+    height, width = panels[0].shape[:2]
+    sheet = Image.new("RGBA", (len(panels) * (width + GAP_PX) - GAP_PX, height))
+    for i, panel in enumerate(panels):
+        sheet.paste(Image.fromarray(panel), (i * (width + GAP_PX), 0))
+    buffer = io.BytesIO()
+    (sheet if len(panels) > 1 else sheet.convert("RGB")).save(buffer, "PNG")
+    return buffer.getvalue()

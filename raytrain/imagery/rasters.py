@@ -1,0 +1,146 @@
+"""Raster reads and writes: bands of a chip or a scene by name, masks, and what counts as no data.
+
+No data is decided once, here: where a file names a no-data value, a pixel is no data if any band has it; where it
+names none, if every band is 0. Must not know shards or models.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.errors import RasterioError
+from rasterio.io import DatasetReader, MemoryFile
+
+from raytrain.errors import DataError
+
+LABEL_CLEAR, LABEL_CLOUD, LABEL_IGNORE = 0, 1, 255
+MASK_COLOURS = {0: (0, 0, 0, 0), 1: (255, 255, 255, 255), 255: (128, 128, 128, 255)}
+
+
+@dataclass(frozen=True)
+class Georeference:
+    """Where pixels lie: `crs` as WKT or authority text, `transform` as (a, b, c, d, e, f); None where unknown."""
+
+    crs: str | None
+    transform: tuple[float, ...] | None
+
+
+@dataclass(frozen=True)
+class Raster:
+    """Pixels `[C, H, W]` as stored, with their no-data mask `valid` `[H, W]` and place."""
+
+    pixels: NDArray[np.uint16]
+    valid: NDArray[np.bool_]
+    georeference: Georeference
+
+
+def valid_pixels(pixels: NDArray[np.uint16], nodata: Sequence[float | None]) -> NDArray[np.bool_]:
+    """Return `[H, W] bool` of the pixels that hold data, by the rule of this module; `nodata` is per band."""
+    named = [pixels[i] == value for i, value in enumerate(nodata) if value is not None]
+    if named:
+        return np.asarray(~np.logical_or.reduce(named))
+    return np.asarray(np.any(pixels != 0, axis=0))
+
+
+def georeference_of(source: DatasetReader) -> Georeference:
+    """Return the CRS and transform of an open raster; an identity transform without CRS counts as unknown."""
+    transform = tuple(float(value) for value in source.transform[:6])
+    crs = source.crs.to_string() if source.crs else None
+    unknown = crs is None and source.transform.is_identity
+    return Georeference(crs, None if unknown else transform)
+
+
+def _read_single_band(name: str, data: bytes) -> tuple[NDArray[Any], float | None, Georeference]:
+    """Return the only band of the GeoTIFF `data`, its no-data value and its place; raise `DataError`."""
+    try:
+        with MemoryFile(data) as memory, memory.open() as source:
+            if source.count != 1:
+                raise DataError(name, f"expected one band in the file, found {source.count}")
+            return source.read(1), source.nodata, georeference_of(source)
+    except RasterioError as error:
+        raise DataError(name, f"not a readable TIFF, perhaps truncated ({_first_line(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+    # rasterio hides GDAL's reason in the cause.
+    text = str(error.__cause__ or error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def read_chip(files: Mapping[str, bytes]) -> Raster:
+    """Return the chip whose bands are the GeoTIFFs `files` (band name -> bytes), bands in the order given.
+
+    Raises `DataError` naming the band for what can't be decoded, is not uint16, or differs in size from the first.
+    """
+    bands: list[NDArray[Any]] = []
+    nodata: list[float | None] = []
+    places: list[Georeference] = []
+    for name, data in files.items():
+        pixels, value, place = _read_single_band(name, data)
+        if pixels.dtype != np.uint16:
+            raise DataError(name, f"expected uint16, found {pixels.dtype}")
+        bands.append(pixels)
+        nodata.append(value)
+        places.append(place)
+    first = next(iter(files))
+    for name, pixels in zip(files, bands, strict=True):
+        if pixels.shape != bands[0].shape:
+            raise DataError(name, f"size {_size(pixels)} differs from the {_size(bands[0])} of {first}")
+    stack = np.stack(bands)
+    return Raster(stack, valid_pixels(stack, nodata), places[0])
+
+
+def read_label(name: str, data: bytes, shape: tuple[int, int]) -> NDArray[np.uint8]:
+    """Return the label `[H, W] uint8` of a chip of `shape`; raise `DataError` for another size or other values."""
+    pixels, _, _ = _read_single_band(name, data)
+    if pixels.shape != shape:
+        raise DataError(name, f"label of {_size(pixels)} px for bands of {shape[1]} x {shape[0]} px")
+    strange = np.setdiff1d(np.unique(pixels), [LABEL_CLEAR, LABEL_CLOUD, LABEL_IGNORE])
+    if strange.size:
+        shown = ", ".join(str(value) for value in strange[:5])
+        raise DataError(name, f"label values other than 0, 1 and 255: {shown}")
+    return pixels.astype(np.uint8)
+
+
+def _size(pixels: NDArray[Any]) -> str:
+    return f"{pixels.shape[1]} x {pixels.shape[0]}"
+
+
+def mask_tiff(mask: NDArray[np.uint8], georeference: Georeference) -> bytes:
+    """Return `mask` `[H, W] uint8` as the bytes of a single-band deflated GeoTIFF."""
+    profile: dict[str, Any] = {
+        "driver": "GTiff",
+        "dtype": "uint8",
+        "count": 1,
+        "height": mask.shape[0],
+        "width": mask.shape[1],
+        "compress": "deflate",
+        "crs": georeference.crs,
+    }
+    if georeference.transform is not None:
+        profile["transform"] = rasterio.Affine(*georeference.transform)
+    buffer = io.BytesIO()
+    with rasterio.open(buffer, "w", **profile) as target:
+        target.write(mask, 1)
+    return buffer.getvalue()
+
+
+def band_indexes(source: DatasetReader, bands: Sequence[str]) -> list[int]:
+    """Return the 1-based index of each of `bands` in an open raster, by the descriptions of its bands.
+
+    A raster without descriptions is read as B02, B03, B04, B08 if it has just four bands. Raises `DataError`.
+    """
+    names = list(source.descriptions)
+    if not any(names) and source.count == 4:
+        names = ["B02", "B03", "B04", "B08"]
+    missing = [band for band in bands if band not in names]
+    if missing:
+        found = ", ".join(str(name) for name in names)
+        raise DataError(source.name, f"no band {', '.join(missing)} (bands found: {found})")
+    return [names.index(band) + 1 for band in bands]

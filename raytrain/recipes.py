@@ -1,0 +1,73 @@
+"""The members by name: the eight of the published recipe, and small ones that a CPU trains in minutes.
+
+A recipe is a function's worth of settings and nothing else; what the settings mean stands in `raytrain.config`.
+The encoder always carries timm's full tag: timm's defaults for a bare name have changed over the years.
+"""
+
+from __future__ import annotations
+
+from raytrain.config import MemberSettings, Normalisation, OptimiserSettings, choose
+from raytrain.errors import ConfigError
+
+THREE_BANDS = ("B02", "B03", "B04")
+FOUR_BANDS = ("B02", "B03", "B04", "B08")
+MINMAX = Normalisation(kind="minmax")
+
+
+def _published(
+    name: str, encoder: str, bands: tuple[str, ...], normalisation: Normalisation, epochs: int
+) -> MemberSettings:
+    return MemberSettings(name=name, encoder=encoder, bands=bands, normalisation=normalisation, epochs=epochs)
+
+
+def _fixed(maximum: float) -> Normalisation:
+    return Normalisation(kind="fixed-maximum", maximum=maximum)
+
+
+def published_members() -> list[MemberSettings]:
+    """Return the eight members of the 3rd-place solution of "On Cloud N" (DrivenData, 2022)."""
+    by_band = Normalisation()
+    return [
+        _published("v2s-4b", "tf_efficientnetv2_s.in1k", FOUR_BANDS, by_band, 100),
+        _published("v2b0-4b-minmax", "tf_efficientnetv2_b0.in1k", FOUR_BANDS, MINMAX, 90),
+        _published("v2b0-3b", "tf_efficientnetv2_b0.in1k", THREE_BANDS, by_band, 80),
+        _published("r34-3b", "resnet34.bt_in1k", THREE_BANDS, by_band, 60),
+        _published("r34-3b-minmax", "resnet34.bt_in1k", THREE_BANDS, MINMAX, 60),
+        _published("r34-4b-20k", "resnet34.bt_in1k", FOUR_BANDS, _fixed(20000), 60),
+        _published("b3-4b", "tf_efficientnet_b3.ns_jft_in1k", FOUR_BANDS, by_band, 70),
+        _published("b0-4b-30k", "tf_efficientnet_b0.ns_jft_in1k", FOUR_BANDS, _fixed(30000), 60),
+    ]
+
+
+def small_members() -> list[MemberSettings]:
+    """Return two members of half a million parameters, from random weights, that differ in all three respects."""
+    optimiser = OptimiserSettings(lr=0.1, schedule="cosine", warmup_fraction=0.1)
+
+    def small(name: str, encoder: str, bands: tuple[str, ...], normalisation: Normalisation) -> MemberSettings:
+        return MemberSettings(
+            name=name,
+            encoder=encoder,
+            pretrained=False,
+            bands=bands,
+            normalisation=normalisation,
+            decoder_channels=(48, 32, 24, 16, 8),
+            epochs=20,
+            crop_px=128,
+            optimiser=optimiser,
+        )
+
+    return [
+        small("lcnet-4b-20k", "lcnet_050.ra2_in1k", FOUR_BANDS, _fixed(20000)),
+        small("mobilenet-3b-minmax", "mobilenetv3_small_050.lamb_in1k", THREE_BANDS, MINMAX),
+    ]
+
+
+def members(names: tuple[str, ...]) -> list[MemberSettings]:
+    """Return the members by name, each once; `all` stands for the eight of the recipe, `small` for the small ones."""
+    groups = {"all": published_members(), "small": small_members()}
+    known = {member.name: member for group in groups.values() for member in group}
+    choose("member", names, [*groups, *known])
+    chosen = [member for name in names for member in groups.get(name, [known[name]] if name in known else [])]
+    if len({member.name for member in chosen}) != len(chosen):
+        raise ConfigError(f"a member is named twice in {', '.join(names)}")
+    return chosen

@@ -1,0 +1,180 @@
+"""The ensemble: its file, and its nets as one function from pixels to the probability of cloud.
+
+One decode feeds all members and both flips; what members share (bands and normalisation) is computed once. Must not know
+where pixels come from.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from raytrain import storage
+from raytrain.config import MemberSettings, ScoreSettings, Settings, parse
+from raytrain.errors import ConfigError
+from raytrain.imagery.normalisation import normalise
+from raytrain.imagery.windows import reflect_up, round_up
+from raytrain.training.models import compute_dtype, load_weights
+
+ENSEMBLE_FILE = "ensemble.json"
+FORMAT_VERSION = 1
+
+
+class TrainedMember(Settings):
+    """One trained net: where its weights lie (a key beside the ensemble file), their hash, and how it came about."""
+
+    name: str
+    fold: int | None
+    weights: str
+    sha256: str
+    settings: MemberSettings
+    score: float | None
+    epoch: int
+
+
+class EnsembleManifest(Settings):
+    """The content of `ensemble.json`."""
+
+    format_version: int = FORMAT_VERSION
+    raytrain_version: str
+    shards: str
+    members: tuple[TrainedMember, ...]
+
+    def of_fold(self, fold: int | str | None) -> EnsembleManifest:
+        """Return the manifest with the members of one fold: `fold`, or the lowest for None; `all` keeps every one."""
+        if fold == "all":
+            return self
+        folds = sorted({-1 if member.fold is None else member.fold for member in self.members})
+        chosen = folds[0] if fold is None else fold
+        if chosen not in folds:
+            raise ConfigError(f"the ensemble has no fold {fold}; it has {', '.join(map(str, folds))}")
+        kept = tuple(member for member in self.members if (-1 if member.fold is None else member.fold) == chosen)
+        return self.model_copy(update={"members": kept})
+
+
+def ensemble_folder(uri: str) -> str:
+    """Return the folder of the ensemble, given it or its file."""
+    return uri.rsplit("/", 1)[0] if storage.name_of(uri) == ENSEMBLE_FILE else uri
+
+
+def read_manifest(uri: str) -> EnsembleManifest:
+    """Return the manifest of the ensemble at `uri`, the folder or the file; raise `ConfigError` where there is none."""
+    path = storage.join(ensemble_folder(uri), ENSEMBLE_FILE)
+    try:
+        values = json.loads(storage.read_bytes(path))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no ensemble there; train writes it when all members are done") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: not an ensemble file: {error}") from error
+    if not isinstance(values, dict) or values.get("format_version") != FORMAT_VERSION:
+        raise ConfigError(f"{path}: not an ensemble file of format version {FORMAT_VERSION}")
+    return parse(EnsembleManifest, values)
+
+
+def write_manifest(uri: str, manifest: EnsembleManifest) -> None:
+    """Write `ensemble.json` into the folder `uri`."""
+    text = json.dumps(manifest.model_dump(mode="json"), indent=1)
+    storage.write_bytes(storage.join(uri, ENSEMBLE_FILE), text.encode())
+
+
+@dataclass(frozen=True)
+class _Input:
+    """What members of one normalisation and one set of bands are fed."""
+
+    channels: tuple[int, ...]
+    member: MemberSettings
+
+
+class Ensemble:
+    """The nets of an ensemble on one device; thread settings are the caller's."""
+
+    def __init__(
+        self, members: Sequence[tuple[MemberSettings, nn.Module]], settings: ScoreSettings, device: torch.device
+    ) -> None:
+        self.bands = tuple(dict.fromkeys(band for member, _ in members for band in member.bands))
+        self._settings = settings
+        self._device = device
+        self._dtype = compute_dtype(settings.precision, device)
+        self._nets: list[tuple[str, nn.Module]] = []
+        self._inputs: dict[str, _Input] = {}
+        for member, net in members:
+            key = json.dumps([member.bands, member.normalisation.model_dump()])
+            self._inputs[key] = _Input(tuple(self.bands.index(band) for band in member.bands), member)
+            net = net.to(device)
+            net.to(memory_format=torch.channels_last)
+            self._nets.append((key, net.eval()))
+
+    @classmethod
+    def load(cls, uri: str, manifest: EnsembleManifest, settings: ScoreSettings, device: torch.device) -> Ensemble:
+        """Load the members of `manifest`, which lies at `uri`; raise `ConfigError` for weights of another hash."""
+        folder = ensemble_folder(uri)
+        members = []
+        for member in manifest.members:
+            with tempfile.TemporaryDirectory() as temporary:
+                path = Path(temporary) / "weights.safetensors"
+                path.write_bytes(storage.read_bytes(storage.join(folder, member.weights)))
+                members.append((member.settings, load_weights(member.settings, path, member.sha256)))
+        return cls(members, settings, device)
+
+    def probabilities(
+        self, windows: Sequence[NDArray[np.uint16]], valid: Sequence[NDArray[np.bool_]]
+    ) -> list[NDArray[np.float32]]:
+        """Return the probability of cloud, `[H, W] float32`, of each window.
+
+        Windows are `[C, H, W] uint16` with the channels `self.bands` and one shape; `valid` are `[H, W] bool`. A side
+        that is no multiple of 32 is reflected up for the nets and cut back. Every forward pass has the same shape,
+        the last one filled up, so the result of a window does not depend on the others.
+        """
+        height, width = valid[0].shape
+        size = (round_up(height), round_up(width))
+        results: list[NDArray[np.float32]] = []
+        per_pass = self._settings.windows_per_pass
+        for start in range(0, len(windows), per_pass):
+            pixels = [reflect_up(window, *size) for window in windows[start : start + per_pass]]
+            masks = [reflect_up(mask, *size) for mask in valid[start : start + per_pass]]
+            mean_BHW = self._forward(pixels, masks)
+            results += [mean[:height, :width] for mean in mean_BHW[: len(pixels)]]
+        return results
+
+    @torch.inference_mode()
+    def _forward(self, pixels: list[NDArray[np.uint16]], masks: list[NDArray[np.bool_]]) -> NDArray[np.float32]:
+        """Return the mean probability `[windows_per_pass, H, W] float32` over all members and flips."""
+        inputs = {key: self._to_input(each, pixels, masks) for key, each in self._inputs.items()}
+        sum_BHW: Tensor | None = None
+        for key, net in self._nets:
+            with torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype != torch.float32):
+                logits = net(inputs[key])[:, 0]
+            probability = torch.sigmoid(logits.float())
+            if self._settings.horizontal_flip:
+                straight, flipped = probability.chunk(2)
+                probability = (straight + flipped.flip(-1)) / 2
+            sum_BHW = probability if sum_BHW is None else sum_BHW + probability
+        assert sum_BHW is not None, "an ensemble has at least one member"
+        return np.asarray((sum_BHW / len(self._nets)).cpu().numpy())
+
+    def _to_input(self, each: _Input, pixels: list[NDArray[np.uint16]], masks: list[NDArray[np.bool_]]) -> Tensor:
+        """Return `[windows_per_pass (twice with flips), C, H, W]`, filled up with zeros behind the last window."""
+        member, channels = each.member, list(each.channels)
+        shape = (self._settings.windows_per_pass, len(channels), *masks[0].shape)
+        filled = np.zeros(shape, np.float32)
+        for i, (window, mask) in enumerate(zip(pixels, masks, strict=True)):
+            filled[i] = normalise(window[channels], mask, member.bands, member.normalisation)
+        batch = torch.from_numpy(filled).to(self._device)
+        if self._settings.horizontal_flip:
+            batch = torch.cat([batch, batch.flip(-1)])
+        return batch.contiguous(memory_format=torch.channels_last)
+
+
+def use_threads(threads: int) -> None:
+    """Let torch compute with `threads` threads in this process."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    torch.set_num_threads(threads)

@@ -1,0 +1,71 @@
+"""Folds by location: seeded, no location in two folds, folds of about equal size.
+
+Locations in the order of their number of chips are dealt out one to each fold at a time, in random order. Must not know
+pixels.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from raytrain import storage
+from raytrain.errors import ConfigError
+
+SPLIT_FOLDS = {"val": 0, "train": 1}
+"""A CSV with a column `split` means one fold: `train --fold 0` trains on `train` and validates on `val`."""
+
+
+def deal_folds(locations: Sequence[str], num_folds: int, seed: int) -> dict[str, int]:
+    """Return the fold of each distinct location; `locations` names the location of every chip.
+
+    Raises `ConfigError` if there are fewer locations than folds.
+    """
+    counts = Counter(locations)
+    if num_folds < 1 or len(counts) < num_folds:
+        raise ConfigError(f"{num_folds} folds need at least that many locations, found {len(counts)}")
+    generator = np.random.default_rng(seed)
+    ordered = sorted(counts, key=lambda name: (-counts[name], name))
+    folds = {}
+    for start in range(0, len(ordered), num_folds):
+        for name, fold in zip(ordered[start : start + num_folds], generator.permutation(num_folds), strict=False):
+            folds[name] = int(fold)
+    return folds
+
+
+def read_folds(uri: str) -> dict[str, int]:
+    """Return `{chip_id: fold}` from a CSV with the column chip_id and a column fold (integers) or split (train, val)."""
+    try:
+        reader = csv.DictReader(io.StringIO(storage.read_bytes(uri).decode("utf-8-sig")))
+    except FileNotFoundError as error:
+        raise ConfigError(f"no such file of folds: {uri}") from error
+    columns = set(reader.fieldnames or [])
+    if "chip_id" not in columns or not columns & {"fold", "split"}:
+        raise ConfigError(f"{uri}: expected columns chip_id and fold or split, found {', '.join(sorted(columns))}")
+    column = "fold" if "fold" in columns else "split"
+    return {row["chip_id"]: _fold_of(uri, row["chip_id"], column, row[column]) for row in reader}
+
+
+def _fold_of(uri: str, chip_id: str, column: str, text: str) -> int:
+    if column == "split" and text in SPLIT_FOLDS:
+        return SPLIT_FOLDS[text]
+    if column == "fold" and text.isdecimal():
+        return int(text)
+    wanted = "a whole number" if column == "fold" else "train or val"
+    raise ConfigError(f"{uri}: chip {chip_id}: expected {wanted} in column {column}, found {text!r}")
+
+
+def assign_folds(spec: str, locations: Mapping[str, str], seed: int) -> dict[str, int]:
+    """Return `{chip_id: fold}` for `spec`, a number of folds or the URI of a CSV; `locations` is `{chip_id: location}`."""
+    if spec.isdecimal():
+        by_location = deal_folds(list(locations.values()), int(spec), seed)
+        return {chip_id: by_location[location] for chip_id, location in locations.items()}
+    folds = read_folds(spec)
+    missing = [chip_id for chip_id in locations if chip_id not in folds]
+    if missing:
+        raise ConfigError(f"{spec}: no fold for {len(missing)} chips, among them {', '.join(missing[:3])}")
+    return {chip_id: folds[chip_id] for chip_id in locations}

@@ -1,0 +1,35 @@
+"""The order of tiles in an epoch: a function of (seed, epoch) alone, never of the number of ranks.
+
+Pure functions of integers. Must not know pixels, torch or who reads.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raytrain.errors import ConfigError
+
+
+def epoch_batches(num_samples: int, global_batch: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:
+    """Return the global batches of an epoch: every sample in exactly one of them, in an order drawn from (seed, epoch).
+
+    The sizes differ by at most one and are at most `global_batch`: no sample is dropped or seen twice to fill up a batch.
+    """
+    order = np.random.default_rng((seed, epoch)).permutation(num_samples)
+    return np.array_split(order, -(-num_samples // global_batch))
+
+
+def rank_share(batch: NDArray[np.int64], rank: int, world_size: int) -> NDArray[np.int64]:
+    """Return the samples of a global batch that `rank` takes; shares are in order and differ by at most one."""
+    return np.array_split(batch, world_size)[rank]
+
+
+def check_batch(num_samples: int, global_batch: int, world_size: int) -> None:
+    """Raise `ConfigError` if some rank would get no sample of some batch."""
+    smallest = num_samples // -(-num_samples // global_batch) if num_samples else 0
+    if smallest < world_size:
+        raise ConfigError(
+            f"{num_samples} samples in batches of at most {global_batch} leave a batch of {smallest} for {world_size} ranks; "
+            "use fewer workers, a larger global_batch or more tiles"
+        )

@@ -1,0 +1,4 @@
+"""Training: models, losses, augmentation, metrics, the loop, checkpoints, over any number of data-parallel ranks.
+
+May know torch.distributed; must not know Ray or how shards are laid out in a store.
+"""

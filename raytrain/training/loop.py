@@ -1,0 +1,208 @@
+"""The training loop of one member, on this rank: load, step, validate, report. No Ray in it.
+
+Everything random is a function of (seed, epoch, sample), the global batch does not depend on the number of ranks, and
+losses and scores are sums over all ranks divided once, so a run is the same on any number of ranks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+from raytrain.config import MemberSettings, OptimiserSettings
+from raytrain.errors import TrainingDiverged
+from raytrain.tiles.dataset import TileDataset, TileReader
+from raytrain.tiles.order import check_batch, epoch_batches, rank_share
+from raytrain.training.batch_norm import over_all_ranks
+from raytrain.training.checkpoints import TrainingState
+from raytrain.training.losses import count_valid, segmentation_loss, totals
+from raytrain.training.metrics import Scores, count_pixels, scores
+from raytrain.training.models import build_model, compute_dtype
+from raytrain.training.ranks import Ranks
+from raytrain.training.samples import Sample, TrainingTransform, ValidationTransform
+
+VALIDATION_BATCH = 4
+"""Tiles in one forward pass of validation, on each rank; in evaluation mode results do not depend on it."""
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The tiles of a run: positions in the reader to train on and to validate on (may be none)."""
+
+    reader: TileReader
+    train: NDArray[np.int64]
+    validation: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """What an epoch came to: mean loss over its global batches, scores (None without validation), seconds, images/s."""
+
+    epoch: int
+    loss: float
+    scores: Scores | None
+    is_best: bool
+    epoch_s: float
+    images_per_s: float
+
+
+OnEpoch = Callable[[EpochReport, TrainingState], None]
+
+
+def train_member(
+    settings: MemberSettings,
+    data: TrainingData,
+    ranks: Ranks,
+    on_epoch: OnEpoch,
+    restore: Callable[[TrainingState], None] | None = None,
+) -> TrainingState:
+    """Train the member of `settings` to its last epoch and return its state. All ranks call it with the same arguments.
+
+    `restore` brings the fresh state to a checkpoint; `on_epoch` is called on every rank after each epoch. Raises
+    `TrainingDiverged` on every rank at once if the loss of a step is not finite on any.
+    """
+    num_samples = len(data.train) * settings.crops_per_tile
+    check_batch(num_samples, settings.global_batch, ranks.world_size)
+    state = _fresh_state(settings, ranks)
+    if restore is not None:
+        restore(state)
+    net = _parallel(state.net, settings, ranks)
+    for epoch in range(state.epochs_done, settings.epochs):
+        start = time.monotonic()
+        loss = _train_epoch(net, state, settings, data, ranks, epoch)
+        epoch_s = time.monotonic() - start
+        found = validate(state.net, settings, data, ranks) if len(data.validation) else None
+        score = found.iou_location_weighted if found else None
+        is_best = score is not None and (state.best_score is None or score > state.best_score)
+        state.best_score = score if is_best else state.best_score
+        state.epochs_done = epoch + 1
+        on_epoch(EpochReport(epoch, loss, found, is_best, epoch_s, num_samples / epoch_s), state)
+    return state
+
+
+def _fresh_state(settings: MemberSettings, ranks: Ranks) -> TrainingState:
+    torch.manual_seed(settings.seed)
+    net = over_all_ranks(build_model(settings), ranks).to(ranks.device)
+    if settings.channels_last:
+        net = net.to(memory_format=torch.channels_last)
+    sgd = settings.optimiser
+    optimiser = torch.optim.SGD(net.parameters(), lr=sgd.lr, momentum=sgd.momentum, weight_decay=sgd.weight_decay)
+    return TrainingState(net, optimiser)
+
+
+def _parallel(net: nn.Module, settings: MemberSettings, ranks: Ranks) -> nn.Module:
+    """Return `net` wrapped for training; the wrapper shares its parameters."""
+    if ranks.world_size > 1:
+        devices = [ranks.device.index] if ranks.device.type == "cuda" else None
+        net = DistributedDataParallel(net, device_ids=devices, broadcast_buffers=False)
+    return cast(nn.Module, torch.compile(net)) if settings.compile else net
+
+
+def _train_epoch(
+    net: nn.Module, state: TrainingState, settings: MemberSettings, data: TrainingData, ranks: Ranks, epoch: int
+) -> float:
+    """Take one step for each global batch of `epoch`; return the mean of their losses. All ranks."""
+    net.train()
+    loss_sum, num_batches = torch.zeros((), dtype=torch.float64), 0
+    dataset = TileDataset(data.reader, data.train, TrainingTransform(settings), settings.crops_per_tile)
+    batches = epoch_batches(len(dataset), settings.global_batch, settings.seed, epoch)
+    shares = [[(epoch, int(i)) for i in rank_share(batch, ranks.rank, ranks.world_size)] for batch in batches]
+    for step, sample in enumerate(_load(dataset, shares, settings)):
+        progress = (epoch * len(batches) + step) / (settings.epochs * len(batches))
+        for group in state.optimiser.param_groups:
+            group["lr"] = learning_rate(settings.optimiser, progress)
+        loss_sum += _step(net, state.optimiser, settings, sample, ranks)
+        num_batches += 1
+    return float(loss_sum) / num_batches
+
+
+def _step(net: nn.Module, optimiser: torch.optim.SGD, settings: MemberSettings, sample: Sample, ranks: Ranks) -> Tensor:
+    """Take one optimiser step on this rank's share of a global batch; return the loss of the whole batch."""
+    image, label = _to_device(sample, settings, ranks)
+    divisors = totals(ranks.total(count_valid(label)))
+    with _autocast(settings, ranks):
+        logits = net(image)[:, 0]
+    loss = segmentation_loss(logits, label, settings.loss, divisors)
+    optimiser.zero_grad(set_to_none=True)
+    # DistributedDataParallel averages gradients over the ranks; the parts of the loss are to be added.
+    (loss * ranks.world_size).backward()  # type: ignore[no-untyped-call]  # torch has no annotation there
+    norm = nn.utils.clip_grad_norm_(net.parameters(), settings.optimiser.clip_norm)
+    whole = ranks.total(torch.stack([loss.detach().double(), norm.double() / ranks.world_size]))
+    if not torch.isfinite(whole).all():
+        raise TrainingDiverged(
+            f"member {settings.name}: the loss or its gradient is not finite; try a smaller optimiser.lr"
+        )
+    optimiser.step()
+    return whole[0].cpu()
+
+
+def learning_rate(optimiser: OptimiserSettings, progress: float) -> float:
+    """Return the learning rate when `progress` in [0, 1) of all steps is done: linear warm-up, then the schedule."""
+    warmup = optimiser.warmup_fraction
+    if progress < warmup:
+        return optimiser.lr * (0.05 + 0.95 * progress / warmup)
+    if optimiser.schedule == "constant":
+        return optimiser.lr
+    return optimiser.lr * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+
+
+@torch.no_grad()
+def validate(net: nn.Module, settings: MemberSettings, data: TrainingData, ranks: Ranks) -> Scores:
+    """Return the scores over the validation tiles, each counted once, at threshold 0.5. All ranks."""
+    net.eval()
+    counts = torch.zeros(len(data.validation), 2, dtype=torch.int64, device=ranks.device)
+    dataset = TileDataset(data.reader, data.validation, ValidationTransform(settings))
+    groups = list(_equal_shapes(data, ranks))
+    shares = [[(0, i) for i in group] for group in groups]
+    for group, sample in zip(groups, _load(dataset, shares, settings), strict=True):
+        image, label = _to_device(sample, settings, ranks)
+        with _autocast(settings, ranks):
+            cloud = (net(image)[:, 0].float() > 0).to(torch.uint8)
+        for i, prediction, truth in zip(group, cloud.cpu().numpy(), label.cpu().numpy(), strict=True):
+            counts[i] = torch.tensor(count_pixels(prediction, truth))
+    intersection, union = ranks.total(counts).cpu().T.tolist()
+    locations = data.reader.locations
+    return scores(intersection, union, [locations[i] for i in data.validation], settings.empty_union_rule)
+
+
+def _equal_shapes(data: TrainingData, ranks: Ranks) -> Iterator[list[int]]:
+    """Yield this rank's validation tiles (positions in `data.validation`) in groups of one shape."""
+    by_shape: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for i in range(ranks.rank, len(data.validation), ranks.world_size):
+        by_shape[data.reader.shapes[int(data.validation[i])]].append(i)
+    for members in by_shape.values():
+        for start in range(0, len(members), VALIDATION_BATCH):
+            yield members[start : start + VALIDATION_BATCH]
+
+
+def _load(
+    dataset: TileDataset[Sample], batches: list[list[tuple[int, int]]], settings: MemberSettings
+) -> Iterable[Sample]:
+    # forkserver: a process with threads, as every rank is, must not be forked.
+    context = "forkserver" if settings.loader_processes else None
+    return DataLoader(
+        dataset, batch_sampler=batches, num_workers=settings.loader_processes, multiprocessing_context=context
+    )
+
+
+def _to_device(sample: Sample, settings: MemberSettings, ranks: Ranks) -> tuple[Tensor, Tensor]:
+    layout = torch.channels_last if settings.channels_last else torch.contiguous_format
+    image = sample.image.to(ranks.device, non_blocking=True, memory_format=layout)
+    return image, sample.label.to(ranks.device, non_blocking=True)
+
+
+def _autocast(settings: MemberSettings, ranks: Ranks) -> contextlib.AbstractContextManager[object]:
+    dtype = compute_dtype(settings.precision, ranks.device)
+    return torch.autocast(ranks.device.type, dtype=dtype, enabled=dtype != torch.float32)

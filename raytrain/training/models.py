@@ -1,0 +1,66 @@
+"""The U-Nets: smp's decoder on a timm encoder, made from a member's settings. Must not know data or ranks."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import cast
+
+import segmentation_models_pytorch as smp
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from raytrain.config import MemberSettings
+from raytrain.errors import ConfigError
+
+
+def build_model(settings: MemberSettings, *, pretrained: bool | None = None) -> nn.Module:
+    """Return the U-Net of `settings`: `[B, C, H, W]` float in [-1, 1] -> `[B, 1, H, W]` logits; H, W multiples of 32.
+
+    `pretrained` overrides the setting (a net whose weights are loaded next needs none). Raises `ConfigError` for an
+    unknown encoder, or where its pretrained weights can't be had.
+    """
+    wanted = settings.pretrained if pretrained is None else pretrained
+    try:
+        net = smp.Unet(
+            encoder_name=f"tu-{settings.encoder}",
+            encoder_weights="imagenet" if wanted else None,
+            in_channels=len(settings.bands),
+            classes=1,
+            decoder_channels=settings.decoder_channels,
+        )
+    except (RuntimeError, KeyError, ValueError, OSError) as error:
+        hint = "; pretrained weights come from timm's hub (pretrained=false trains from random ones)" if wanted else ""
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"member {settings.name}: can't build encoder {settings.encoder!r}: {reason}{hint}"
+        ) from error
+    return cast(nn.Module, net)
+
+
+def load_weights(settings: MemberSettings, path: Path, sha256: str) -> nn.Module:
+    """Return the member's net with the weights of the safetensors file `path`, ready for scoring.
+
+    Raises `ConfigError` if the file's hash is not `sha256`. Nothing is unpickled.
+    """
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != sha256:
+        raise ConfigError(f"weights of member {settings.name}: sha256 is {found}, but the ensemble names {sha256}")
+    net = build_model(settings, pretrained=False)
+    net.load_state_dict(load_file(path))
+    return net.eval()
+
+
+def count_parameters(net: nn.Module) -> int:
+    """Return the number of trained values of `net`."""
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
+def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """Return the dtype of the forward pass: `auto` is bfloat16 on a CUDA device that has it, else float32."""
+    if precision == "bfloat16":
+        return torch.bfloat16
+    if precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported():
+        return torch.bfloat16
+    return torch.float32

@@ -1,0 +1,91 @@
+"""From a tile to what a net takes: crop, augmentation, normalisation; the same sample whoever makes it.
+
+Every random choice is drawn from (seed, epoch, sample). Must not know ranks or shards.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from raytrain.config import MemberSettings
+from raytrain.imagery.normalisation import normalise
+from raytrain.imagery.windows import reflect_up, round_up
+from raytrain.training.losses import IGNORE
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for updates at import otherwise
+import albumentations  # noqa: E402
+
+
+class Sample(NamedTuple):
+    """An image `[C, H, W] float32` in [-1, 1] and its label `[H, W] uint8` (0, 1, 255)."""
+
+    image: Tensor
+    label: Tensor
+
+
+@dataclass(frozen=True)
+class TrainingTransform:
+    """Make the training sample of a tile: a random crop, augmented, normalised."""
+
+    settings: MemberSettings
+
+    def __call__(self, bands: NDArray[np.uint16], label: NDArray[np.uint8], epoch: int, sample: int) -> Sample:
+        """Return the sample of `bands` `[C, H, W]` and `label` `[H, W]`, sides `crop_px`."""
+        settings = self.settings
+        generator = np.random.default_rng((settings.seed, epoch, sample))
+        bands, label = _random_crop(bands, label, settings.crop_px, generator)
+        augment = _augmentation(settings)
+        augment.set_random_seed(int(generator.integers(2**31)))
+        changed = augment(image=np.ascontiguousarray(bands.transpose(1, 2, 0)), mask=label)
+        return _to_sample(np.ascontiguousarray(changed["image"].transpose(2, 0, 1)), changed["mask"], settings)
+
+
+@dataclass(frozen=True)
+class ValidationTransform:
+    """Make the validation sample of a tile: all of it, reflected up to multiples of 32 with the label ignored there."""
+
+    settings: MemberSettings
+
+    def __call__(self, bands: NDArray[np.uint16], label: NDArray[np.uint8], epoch: int, sample: int) -> Sample:
+        """Return the sample of `bands` `[C, H, W]` and `label` `[H, W]`."""
+        height, width = label.shape
+        padded = np.full((round_up(height), round_up(width)), IGNORE, np.uint8)
+        padded[:height, :width] = label
+        image, _ = _to_sample(bands, label, self.settings)
+        return Sample(torch.from_numpy(reflect_up(image.numpy(), *padded.shape)), torch.from_numpy(padded))
+
+
+def _to_sample(bands: NDArray[np.uint16], label: NDArray[np.uint8], settings: MemberSettings) -> Sample:
+    valid = np.any(bands != 0, axis=0)
+    image = normalise(bands, valid, settings.bands, settings.normalisation)
+    ignored = np.where(valid, label, np.uint8(IGNORE))
+    return Sample(torch.from_numpy(image), torch.from_numpy(ignored))
+
+
+def _random_crop(
+    bands: NDArray[np.uint16], label: NDArray[np.uint8], size_px: int, generator: np.random.Generator
+) -> tuple[NDArray[np.uint16], NDArray[np.uint8]]:
+    """Return a box of `size_px` at a random place; a smaller side is reflected up first."""
+    height, width = (max(side, size_px) for side in label.shape)
+    if (height, width) != label.shape:
+        bands, label = reflect_up(bands, height, width), reflect_up(label, height, width)
+    row = int(generator.integers(height - size_px + 1))
+    column = int(generator.integers(width - size_px + 1))
+    box = (slice(row, row + size_px), slice(column, column + size_px))
+    return bands[:, *box], label[box]
+
+
+def _augmentation(settings: MemberSettings) -> albumentations.Compose:
+    steps: list[albumentations.BasicTransform] = [
+        albumentations.HorizontalFlip(p=settings.augmentation.horizontal_flip_fraction)
+    ]
+    if settings.augmentation.rotation_by_90:
+        steps.append(albumentations.RandomRotate90(p=1.0))
+    return albumentations.Compose(steps)

@@ -1,0 +1,391 @@
+"""Masks against labels of any size, what is wrong with them, metrics.json, the report and its pictures."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+from numpy.typing import NDArray
+from PIL import Image
+
+from raytrain.errors import ConfigError, DataError
+from raytrain.evaluation import masks, pictures, report, results
+from raytrain.tiles.archive import MetadataRow
+from raytrain.tiles.selection import select_rows
+from raytrain.training import metrics
+
+TRANSFORM = rasterio.Affine(10, 0, 500_000, 0, -10, 4_000_000)
+RED_GREEN_BLUE = pictures.TRUE_COLOUR_BANDS
+
+
+def write_tiff(path: Path, pixels: NDArray[Any], **profile: Any) -> str:
+    stack = pixels[None] if pixels.ndim == 2 else pixels
+    path.parent.mkdir(parents=True, exist_ok=True)
+    profile |= {"count": stack.shape[0], "height": stack.shape[1], "width": stack.shape[2], "dtype": stack.dtype}
+    with rasterio.open(path, "w", driver="GTiff", crs="EPSG:32636", transform=TRANSFORM, **profile) as target:
+        target.write(stack)
+        if stack.shape[0] == 3:
+            target.descriptions = RED_GREEN_BLUE
+    return str(path)
+
+
+def random_mask(seed: int, shape: tuple[int, int]) -> NDArray[np.uint8]:
+    draw = np.random.default_rng(seed)
+    return draw.choice(np.array([0, 1, 255], np.uint8), shape, p=[0.5, 0.4, 0.1])
+
+
+def row(chip_id: str, location: str = "Lodwar", **columns: str) -> MetadataRow:
+    return MetadataRow(chip_id, location, None, {"chip_id": chip_id, "location": location, **columns})
+
+
+def pair_of(tmp_path: Path, prediction: NDArray[Any], label: NDArray[Any], **profile: Any) -> masks.Pair:
+    return masks.Pair(
+        "adwp",
+        "Lodwar",
+        write_tiff(tmp_path / "predictions/adwp.tif", prediction, **profile),
+        write_tiff(tmp_path / "labels/adwp.tif", label),
+    )
+
+
+def count_whole(prediction: NDArray[np.uint8], label: NDArray[np.uint8]) -> tuple[int, int]:
+    valid, predicted, labelled = label != 255, prediction == 1, label == 1
+    return int((predicted & labelled & valid).sum()), int(((predicted | labelled) & valid).sum())
+
+
+# Pairs
+
+
+def test_pairs_are_found_by_id_and_what_is_missing_is_named(tmp_path: Path) -> None:
+    mask = np.zeros((4, 4), np.uint8)
+    for name in ("predictions/a", "predictions/b", "predictions/other", "labels/a", "labels/c"):
+        write_tiff(tmp_path / f"{name}.tif", mask)
+    (tmp_path / "predictions/a.json").write_text("{}")
+    folders = str(tmp_path / "predictions"), str(tmp_path / "labels")
+    pairs, problems = masks.pair_up(*folders, [row(name) for name in "abcd"])
+    assert pairs == [masks.Pair("a", "Lodwar", f"{folders[0]}/a.tif", f"{folders[1]}/a.tif")]
+    assert [problem.subject for problem in problems] == ["b", "c", "d"]
+    assert problems[0].found == f"no label b.tif in {folders[1]}"
+    assert problems[1].found == f"no prediction c.tif in {folders[0]}"
+    assert "no prediction d.tif" in problems[2].found
+    assert "no label d.tif" in problems[2].found
+
+
+def test_a_folder_that_cannot_be_meant_is_refused(tmp_path: Path) -> None:
+    mask = np.zeros((4, 4), np.uint8)
+    write_tiff(tmp_path / "archive/labels/a.tif", mask)
+    (tmp_path / "empty").mkdir()
+    good = str(tmp_path / "archive/labels")
+    with pytest.raises(ConfigError, match="no such folder"):
+        masks.pair_up(str(tmp_path / "typo"), good, [row("a")])
+    with pytest.raises(ConfigError, match=r"without any \.tif"):
+        masks.pair_up(good, str(tmp_path / "empty"), [row("a")])
+    with pytest.raises(ConfigError, match=r"further down \(labels/a\.tif\)"):
+        masks.pair_up(good, str(tmp_path / "archive"), [row("a")])
+    with pytest.raises(ConfigError, match=r"nothing to evaluate.*no prediction b\.tif"):
+        masks.pair_up(good, good, [row("b")])
+
+
+# Counts
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 37), (53, 1), (31, 47), (64, 64)])
+@pytest.mark.parametrize("strip_pixels", [1, 100, 1000, masks.STRIP_PIXELS])
+def test_counts_do_not_depend_on_the_strips(tmp_path: Path, shape: tuple[int, int], strip_pixels: int) -> None:
+    prediction, label = random_mask(1, shape), random_mask(2, shape)
+    pair = pair_of(tmp_path, prediction, label)
+    assert masks.count_pair(pair, strip_pixels) == count_whole(prediction, label)
+
+
+def test_a_tiled_scene_of_several_strips_counts_as_a_whole(tmp_path: Path) -> None:
+    prediction, label = random_mask(3, (2311, 1733)), random_mask(4, (2311, 1733))
+    pair = pair_of(tmp_path, prediction, label, tiled=True, blockxsize=256, blockysize=256, compress="deflate")
+    strip_pixels = 600 * 1733
+    assert [window.height for window in masks.strips(2311, 1733, strip_pixels)] == [512, 512, 512, 512, 263]
+    assert masks.count_pair(pair, strip_pixels) == masks.count_pair(pair) == count_whole(prediction, label)
+
+
+@pytest.mark.parametrize(("height_px", "width_px"), [(1, 1), (20_000, 20_000), (7, 2**25), (20_001, 3)])
+def test_strips_cover_every_row_once_within_the_limit(height_px: int, width_px: int) -> None:
+    end = 0
+    for window in masks.strips(height_px, width_px):
+        assert (window.row_off, window.col_off, window.width) == (end, 0, width_px)
+        assert window.height == 1 or window.height * width_px <= masks.STRIP_PIXELS
+        end += window.height
+    assert end == height_px
+
+
+GOOD = np.eye(8, dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "label", "found"),
+    [
+        (np.zeros((8, 9), np.uint8), GOOD, "prediction of 9 x 8 px for a label of 8 x 8 px"),
+        (GOOD * 2, GOOD, "prediction values other than 0, 1 and 255: 2"),
+        (GOOD, GOOD.astype(np.int16) * -7, "label values other than 0, 1 and 255: -7"),
+        (GOOD * np.float32(0.25), GOOD, "prediction of float32, .* are these probabilities"),
+        (GOOD, GOOD.astype(np.float64), "label of float64"),
+        (np.stack([GOOD, GOOD]), GOOD, "prediction with 2 bands, expected one"),
+    ],
+)
+def test_what_is_no_mask_is_named(tmp_path: Path, prediction: NDArray[Any], label: NDArray[Any], found: str) -> None:
+    pair = pair_of(tmp_path, prediction, label)
+    with pytest.raises(DataError, match=found) as caught:
+        masks.count_pair(pair)
+    assert caught.value.subject == "adwp"
+    assert str(tmp_path) in caught.value.found
+
+
+def test_a_truncated_or_foreign_file_is_named(tmp_path: Path) -> None:
+    pair = pair_of(tmp_path, random_mask(0, (200, 200)), random_mask(1, (200, 200)))
+    whole = Path(pair.prediction).read_bytes()
+    for data in (whole[: len(whole) // 2], whole[:4], b"", b"<VRTDataset/>"):
+        Path(pair.prediction).write_bytes(data)
+        with pytest.raises(DataError, match="prediction is not a readable GeoTIFF") as caught:
+            masks.count_pair(pair)
+        assert pair.prediction in str(caught.value)
+
+
+def test_other_integer_types_with_mask_values_are_masks(tmp_path: Path) -> None:
+    pair = pair_of(tmp_path, GOOD.astype(np.int16), np.where(GOOD, GOOD, 255).astype(np.uint16))
+    assert masks.count_pair(pair) == (8, 8)
+
+
+# Rows
+
+
+def test_rows_are_kept_where_every_filter_holds() -> None:
+    rows = [row("a", split="test", tile="x=1"), row("b", split="train"), row("c", "Jinja", split="test")]
+    assert select_rows(rows, []) == rows
+    assert [each.chip_id for each in select_rows(rows, ["split=test"])] == ["a", "c"]
+    assert [each.chip_id for each in select_rows(rows, ["split=test", "location=Jinja"])] == ["c"]
+    assert [each.chip_id for each in select_rows(rows, ["tile=x=1"])] == ["a"]
+    assert [each.chip_id for each in select_rows(rows, ["tile="])] == ["b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        (["spilt=test"], "unknown column 'spilt'; known are chip_id, location, split"),
+        (["split"], "expected COLUMN=VALUE, found 'split'"),
+        (["=test"], "expected COLUMN=VALUE"),
+        (["split=tset"], "no row .* split=tset; values of split until then: 'test', 'train'"),
+        (["split=train", "location=Jinja"], "no row .* split=train and location=Jinja"),
+    ],
+)
+def test_a_filter_that_cannot_be_meant_is_refused(where: list[str], message: str) -> None:
+    rows = [row("a", split="test"), row("b", split="train"), row("c", "Jinja", split="test")]
+    with pytest.raises(ConfigError, match=message):
+        select_rows(rows, where)
+
+
+# metrics.json
+
+
+INPUTS = results.Inputs(
+    predictions="s3://a/masks", labels="s3://a/labels", metadata="s3://a/m.csv", where=("split=test",)
+)
+
+
+def an_evaluation(location: str = "Jinja", problems: tuple[DataError, ...] = ()) -> results.Evaluation:
+    scores = metrics.scores([900, 0, 5], [1000, 10, 10], [location, location, "Lodwar"], "one")
+    return results.Evaluation.of(scores, problems, INPUTS)
+
+
+def test_metrics_json_has_the_documented_keys_and_comes_back_equal(tmp_path: Path) -> None:
+    evaluation = an_evaluation(problems=(DataError("b", "no label"), DataError("a", "no prediction")))
+    written = results.write_metrics(str(tmp_path), evaluation)
+    assert written == str(tmp_path / "metrics.json")
+    values = json.loads(Path(written).read_text())
+    assert set(values) == {
+        *("iou_pooled", "iou_mean", "iou_location_weighted", "iou_mean_location_weighted", "empty_union_rule"),
+        *("num_chips", "locations", "problems", "inputs", "raytrain_version"),
+    }
+    assert values["locations"]["Lodwar"] == {
+        "iou": 0.5,
+        "iou_mean": 0.5,
+        "intersection": 5,
+        "union": 10,
+        "num_chips": 1,
+    }
+    assert values["iou_pooled"] == 905 / 1020
+    assert values["problems"] == [
+        {"subject": "a", "found": "no prediction"},
+        {"subject": "b", "found": "no label"},
+    ]
+    assert results.read_metrics(str(tmp_path)) == evaluation
+
+
+def test_the_same_evaluation_gives_the_same_bytes_in_any_order_of_problems() -> None:
+    problems = (DataError("b", "no label"), DataError("a", "no prediction"))
+    assert an_evaluation(problems=problems).to_json() == an_evaluation(problems=problems[::-1]).to_json()
+
+
+# The report
+
+
+def a_picture() -> report.Picture:
+    pixels = np.full((3, 16, 16), 2000, np.uint16)
+    mask = np.zeros((16, 16), np.uint8)
+    return report.Picture(pictures.picture_of_chip(pixels, RED_GREEN_BLUE, mask), 'a "chip"', "<i>adwp</i>")
+
+
+def a_report(location: str = "Jinja") -> str:
+    evaluation = an_evaluation(location, (DataError("<b>adwp</b>", "no label in s3://a/labels"),))
+    gallery = report.Gallery([a_picture()], pictures.OUTLINE_LEGEND)
+    return report.render_report(report.evaluation_page(evaluation, "Evaluation <1>", gallery))
+
+
+def test_the_report_needs_nothing_but_itself() -> None:
+    page = a_report()
+    targets = re.findall(r"""(?:src|href|action|srcset|poster|data)\s*=\s*["']([^"']*)""", page)
+    assert targets
+    assert all(target.startswith("data:") for target in targets)
+    assert not re.search(r"<script|@import|url\(|https?://", page)
+    assert "default-src 'none'" in page
+
+
+def test_every_text_of_the_report_is_escaped() -> None:
+    page = a_report("<b>x</b>")
+    assert "&lt;b&gt;x&lt;/b&gt;" in page
+    for raw in ("<b>", "<i>", "Evaluation <1>", 'alt="a "chip""'):
+        assert raw not in page
+
+
+def test_the_report_says_the_scores_the_rule_and_the_problems() -> None:
+    page = a_report()
+    for text in ("0.8873", "0.4667", "0.6955", "0.4750", "the IoU is 1", "Problems (1)", "split=test", "s3://a/labels"):
+        assert text in page
+    assert page.index(">Lodwar<") < page.index(">Jinja<"), "the worst location stands first"
+
+
+def test_pictures_in_the_report_are_the_pngs_given() -> None:
+    found = re.findall(r"data:image/png;base64,([A-Za-z0-9+/=]+)", a_report())
+    assert [base64.b64decode(text) for text in found] == [a_picture().png]
+
+
+def test_a_page_takes_further_tables_and_facts_and_leaves_out_what_is_empty() -> None:
+    members = report.Table("Members", ["Member", "Epochs", "Score"], [["r34-3b", 1200, 0.5]])
+    base = report.evaluation_page(an_evaluation(), "raytrain demo")
+    page = dataclasses.replace(base, tables=[members, *base.tables], facts=[("Training", "2 min"), *base.facts])
+    text = report.render_report(page)
+    assert '<td class="number">1,200</td><td class="number">0.5000</td>' in text
+    assert "2 min" in text
+    assert "Pictures" not in text
+    assert "<section" not in report.render_report(report.Page("Empty", "Nothing here."))
+
+
+def test_a_long_list_of_problems_is_cut_and_counted() -> None:
+    problems = [DataError(f"chip{i}", "no label") for i in range(report.PROBLEMS_SHOWN + 7)]
+    text = report.render_report(report.Page("t", "s", problems=problems))
+    assert text.count("<li>") == report.PROBLEMS_SHOWN
+    assert "And 7 more" in text
+
+
+# Pictures
+
+
+def decoded(png: bytes) -> NDArray[np.uint8]:
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+
+
+def test_true_colour_shows_land_and_keeps_cloud_below_white() -> None:
+    sea, land, thin, thick = 400, 1500, 4000, 9000
+    pixels = np.array([sea, land, thin, thick, 0, 65535], np.uint16)
+    picture = pictures.true_colour(np.broadcast_to(pixels, (3, 1, 6)), RED_GREEN_BLUE)
+    assert picture.shape == (1, 6, 3)
+    values = picture[0, :, 0].tolist()
+    assert 20 < values[0] < 70 < values[1] < 120 < values[2] < 180 < values[3] < 245
+    assert values[4:] == [0, 255]
+
+
+def test_true_colour_finds_its_bands_by_name() -> None:
+    pixels = np.stack([np.full((2, 2), value, np.uint16) for value in (1000, 2000, 3000, 9000)])
+    bands = ("B02", "B03", "B04", "B08")
+    assert np.array_equal(
+        pictures.true_colour(pixels, bands), pictures.true_colour(pixels[[2, 1, 0]], ("B04", "B03", "B02"))
+    )
+    with pytest.raises(ConfigError, match="there is no B04"):
+        pictures.true_colour(pixels[:2], bands[:2])
+
+
+def test_outline_is_the_rim_of_the_cloud_only() -> None:
+    mask = np.zeros((7, 9), np.uint8)
+    mask[2:5, 3:8] = 1
+    mask[0, 0] = 255
+    rim = mask == 1
+    rim[3, 4:7] = False
+    assert np.array_equal(pictures.outline(mask), rim)
+    assert not pictures.outline(np.ones((5, 5), np.uint8)).any()
+
+
+def test_the_picture_is_a_png_with_lines_where_the_masks_have_edges() -> None:
+    pixels = np.full((3, 64, 64), 1500, np.uint16)
+    prediction, label = np.zeros((64, 64), np.uint8), np.zeros((64, 64), np.uint8)
+    prediction[16:40, 16:40] = label[8:48, 8:48] = 1
+    line = pictures.LINE_PX
+    png = pictures.picture_of_chip(pixels, RED_GREEN_BLUE, prediction, label, max_px=64)
+    picture = decoded(png)
+    panel = 64 + 2 * line
+    assert png.startswith(b"\x89PNG")
+    assert picture.shape == (panel, 2 * panel + pictures.GAP_PX, 3)
+    left, right = picture[:, :panel], picture[line : panel - line, -panel + line : -line]
+    assert len(np.unique(left.reshape(-1, 3), axis=0)) == 1, "the left panel has no lines"
+    predicted = (right == pictures.PREDICTION_COLOUR).all(-1)
+    labelled = (right == pictures.LABEL_COLOUR).all(-1)
+    assert predicted[16, 16:40].all()
+    assert predicted[16:40, 39].all()
+    assert not predicted[20:36, 20:36].any()
+    assert labelled[7, 8:48].all()
+    assert not labelled[8:48, 8:48].any(), "the label's line runs around its cloud"
+
+
+def test_a_chip_all_in_cloud_differs_from_one_all_clear() -> None:
+    pixels = np.full((3, 32, 32), 8000, np.uint16)
+    cloud, clear = np.ones((32, 32), np.uint8), np.zeros((32, 32), np.uint8)
+    both = decoded(pictures.picture_of_chip(pixels, RED_GREEN_BLUE, cloud, cloud))
+    neither = decoded(pictures.picture_of_chip(pixels, RED_GREEN_BLUE, clear, clear))
+    for colour in (pictures.PREDICTION_COLOUR, pictures.LABEL_COLOUR):
+        assert (both == colour).all(-1).any()
+        assert not (neither == colour).all(-1).any()
+
+
+@pytest.mark.parametrize(("size_px", "panel_px"), [(100, 500), (256, 512), (384, 384), (512, 512), (2000, 512)])
+def test_panels_fit_the_limit_and_small_chips_are_enlarged(size_px: int, panel_px: int) -> None:
+    mask = np.ones((size_px, size_px), np.uint8)
+    assert decoded(pictures.picture_of_masks(mask, mask)).shape == (panel_px, panel_px, 3)
+    picture = decoded(pictures.picture_of_chip(np.zeros((3, *mask.shape), np.uint16), RED_GREEN_BLUE, mask))
+    assert picture.shape[0] == panel_px + 2 * pictures.LINE_PX
+
+
+def test_two_masks_are_shown_in_the_colours_of_their_legend() -> None:
+    prediction, label = np.array([[1, 0, 1, 0, 1]], np.uint8), np.array([[1, 1, 0, 0, 255]], np.uint8)
+    picture = decoded(pictures.picture_of_masks(prediction, label, max_px=5))
+    assert [tuple(colour) for colour in picture[0].tolist()] == [colour for colour, _ in pictures.AGREEMENT_LEGEND]
+
+
+def test_scenes_and_chips_are_read_small_and_in_the_order_of_the_bands_asked_for(tmp_path: Path) -> None:
+    pixels = np.stack([np.full((300, 200), value, np.uint16) for value in (4000, 3000, 2000)])
+    scene = write_tiff(tmp_path / "scene.tif", pixels)
+    chip = {band: write_tiff(tmp_path / f"{band}.tif", pixels[i]) for i, band in enumerate(RED_GREEN_BLUE)}
+    mask = write_tiff(tmp_path / "mask.tif", random_mask(0, (300, 200)))
+    for source in (scene, chip):
+        small = pictures.read_picture_source(source, ("B02", "B04"), max_px=150)
+        assert small.shape == (2, 150, 100)
+        assert small.dtype == np.uint16
+        assert small[:, 7, 7].tolist() == [2000, 4000]
+        with pytest.raises(DataError, match="no band B08"):
+            pictures.read_picture_source(source, ("B08",))
+    small_mask = pictures.read_picture_mask(mask, max_px=150)
+    assert small_mask.shape == (150, 100)
+    assert set(np.unique(small_mask)) == {0, 1, 255}, "masks are picked, not averaged"
+    with pytest.raises(DataError, match="not a readable GeoTIFF"):
+        pictures.read_picture_mask(str(tmp_path / "none.tif"))
