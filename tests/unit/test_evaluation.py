@@ -154,6 +154,22 @@ def test_a_truncated_or_foreign_file_is_named(tmp_path: Path) -> None:
         assert pair.prediction in str(caught.value)
 
 
+def test_a_file_that_only_points_to_a_good_mask_is_not_followed(tmp_path: Path) -> None:
+    pair = pair_of(tmp_path, GOOD, GOOD)
+    target = tmp_path / "elsewhere.tif"
+    Path(pair.prediction).rename(target)
+    Path(pair.prediction).write_text(
+        '<VRTDataset rasterXSize="8" rasterYSize="8"><GeoTransform>0, 10, 0, 0, 0, -10</GeoTransform>'
+        '<VRTRasterBand dataType="Byte" band="1"><SimpleSource>'
+        f"<SourceFilename>{target}</SourceFilename><SourceBand>1</SourceBand>"
+        "</SimpleSource></VRTRasterBand></VRTDataset>"
+    )
+    with rasterio.open(pair.prediction) as followed:
+        assert np.array_equal(followed.read(1), GOOD)
+    with pytest.raises(DataError, match="prediction is not a readable GeoTIFF"):
+        masks.count_pair(pair)
+
+
 def test_other_integer_types_with_mask_values_are_masks(tmp_path: Path) -> None:
     pair = pair_of(tmp_path, GOOD.astype(np.int16), np.where(GOOD, GOOD, 255).astype(np.uint16))
     assert masks.count_pair(pair) == (8, 8)
