@@ -339,7 +339,9 @@ class Evaluate(ClusterCommand):
         )
         with narrator.step("counting pixels") as on_progress:
             found = evaluate(job, self._cluster, on_progress)
-        narrator.problems([DataError(problem.subject, problem.found) for problem in found.problems], consequence="not counted")
+        narrator.problems(
+            [DataError(problem.subject, problem.found) for problem in found.problems], consequence="not counted"
+        )
         metrics_uri = write_metrics(out, found)
         if not self.json_output:
             print_scores(found)

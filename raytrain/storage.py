@@ -24,6 +24,9 @@ from raytrain.errors import ConfigError
 
 FileInfo = dict[str, Any]
 
+GDAL_CACHE_BYTES = 128 * 2**20
+"""GDAL's own default is 5 % of the machine's memory in every process."""
+
 
 def normalise(uri: str) -> str:
     """Return `uri` in its one form: an absolute local path, or `s3://bucket/key` without a trailing slash."""
@@ -90,7 +93,7 @@ def gdal_environment() -> Iterator[None]:
     """Give GDAL the endpoint that `AWS_ENDPOINT_URL` names, which it spells in its own way."""
     import rasterio
 
-    options: dict[str, Any] = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
+    options: dict[str, Any] = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_CACHEMAX": GDAL_CACHE_BYTES}
     endpoint = os.environ.get("AWS_ENDPOINT_URL")
     if endpoint:
         scheme, _, host = endpoint.partition("://")

@@ -1,4 +1,4 @@
-"""News from the ranks to the driver while Ray Train has the driver wait: an actor to post to, a thread that reads it."""
+"""News from the ranks to the driver while it waits for Ray Train: an actor to post to, a thread that reads it."""
 
 from __future__ import annotations
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 import ray.data
-import torch
 from ray.data import ActorPoolStrategy
 
 from raytrain.cluster import session
 from raytrain.config import ScoreSettings, Settings, parse
 from raytrain.errors import ConfigError, DataError
-from raytrain.scoring.ensemble import Ensemble, EnsembleManifest, read_manifest, use_threads
+from raytrain.scoring.manifest import EnsembleManifest, read_manifest
 from raytrain.scoring.units import (
     LedgerEntry,
     Scoring,
@@ -56,9 +53,8 @@ def score(
 ) -> ScoreReport:
     """Score every unit of `job` that the ledger at the destination does not have; see `raytrain.scoring.units`."""
     manifest = read_manifest(job.ensemble).of_fold(job.fold)
-    bands = tuple(dict.fromkeys(band for member in manifest.members for band in member.settings.bands))
-    units, problems = _list_units(job, bands)
-    claim_destination(job.dst, Scoring(ensemble=_ensemble_digest(manifest), settings=job.settings))
+    units, problems = _list_units(job, manifest.bands)
+    claim_destination(job.dst, Scoring(ensemble=manifest.nets_digest(), settings=job.settings))
     ledger = read_ledger(job.dst)
     todo = [unit for unit in units if not _is_done(unit, ledger)]
     entries = [ledger[unit.unit_id] for unit in units if _is_done(unit, ledger)]
@@ -80,15 +76,9 @@ def _list_units(job: ScoreJob, bands: tuple[str, ...]) -> tuple[list[Unit], list
     units = scene_units(job.src)
     if not units:
         raise ConfigError(
-            f"{job.src}: nothing to score: neither chips (<split>_features/<chip>/<band>.tif) nor scenes (scenes/<id>.tif)"
+            f"{job.src}: nothing to score: no chips (<split>_features/<chip>/<band>.tif), no scenes (scenes/<id>.tif)"
         )
     return units, []
-
-
-def _ensemble_digest(manifest: EnsembleManifest) -> str:
-    """Return a hash of the nets: their settings and weights, in order."""
-    nets = [[member.sha256, member.settings.digest()] for member in manifest.members]
-    return hashlib.sha256(json.dumps(nets).encode()).hexdigest()
 
 
 def _is_done(unit: Unit, ledger: dict[str, LedgerEntry]) -> bool:
@@ -100,6 +90,11 @@ class _Scorer:
     """An actor: loads the ensemble once, scores units."""
 
     def __init__(self, job: dict[str, Any], manifest: dict[str, Any], use_gpu: bool) -> None:
+        # Here, since torch and timm take seconds to import and the driver does without.
+        import torch
+
+        from raytrain.scoring.ensemble import Ensemble, use_threads
+
         self._job = parse(ScoreJob, job)
         use_threads(self._job.settings.threads)
         device = torch.device("cuda" if use_gpu else "cpu")

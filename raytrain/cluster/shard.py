@@ -1,7 +1,7 @@
 """Chips to tile shards, written by Ray tasks.
 
-A shard's tiles are a function of the listing and the settings, so a shard's bytes do not depend on who writes it or when.
-The manifest is written last: without it nothing looks whole.
+A shard's tiles are a function of the listing and the settings, so its bytes do not depend on who writes it or when. The
+manifest is written last: without it nothing looks whole.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from raytrain.errors import ConfigError, DataError
 from raytrain.imagery import rasters
 from raytrain.tiles import format as shards
 from raytrain.tiles.archive import Chip, ChipArchive, open_archive, read_chip
-from raytrain.tiles.dataset import INDEX, MANIFEST, read_manifest
 from raytrain.tiles.folds import assign_folds
+from raytrain.tiles.reader import INDEX, MANIFEST, read_manifest
 from raytrain.tiles.selection import Selection, select_chips
 
 _SHARD_NAME = re.compile(r"^shard-\d{5}\.parquet$")
@@ -166,7 +166,7 @@ def read_tile(chip: Chip) -> shards.Tile:
 
 
 def _source_digest(archive: ChipArchive) -> str:
-    """Return a hash of what was listed: every good chip with its files' identities, place and time, and every bad one."""
+    """Return a hash of what was listed: each good chip with its files' identities, place and time, and each bad one."""
     listed = [[chip.chip_id, chip.row.location, str(chip.row.taken), chip.identity] for chip in archive.chips]
     text = json.dumps([listed, [str(problem) for problem in archive.problems]])
     return hashlib.sha256(text.encode()).hexdigest()

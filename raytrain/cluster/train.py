@@ -1,16 +1,15 @@
 """Members trained with Ray Train: each run data-parallel over its ranks, one run after the other, then the ensemble.
 
-A run's name and place are functions of the work, so the same command goes on where it stopped: finished runs are skipped,
-a run that was cut off continues from its last checkpoint.
+A run's name and place are functions of the work, so the same command goes on where it stopped: finished runs are
+skipped, a run that was cut off continues from its last checkpoint.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,18 +22,16 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from raytrain import __version__, storage
 from raytrain.cluster import session
 from raytrain.cluster.board import Board, Post, follow
-from raytrain.config import MemberSettings, Settings, change, differences, parse
+from raytrain.cluster.runs import METRICS, SCORE, RunSettings
+from raytrain.config import Settings, change, differences, parse
 from raytrain.errors import ConfigError, TrainingDiverged, WorkNotFinished
 from raytrain.imagery.normalisation import check_bands
 from raytrain.recipes import members
-from raytrain.scoring.ensemble import EnsembleManifest, TrainedMember, write_manifest
-from raytrain.tiles.dataset import TileReader, read_manifest, select_tiles
+from raytrain.scoring.manifest import EnsembleManifest, TrainedMember, write_manifest
 from raytrain.tiles.order import check_batch
-from raytrain.training.checkpoints import WEIGHTS, TrainingState, restore_state, save_state
-from raytrain.training.loop import EpochReport, TrainingData, train_member
-from raytrain.training.ranks import Ranks
+from raytrain.tiles.reader import TileReader, read_manifest, select_tiles
+from raytrain.training import WEIGHTS_FILE
 
-SCORE = "iou_location_weighted"
 MAX_FAILURES = 3
 RUN_FILE, RESULT_FILE = "run.json", "result.json"
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -50,20 +47,6 @@ class TrainJob(Settings):
     fold: int | Literal["all", "none"] = 0
     workers: int = 1
     changes: dict[str, Any] = Field(default_factory=dict)
-
-
-class RunSettings(Settings):
-    """What one run depends on: recorded in its folder, and compared when the run is asked for again."""
-
-    member: MemberSettings
-    shards: str
-    shards_digest: str
-    fold: int | None
-
-    @property
-    def name(self) -> str:
-        """The run's folder."""
-        return f"{self.member.name}-fold{'none' if self.fold is None else self.fold}"
 
 
 @dataclass(frozen=True)
@@ -139,7 +122,7 @@ def _folds(job: TrainJob, reader: TileReader) -> list[int | None]:
 
 
 def _placement(workers: int) -> bool:
-    """Return whether ranks take GPUs; raise `ConfigError` if a local Ray can't hold them all, since it would wait forever."""
+    """Return whether ranks take GPUs; raise `ConfigError` if the cluster can't hold them all, or it waits forever."""
     use_gpu = session.num_gpus() > 0
     have = session.num_gpus() if use_gpu else session.num_cpus()
     if have < workers:
@@ -200,15 +183,15 @@ def _run(folder: str, run: RunSettings, workers: int, use_gpu: bool, on_post: Ca
 
 
 def _keep(folder: str, run: RunSettings, checkpoint: ray.train.Checkpoint) -> TrainedMember:
-    """Copy the checkpoint's weights to their place in the ensemble and record the result; this marks the run as done."""
+    """Copy the checkpoint's weights to their place and record the result, which marks the run as done."""
     with checkpoint.as_directory() as path:
-        weights = (Path(path) / WEIGHTS).read_bytes()
-        metrics = json.loads((Path(path) / "metrics.json").read_text())
-    storage.write_bytes(storage.join(folder, run.name, WEIGHTS), weights)
+        weights = (Path(path) / WEIGHTS_FILE).read_bytes()
+        metrics = json.loads((Path(path) / METRICS).read_text())
+    storage.write_bytes(storage.join(folder, run.name, WEIGHTS_FILE), weights)
     member = TrainedMember(
         name=run.member.name,
         fold=run.fold,
-        weights=f"{run.name}/{WEIGHTS}",
+        weights=f"{run.name}/{WEIGHTS_FILE}",
         sha256=storage.sha256_of(weights),
         settings=run.member,
         score=metrics.get(SCORE),
@@ -225,46 +208,7 @@ def _reason(error: Exception) -> str:
 
 
 def _train_on_rank(config: dict[str, Any]) -> None:
-    """Train on this rank (called by Ray Train on every worker); rank 0 reports checkpoints and posts the news."""
-    run, board = parse(RunSettings, config["run"]), config["board"]
-    context = ray.train.get_context()
-    ranks = Ranks(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
-    reader = TileReader(run.shards, run.member.bands)
-    data = TrainingData(reader, select_tiles(reader, run.fold, "train"), select_tiles(reader, run.fold, "validation"))
+    # Here, since torch and timm take seconds to import; the driver and Ray Train's controller do without.
+    from raytrain.cluster.rank import train_on_rank
 
-    def on_epoch(report: EpochReport, state: TrainingState) -> None:
-        metrics = _metrics(report)
-        if not ranks.leads:
-            ray.train.report(metrics)
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            save_state(Path(folder), state, run.member)
-            (Path(folder) / "metrics.json").write_text(json.dumps(metrics))
-            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
-        board.post.remote(Post(run.name, run.member.epochs, metrics))
-
-    def restore(state: TrainingState) -> None:
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is not None:
-            with checkpoint.as_directory() as folder:
-                restore_state(Path(folder), state, run.member)
-
-    try:
-        train_member(run.member, data, ranks, on_epoch, restore)
-    except TrainingDiverged as error:
-        # All ranks are here together. Raised further, Ray would start the run again, to the same end.
-        if ranks.leads:
-            ray.get(board.condemn.remote(str(error)))
-
-
-def _metrics(report: EpochReport) -> dict[str, Any]:
-    metrics: dict[str, Any] = {
-        "epoch": report.epoch,
-        "loss": report.loss,
-        "epoch_s": report.epoch_s,
-        "images_per_s": report.images_per_s,
-    }
-    if report.scores is not None:
-        found = asdict(report.scores)
-        metrics |= {name: found[name] for name in ("iou_pooled", "iou_mean", SCORE, "iou_mean_location_weighted")}
-    return metrics
+    train_on_rank(parse(RunSettings, config["run"]), config["board"])

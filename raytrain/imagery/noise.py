@@ -132,7 +132,7 @@ def sampled(make: Callable[[Box], FloatField], rows: NDArray[np.float64], column
     lower -= upper
     lower *= row_weight
     upper += lower
-    return upper
+    return np.asarray(upper)
 
 
 def cell_hashes(seed: int, cell_rows: IndexField, cell_columns: IndexField) -> HashField:

@@ -109,7 +109,7 @@ def _brightness(shape: FloatField, thickness: FloatField, day: Acquisition) -> F
     lit += (shape[2 * step :, step:-step] - shape[: -2 * step, step:-step]) * np.float32(math.cos(azimuth))
     core = thickness / (thickness + np.float32(1.5))
     tone = np.float32(0.66) + np.float32(0.34) * core + np.clip(np.float32(0.30) * lit, -0.18, 0.14) * core
-    return np.clip(tone * np.float32(day.cloud_brightness), 2500, 12000)
+    return np.asarray(np.clip(tone * np.float32(day.cloud_brightness), 2500, 12000))
 
 
 def _shadow_shift(day: Acquisition) -> tuple[int, int]:

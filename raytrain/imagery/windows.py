@@ -26,7 +26,7 @@ def window_starts(length_px: int, window_px: int, overlap_px: int) -> list[int]:
 
 
 def ramp_weights(window_px: int, overlap_px: int) -> NDArray[np.float32]:
-    """Return the blending weights `[window_px] float32` of one axis: 1 inside, falling linearly over the overlap, above 0."""
+    """Return the blending weights `[window_px] float32` of one axis: 1 inside, falling over the overlap, above 0."""
     distance = np.minimum(np.arange(window_px), np.arange(window_px)[::-1]) + 1
     return np.minimum(distance / (overlap_px + 1), 1).astype(np.float32)
 

@@ -1,7 +1,7 @@
-"""The ensemble: its file, and its nets as one function from pixels to the probability of cloud.
+"""The ensemble: its nets as one function from pixels to the probability of cloud.
 
-One decode feeds all members and both flips; what members share (bands and normalisation) is computed once. Must not know
-where pixels come from.
+One decode feeds all members and both flips; what members share (bands and normalisation) is computed once. Must not
+know where pixels come from.
 """
 
 from __future__ import annotations
@@ -19,71 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from raytrain import storage
-from raytrain.config import MemberSettings, ScoreSettings, Settings, parse
-from raytrain.errors import ConfigError
+from raytrain.config import MemberSettings, ScoreSettings
 from raytrain.imagery.normalisation import normalise
 from raytrain.imagery.windows import reflect_up, round_up
+from raytrain.scoring.manifest import EnsembleManifest, ensemble_folder
 from raytrain.training.models import compute_dtype, load_weights
-
-ENSEMBLE_FILE = "ensemble.json"
-FORMAT_VERSION = 1
-
-
-class TrainedMember(Settings):
-    """One trained net: where its weights lie (a key beside the ensemble file), their hash, and how it came about."""
-
-    name: str
-    fold: int | None
-    weights: str
-    sha256: str
-    settings: MemberSettings
-    score: float | None
-    epoch: int
-
-
-class EnsembleManifest(Settings):
-    """The content of `ensemble.json`."""
-
-    format_version: int = FORMAT_VERSION
-    raytrain_version: str
-    shards: str
-    members: tuple[TrainedMember, ...]
-
-    def of_fold(self, fold: int | str | None) -> EnsembleManifest:
-        """Return the manifest with the members of one fold: `fold`, or the lowest for None; `all` keeps every one."""
-        if fold == "all":
-            return self
-        folds = sorted({-1 if member.fold is None else member.fold for member in self.members})
-        chosen = folds[0] if fold is None else fold
-        if chosen not in folds:
-            raise ConfigError(f"the ensemble has no fold {fold}; it has {', '.join(map(str, folds))}")
-        kept = tuple(member for member in self.members if (-1 if member.fold is None else member.fold) == chosen)
-        return self.model_copy(update={"members": kept})
-
-
-def ensemble_folder(uri: str) -> str:
-    """Return the folder of the ensemble, given it or its file."""
-    return uri.rsplit("/", 1)[0] if storage.name_of(uri) == ENSEMBLE_FILE else uri
-
-
-def read_manifest(uri: str) -> EnsembleManifest:
-    """Return the manifest of the ensemble at `uri`, the folder or the file; raise `ConfigError` where there is none."""
-    path = storage.join(ensemble_folder(uri), ENSEMBLE_FILE)
-    try:
-        values = json.loads(storage.read_bytes(path))
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no ensemble there; train writes it when all members are done") from error
-    except ValueError as error:
-        raise ConfigError(f"{path}: not an ensemble file: {error}") from error
-    if not isinstance(values, dict) or values.get("format_version") != FORMAT_VERSION:
-        raise ConfigError(f"{path}: not an ensemble file of format version {FORMAT_VERSION}")
-    return parse(EnsembleManifest, values)
-
-
-def write_manifest(uri: str, manifest: EnsembleManifest) -> None:
-    """Write `ensemble.json` into the folder `uri`."""
-    text = json.dumps(manifest.model_dump(mode="json"), indent=1)
-    storage.write_bytes(storage.join(uri, ENSEMBLE_FILE), text.encode())
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,16 @@
 """Scenes to masks: overlapping windows, blended, row of windows by row of windows; a scene is never held as a whole.
 
-Memory is that of one row of windows: four bands of `window_px` rows and two float32 rows of the same size. Must not know
-who asks for a scene.
+Memory is that of one row of windows: four bands of `window_px` rows and two float32 rows of the same size. Must not
+know who asks for a scene.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import rasterio
@@ -24,8 +24,10 @@ from raytrain import storage
 from raytrain.config import ScoreSettings
 from raytrain.errors import DataError
 from raytrain.imagery import rasters
-from raytrain.imagery.windows import ramp_weights, reflect_up, round_up, window_starts
-from raytrain.scoring.ensemble import Ensemble
+from raytrain.imagery.windows import ramp_weights, window_starts
+
+if TYPE_CHECKING:  # it imports torch, which the driver does without
+    from raytrain.scoring.ensemble import Ensemble
 
 NO_DATA = 255
 BLOCK_PX = 512
@@ -101,7 +103,7 @@ def _read_strip(source: DatasetReader, indexes: list[int], row: int, height_px: 
 def _window_probabilities(
     strip: rasters.Raster, columns: list[int], width_px: int, ensemble: Ensemble
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """Yield (column, probability `[h, width_px]`) of each window of a strip; without data it is 0 and no net is asked."""
+    """Yield (column, probability `[h, width_px]`) of each window of a strip; 0 without data, no net asked."""
     boxes = [slice(column, column + width_px) for column in columns]
     asked = [box for box in boxes if strip.valid[:, box].any()]
     found: dict[int, NDArray[np.float32]] = {}

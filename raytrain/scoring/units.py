@@ -1,7 +1,7 @@
 """Units of work: a batch of chips or a scene, how each is scored, and its entry in the ledger.
 
-A unit's outputs have keys that depend on the work alone, appear whole or not at all, and are entered in the ledger after
-they stand; a unit done twice writes the same bytes. Must not know who runs a unit.
+A unit's outputs have keys that depend on the work alone, appear whole or not at all, and are entered in the ledger
+after they stand; a unit done twice writes the same bytes. Must not know who runs a unit.
 """
 
 from __future__ import annotations
@@ -10,15 +10,17 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from raytrain import storage
 from raytrain.config import ScoreSettings, Settings, differences, parse
 from raytrain.errors import ConfigError, DataError
 from raytrain.imagery import rasters
-from raytrain.scoring.ensemble import Ensemble
 from raytrain.scoring.scenes import score_scene, to_mask
 from raytrain.tiles.archive import Chip, read_chip
+
+if TYPE_CHECKING:  # it imports torch, which the driver does without
+    from raytrain.scoring.ensemble import Ensemble
 
 CHIPS_PER_UNIT = 16
 SCORING_FILE, LEDGER = "scoring.json", "ledger"
@@ -142,7 +144,7 @@ def read_ledger(target_uri: str) -> dict[str, LedgerEntry]:
 
 
 def claim_destination(target_uri: str, scoring: Scoring) -> None:
-    """Record what the outputs at `target_uri` are made with; raise `ConfigError` if others made with another stand there."""
+    """Record what the outputs at `target_uri` are made with; raise `ConfigError` if others stand there."""
     uri = storage.join(target_uri, SCORING_FILE)
     try:
         found = parse(Scoring, json.loads(storage.read_bytes(uri)))

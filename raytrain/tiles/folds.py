@@ -38,7 +38,7 @@ def deal_folds(locations: Sequence[str], num_folds: int, seed: int) -> dict[str,
 
 
 def read_folds(uri: str) -> dict[str, int]:
-    """Return `{chip_id: fold}` from a CSV with the column chip_id and a column fold (integers) or split (train, val)."""
+    """Return `{chip_id: fold}` from a CSV with chip_id and a column fold (integers) or split (train, val)."""
     try:
         reader = csv.DictReader(io.StringIO(storage.read_bytes(uri).decode("utf-8-sig")))
     except FileNotFoundError as error:
@@ -60,7 +60,7 @@ def _fold_of(uri: str, chip_id: str, column: str, text: str) -> int:
 
 
 def assign_folds(spec: str, locations: Mapping[str, str], seed: int) -> dict[str, int]:
-    """Return `{chip_id: fold}` for `spec`, a number of folds or the URI of a CSV; `locations` is `{chip_id: location}`."""
+    """Return `{chip_id: fold}` for `spec`, a number of folds or the URI of a CSV; `locations` is by chip id too."""
     if spec.isdecimal():
         by_location = deal_folds(list(locations.values()), int(spec), seed)
         return {chip_id: by_location[location] for chip_id, location in locations.items()}

@@ -24,7 +24,7 @@ from raytrain.config import CellEncoding
 
 FORMAT_VERSION = 1
 FIRST_BANDS = ("B02", "B03", "B04", "B08")
-"""The order of bands in a shard: these first, so that a 3-band member reads one contiguous range, then others by name."""
+"""The order of bands in a shard: these first, so that a 3-band member reads one range, then others by name."""
 
 _CODECS = {"blosc2-bitshuffle-lz4": blosc2.Codec.LZ4, "blosc2-bitshuffle-zstd": blosc2.Codec.ZSTD}
 

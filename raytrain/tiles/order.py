@@ -14,7 +14,7 @@ from raytrain.errors import ConfigError
 def epoch_batches(num_samples: int, global_batch: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:
     """Return the global batches of an epoch: every sample in exactly one of them, in an order drawn from (seed, epoch).
 
-    The sizes differ by at most one and are at most `global_batch`: no sample is dropped or seen twice to fill up a batch.
+    The sizes differ by at most one and are at most `global_batch`: no sample is dropped, or seen twice to fill one up.
     """
     order = np.random.default_rng((seed, epoch)).permutation(num_samples)
     return np.array_split(order, -(-num_samples // global_batch))
@@ -30,6 +30,6 @@ def check_batch(num_samples: int, global_batch: int, world_size: int) -> None:
     smallest = num_samples // -(-num_samples // global_batch) if num_samples else 0
     if smallest < world_size:
         raise ConfigError(
-            f"{num_samples} samples in batches of at most {global_batch} leave a batch of {smallest} for {world_size} ranks; "
-            "use fewer workers, a larger global_batch or more tiles"
+            f"{num_samples} samples in batches of at most {global_batch} leave a batch of {smallest} for {world_size} "
+            "ranks; use fewer workers, a larger global_batch or more tiles"
         )

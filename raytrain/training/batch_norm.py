@@ -7,15 +7,30 @@ which net that is.
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.distributed
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
 from raytrain.training.ranks import Ranks
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """All-reduce whose gradient is all-reduced too, since what a rank adds is used on every rank."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        summed = values.clone()
+        torch.distributed.all_reduce(summed)
+        return summed
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        summed = gradients[0].contiguous().clone()
+        torch.distributed.all_reduce(summed)
+        return summed
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):
@@ -37,7 +52,7 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         values = x.float()
         count = values.new_tensor([values.numel() / values.shape[1]])
         sums = torch.cat([values.sum((0, 2, 3)), values.square().sum((0, 2, 3)), count])
-        sums = cast(Tensor, all_reduce(sums))  # type: ignore[no-untyped-call]  # torch has no annotation there
+        sums = cast(Tensor, _SumOverRanks.apply(sums))
         total = sums[-1].detach()
         mean, mean_square = sums[:-1].view(2, -1) / total
         variance = (mean_square - mean.square()).clamp_min(0)

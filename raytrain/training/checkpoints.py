@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from raytrain.config import MemberSettings, differences, parse
 from raytrain.errors import ConfigError
+from raytrain.training import WEIGHTS_FILE
 
-WEIGHTS, MOMENTUM, STATE = "weights.safetensors", "momentum.safetensors", "state.json"
+MOMENTUM_FILE, STATE_FILE = "momentum.safetensors", "state.json"
 FORMAT_VERSION = 1
 
 
@@ -34,15 +35,15 @@ class TrainingState:
 def save_state(folder: Path, state: TrainingState, settings: MemberSettings) -> None:
     """Write `state` into `folder`. Rank 0 only."""
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state.net.state_dict().items()}
-    save_file(weights, folder / WEIGHTS)
-    save_file(_momentum(state), folder / MOMENTUM)
+    save_file(weights, folder / WEIGHTS_FILE)
+    save_file(_momentum(state), folder / MOMENTUM_FILE)
     record = {
         "format_version": FORMAT_VERSION,
         "epochs_done": state.epochs_done,
         "best_score": state.best_score,
         "settings": settings.model_dump(mode="json"),
     }
-    (folder / STATE).write_text(json.dumps(record, indent=1, sort_keys=True))
+    (folder / STATE_FILE).write_text(json.dumps(record, indent=1, sort_keys=True))
 
 
 def restore_state(folder: Path, state: TrainingState, settings: MemberSettings) -> None:
@@ -50,7 +51,7 @@ def restore_state(folder: Path, state: TrainingState, settings: MemberSettings) 
 
     Raises `ConfigError` with the differences if the checkpoint was made with other settings.
     """
-    record = json.loads((folder / STATE).read_text())
+    record = json.loads((folder / STATE_FILE).read_text())
     if record["format_version"] != FORMAT_VERSION:
         raise ConfigError(
             f"checkpoint of format version {record['format_version']}; this raytrain reads {FORMAT_VERSION}"
@@ -58,8 +59,8 @@ def restore_state(folder: Path, state: TrainingState, settings: MemberSettings) 
     changed = differences(parse(MemberSettings, record["settings"]), settings)
     if changed:
         raise ConfigError(f"the checkpoint of {settings.name} was made with other settings ({'; '.join(changed)})")
-    state.net.load_state_dict(load_file(folder / WEIGHTS))
-    buffers = load_file(folder / MOMENTUM)
+    state.net.load_state_dict(load_file(folder / WEIGHTS_FILE))
+    buffers = load_file(folder / MOMENTUM_FILE)
     for name, parameter in state.net.named_parameters():
         if name in buffers:
             state.optimiser.state[parameter]["momentum_buffer"] = buffers[name].to(parameter)

@@ -23,8 +23,9 @@ from torch.utils.data import DataLoader
 
 from raytrain.config import MemberSettings, OptimiserSettings
 from raytrain.errors import TrainingDiverged
-from raytrain.tiles.dataset import TileDataset, TileReader
+from raytrain.tiles.dataset import TileDataset
 from raytrain.tiles.order import check_batch, epoch_batches, rank_share
+from raytrain.tiles.reader import TileReader
 from raytrain.training.batch_norm import over_all_ranks
 from raytrain.training.checkpoints import TrainingState
 from raytrain.training.losses import count_valid, segmentation_loss, totals
@@ -106,7 +107,7 @@ def _parallel(net: nn.Module, settings: MemberSettings, ranks: Ranks) -> nn.Modu
     """Return `net` wrapped for training; the wrapper shares its parameters."""
     if ranks.world_size > 1:
         devices = [ranks.device.index] if ranks.device.type == "cuda" else None
-        net = DistributedDataParallel(net, device_ids=devices, broadcast_buffers=False)
+        net = DistributedDataParallel(net, device_ids=devices, forward_sync_buffers=False)
     return cast(nn.Module, torch.compile(net)) if settings.compile else net
 
 

@@ -27,7 +27,7 @@ class Totals:
 
 
 def count_valid(labels_BHW: Tensor) -> Tensor:
-    """Return `[images that have a valid pixel, valid pixels]` of this rank, `[2] float64`, to be added over the ranks."""
+    """Return `[images that have a valid pixel, valid pixels]` of this rank, `[2] float64`, to be added up."""
     valid_BHW = labels_BHW != IGNORE
     return torch.stack([valid_BHW.flatten(1).any(1).sum(), valid_BHW.sum()]).double()
 

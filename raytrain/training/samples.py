@@ -20,7 +20,7 @@ from raytrain.imagery.windows import reflect_up, round_up
 from raytrain.training.losses import IGNORE
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for updates at import otherwise
-import albumentations  # noqa: E402
+import albumentations
 
 
 class Sample(NamedTuple):

@@ -1,0 +1,66 @@
+"""One rank of a run, inside a Ray Train worker: the loop with Ray Train's checkpoints, and news for the driver."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+
+from raytrain.cluster.board import Post
+from raytrain.cluster.runs import METRICS, SCORE, RunSettings
+from raytrain.errors import TrainingDiverged
+from raytrain.tiles.reader import TileReader, select_tiles
+from raytrain.training.checkpoints import TrainingState, restore_state, save_state
+from raytrain.training.loop import EpochReport, TrainingData, train_member
+from raytrain.training.ranks import Ranks
+
+
+def train_on_rank(run: RunSettings, board: Any) -> None:
+    """Train on this rank (called by Ray Train on every worker); rank 0 reports checkpoints and posts the news."""
+    context = ray.train.get_context()
+    ranks = Ranks(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+    reader = TileReader(run.shards, run.member.bands)
+    data = TrainingData(reader, select_tiles(reader, run.fold, "train"), select_tiles(reader, run.fold, "validation"))
+
+    def on_epoch(report: EpochReport, state: TrainingState) -> None:
+        metrics = _metrics(report)
+        if not ranks.leads:
+            ray.train.report(metrics)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            save_state(Path(folder), state, run.member)
+            (Path(folder) / METRICS).write_text(json.dumps(metrics))
+            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+        board.post.remote(Post(run.name, run.member.epochs, metrics))
+
+    def restore(state: TrainingState) -> None:
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is not None:
+            with checkpoint.as_directory() as folder:
+                restore_state(Path(folder), state, run.member)
+
+    try:
+        train_member(run.member, data, ranks, on_epoch, restore)
+    except TrainingDiverged as error:
+        # All ranks are here together. Raised further, Ray would start the run again, to the same end.
+        if ranks.leads:
+            ray.get(board.condemn.remote(str(error)))
+
+
+def _metrics(report: EpochReport) -> dict[str, Any]:
+    metrics: dict[str, Any] = {
+        "epoch": report.epoch,
+        "loss": report.loss,
+        "epoch_s": report.epoch_s,
+        "images_per_s": report.images_per_s,
+    }
+    if report.scores is not None:
+        found = asdict(report.scores)
+        metrics |= {name: found[name] for name in ("iou_pooled", "iou_mean", SCORE, "iou_mean_location_weighted")}
+    return metrics
