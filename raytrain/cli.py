@@ -327,30 +327,30 @@ class Evaluate(ClusterCommand):
     def run(self, narrator: Narrator) -> int:
         """Evaluate the masks."""
         from raytrain.cluster.evaluate import EvaluateJob, evaluate
-        from raytrain.evaluation.results import write_metrics
 
-        out = storage.normalise(self.out)
         job = EvaluateJob(
             predictions=storage.normalise(self.predictions),
             labels=storage.normalise(self.labels),
             metadata=storage.normalise(self.metadata),
+            out=storage.normalise(self.out),
             where=self.where,
+            images=storage.normalise(self.images) if self.images else None,
             empty_union_rule=self.empty_union_rule,
         )
         with narrator.step("counting pixels") as on_progress:
-            found = evaluate(job, self._cluster, on_progress)
+            report = evaluate(job, self._cluster, on_progress)
+        found = report.evaluation
         narrator.problems(
             [DataError(problem.subject, problem.found) for problem in found.problems], consequence="not counted"
         )
-        metrics_uri = write_metrics(out, found)
         if not self.json_output:
             print_scores(found)
-        self._print(found.model_dump(mode="json"), [f"metrics: {metrics_uri}"])
+        self._print(found.model_dump(mode="json"), [f"metrics: {report.metrics_uri}", f"report: {report.page_uri}"])
         return EXIT_DATA_WRONG if found.problems else EXIT_DONE
 
     def uris(self) -> list[str]:
         """Return the inputs and the destination."""
-        return [self.predictions, self.labels, self.metadata, self.out]
+        return [uri for uri in (self.predictions, self.labels, self.metadata, self.out, self.images) if uri]
 
 
 def print_scores(found: Any) -> None:

@@ -41,7 +41,7 @@ def published_members() -> list[MemberSettings]:
 
 def small_members() -> list[MemberSettings]:
     """Return two members of half a million parameters, from random weights, that differ in all three respects."""
-    optimiser = OptimiserSettings(lr=0.1, schedule="cosine", warmup_fraction=0.1)
+    optimiser = OptimiserSettings(lr=0.05, schedule="cosine", warmup_fraction=0.1)
 
     def small(name: str, encoder: str, bands: tuple[str, ...], normalisation: Normalisation) -> MemberSettings:
         return MemberSettings(
@@ -51,14 +51,15 @@ def small_members() -> list[MemberSettings]:
             bands=bands,
             normalisation=normalisation,
             decoder_channels=(48, 32, 24, 16, 8),
-            epochs=20,
+            epochs=30,
+            global_batch=8,
             crop_px=128,
             optimiser=optimiser,
         )
 
     return [
         small("lcnet-4b-20k", "lcnet_050.ra2_in1k", FOUR_BANDS, _fixed(20000)),
-        small("mobilenet-3b-minmax", "mobilenetv3_small_050.lamb_in1k", THREE_BANDS, MINMAX),
+        small("mobilenet-3b", "mobilenetv3_small_050.lamb_in1k", THREE_BANDS, Normalisation()),
     ]
 
 

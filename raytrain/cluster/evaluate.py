@@ -5,68 +5,76 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from raytrain import storage
 from raytrain.cluster import session
 from raytrain.cluster.tasks import run_tasks
 from raytrain.config import EmptyUnionRule, Settings
-from raytrain.errors import ConfigError, DataError
-from raytrain.evaluation.masks import Pair, count_pair, pair_up
-from raytrain.evaluation.results import Evaluation, Inputs
+from raytrain.errors import ConfigError
+from raytrain.evaluation.gallery import find_images, make_gallery
+from raytrain.evaluation.masks import CountedPair, count_pairs, pair_up
+from raytrain.evaluation.report import evaluation_page, render_report
+from raytrain.evaluation.results import Evaluation, Inputs, write_metrics
 from raytrain.tiles.archive import read_metadata
 from raytrain.tiles.selection import select_rows
 from raytrain.training.metrics import scores
 
 PAIRS_PER_TASK = 32
+REPORT_FILE = "report.html"
 
 
 class EvaluateJob(Settings):
-    """Which masks to hold against which labels; the rows of `metadata` that `where` leaves say which chips count."""
+    """Which masks to hold against which labels; the rows of `metadata` that `where` leaves say which chips count.
+
+    `images` names the scored chips or scenes, for the pictures of the page.
+    """
 
     predictions: str
     labels: str
     metadata: str
+    out: str
     where: tuple[str, ...] = ()
+    images: str | None = None
     empty_union_rule: EmptyUnionRule = "one"
 
 
 @dataclass(frozen=True)
-class _Counted:
-    pair: Pair
-    intersection: int
-    union: int
+class EvaluateReport:
+    """The scores, the counts behind them, and where both were written."""
+
+    evaluation: Evaluation
+    counted: list[CountedPair]
+    metrics_uri: str
+    page_uri: str
 
 
 def evaluate(
     job: EvaluateJob, cluster: session.Cluster, on_progress: Callable[[int, int], None] | None = None
-) -> Evaluation:
-    """Return the scores over all pairs; what is missing or can't be used is a problem of the result.
+) -> EvaluateReport:
+    """Score all pairs and write `metrics.json` and `report.html`; what can't be used is a problem of the result.
 
     Raises `ConfigError` where nothing can be counted.
     """
     all_rows, row_problems = read_metadata(job.metadata)
+    images = find_images(job.images) if job.images else None
     pairs, problems = pair_up(job.predictions, job.labels, select_rows(all_rows, job.where))
     batches = [pairs[start : start + PAIRS_PER_TASK] for start in range(0, len(pairs), PAIRS_PER_TASK)]
-    with session.joined(cluster, [job.predictions, job.labels, job.metadata]):
-        results = [each for batch in run_tasks(_count, batches, on_progress) for each in batch]
-    counted = [each for each in results if isinstance(each, _Counted)]
-    problems += [each for each in results if isinstance(each, DataError)]
+    counted: list[CountedPair] = []
+    with session.joined(cluster, [job.predictions, job.labels, job.metadata, job.out]):
+        for found, bad in run_tasks(count_pairs, batches, on_progress):
+            counted += found
+            problems += bad
     if not counted:
         raise ConfigError(f"none of the {len(pairs)} pairs can be counted; the first: {problems[0]}")
-    found = scores(
+    result = scores(
         [each.intersection for each in counted],
         [each.union for each in counted],
         [each.pair.location for each in counted],
         job.empty_union_rule,
     )
     inputs = Inputs(predictions=job.predictions, labels=job.labels, metadata=job.metadata, where=job.where)
-    return Evaluation.of(found, [*problems, *row_problems], inputs)
-
-
-def _count(pairs: list[Pair]) -> list[_Counted | DataError]:
-    """Count each of `pairs` (a Ray task)."""
-    results: list[_Counted | DataError] = []
-    for pair in pairs:
-        try:
-            results.append(_Counted(pair, *count_pair(pair)))
-        except DataError as error:
-            results.append(error)
-    return results
+    evaluation = Evaluation.of(result, [*problems, *row_problems], inputs)
+    page = evaluation_page(evaluation, "Cloud masks against labels", make_gallery(counted, images))
+    page_uri = storage.join(job.out, REPORT_FILE)
+    metrics_uri = write_metrics(job.out, evaluation)
+    storage.write_bytes(page_uri, render_report(page).encode())
+    return EvaluateReport(evaluation, counted, metrics_uri, page_uri)

@@ -160,3 +160,29 @@ def _unreadable(uri: str, kind: str, error: Exception) -> DataError:
 
 def _size(source: DatasetReader) -> str:
     return f"{source.width} x {source.height}"
+
+
+@dataclass(frozen=True)
+class CountedPair:
+    """A pair with the pixels of its intersection and of its union."""
+
+    pair: Pair
+    intersection: int
+    union: int
+
+    @property
+    def iou(self) -> float | None:
+        """The pair's IoU; None where there is no cloud and none was predicted."""
+        return self.intersection / self.union if self.union else None
+
+
+def count_pairs(pairs: Sequence[Pair]) -> tuple[list[CountedPair], list[DataError]]:
+    """Return the counts of every pair that can be counted, and what is wrong with the others."""
+    counted: list[CountedPair] = []
+    problems: list[DataError] = []
+    for pair in pairs:
+        try:
+            counted.append(CountedPair(pair, *count_pair(pair)))
+        except DataError as error:
+            problems.append(error)
+    return counted, problems

@@ -1,0 +1,227 @@
+"""The whole chain on generated imagery, on one Ray and in one folder: what a newcomer runs first.
+
+Places of the unseen archive are places that training never saw. Each step is the one of the command of its name, so the
+demo goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from raytrain import storage
+from raytrain.cluster import session
+from raytrain.cluster.evaluate import EvaluateJob, evaluate
+from raytrain.cluster.score import ScoreJob, score
+from raytrain.cluster.shard import ShardJob, shard
+from raytrain.cluster.train import TrainJob, train
+from raytrain.config import ScoreSettings
+from raytrain.errors import WorkNotFinished
+from raytrain.evaluation.gallery import find_images, make_gallery
+from raytrain.evaluation.masks import CountedPair
+from raytrain.evaluation.pictures import (
+    OUTLINE_LEGEND,
+    TRUE_COLOUR_BANDS,
+    picture_of_chip,
+    read_picture_mask,
+    read_picture_source,
+)
+from raytrain.evaluation.report import Gallery, Page, Picture, Table, evaluation_page, render_report
+from raytrain.evaluation.results import Evaluation
+from raytrain.imagery import synth
+from raytrain.scoring.manifest import TrainedMember
+
+OnProgress = Callable[[int, int], None]
+
+SEED = 0
+CHIP_PX, SCENE_PX = 256, 1536
+TRAIN_CHIPS, TRAIN_PLACES = 160, 40
+UNSEEN_CHIPS, UNSEEN_PLACES = 40, 20
+WORKERS = 2
+
+
+class Narrator(Protocol):
+    """Who tells a person how the work goes."""
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        ...
+
+    def step(self, title: str) -> AbstractContextManager[OnProgress]:
+        """Show the progress of a step while its body runs."""
+        ...
+
+    def epoch(self, run: str, num_epochs: int, metrics: dict[str, Any]) -> None:
+        """Print the line of an epoch."""
+        ...
+
+
+@dataclass(frozen=True)
+class DemoReport:
+    """The scores on unseen places, the paths worth opening by name, and how long it took."""
+
+    evaluation: Evaluation
+    paths: dict[str, Path]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Folders:
+    out: Path
+
+    @property
+    def archive(self) -> Path:
+        return self.out / "archive"
+
+    @property
+    def unseen(self) -> Path:
+        return self.out / "unseen"
+
+    @property
+    def scenes(self) -> Path:
+        return self.out / "scenes"
+
+    @property
+    def scores(self) -> Path:
+        return self.out / "scores"
+
+    @property
+    def masks(self) -> Path:
+        return self.out / "masks"
+
+    @property
+    def scene_masks(self) -> Path:
+        return self.out / "scene-masks"
+
+
+def demo(out: Path, cluster: session.Cluster, narrator: Narrator) -> DemoReport:
+    """Generate an archive, shard it, train two members, score and evaluate places never seen, write the page.
+
+    Raises `WorkNotFinished` if a member fails.
+    """
+    start = time.monotonic()
+    folders = _Folders(out)
+    _generate(folders, narrator)
+    with session.joined(cluster, [str(out)]):
+        members = _train(folders, cluster, narrator)
+        _score(folders, cluster, narrator)
+        job = EvaluateJob(
+            predictions=str(folders.masks),
+            labels=str(folders.unseen / "test_labels"),
+            metadata=str(folders.unseen / "test_metadata.csv"),
+            out=str(folders.scores),
+            images=str(folders.unseen),
+        )
+        with narrator.step("evaluate: masks against labels") as on_progress:
+            report = evaluate(job, cluster, on_progress)
+    seconds = time.monotonic() - start
+    picture = _scene_picture(folders)
+    page = _page(folders, report.evaluation, report.counted, members, picture, seconds)
+    paths = {
+        "report": out / "report.html",
+        "picture": out / "scene.png",
+        "masks": folders.masks,
+        "scene mask": folders.scene_masks,
+        "metrics": folders.scores / "metrics.json",
+        "ensemble": out / "runs" / "main" / "ensemble.json",
+    }
+    storage.write_bytes(str(paths["picture"]), picture.png)
+    storage.write_bytes(str(paths["report"]), render_report(page).encode())
+    return DemoReport(report.evaluation, paths, seconds)
+
+
+def _generate(folders: _Folders, narrator: Narrator) -> None:
+    """Write the three archives; one whose listing stands is whole."""
+    common = {"size_px": CHIP_PX, "seed": SEED}
+    if not (folders.archive / "train_metadata.csv").exists():
+        with narrator.step(f"synth: {TRAIN_CHIPS} chips of {TRAIN_PLACES} places") as on_progress:
+            synth.write_chips(
+                folders.archive, count=TRAIN_CHIPS, num_places=TRAIN_PLACES, on_progress=on_progress, **common
+            )
+    if not (folders.unseen / "test_metadata.csv").exists():
+        with narrator.step(f"synth: {UNSEEN_CHIPS} chips of {UNSEEN_PLACES} other places") as on_progress:
+            synth.write_chips(
+                folders.unseen,
+                count=UNSEEN_CHIPS,
+                num_places=UNSEEN_PLACES,
+                first_place=TRAIN_PLACES,
+                split="test",
+                on_progress=on_progress,
+                **common,
+            )
+    if not (folders.scenes / "scenes.json").exists():
+        with narrator.step(f"synth: a scene of {SCENE_PX} px") as on_progress:
+            first_place = TRAIN_PLACES + UNSEEN_PLACES
+            synth.write_scenes(
+                folders.scenes,
+                count=1,
+                size_px=SCENE_PX,
+                seed=SEED,
+                first_place=first_place,
+                on_progress=on_progress,
+            )
+
+
+def _train(folders: _Folders, cluster: session.Cluster, narrator: Narrator) -> list[TrainedMember]:
+    shards = str(folders.out / "shards")
+    with narrator.step("shard: chips to tile shards") as on_progress:
+        shard(ShardJob(src=str(folders.archive), dst=shards), cluster, on_progress)
+    job = TrainJob(shards=shards, out=str(folders.out / "runs"), members=("small",), workers=WORKERS)
+    with narrator.step(f"train: two members, {WORKERS} workers each"):
+        report = train(job, cluster, lambda post: narrator.epoch(post.run, post.num_epochs, post.metrics))
+    if report.failed:
+        name, reason = next(iter(report.failed.items()))
+        raise WorkNotFinished(f"{name} is not finished: {reason}; the same command goes on")
+    return report.trained
+
+
+def _score(folders: _Folders, cluster: session.Cluster, narrator: Narrator) -> None:
+    ensemble = str(folders.out / "runs" / "main")
+    for src, dst, what in (
+        (folders.unseen, folders.masks, "chips of unseen places"),
+        (folders.scenes, folders.scene_masks, "a scene"),
+    ):
+        job = ScoreJob(src=str(src), dst=str(dst), ensemble=ensemble, settings=ScoreSettings())
+        with narrator.step(f"score: {what}") as on_progress:
+            score(job, cluster, on_progress)
+
+
+def _scene_picture(folders: _Folders) -> Picture:
+    mask = next(folders.scene_masks.glob("*.tif"))
+    pixels = read_picture_source(str(folders.scenes / "scenes" / mask.name), TRUE_COLOUR_BANDS)
+    prediction = read_picture_mask(str(mask))
+    label = read_picture_mask(str(folders.scenes / "scene_labels" / mask.name))
+    png = picture_of_chip(pixels, TRUE_COLOUR_BANDS, prediction, label)
+    return Picture(png, "A scene with its cloud mask", f"The scene {mask.stem}, {SCENE_PX} px, by overlapping windows")
+
+
+def _page(
+    folders: _Folders,
+    evaluation: Evaluation,
+    counted: list[CountedPair],
+    members: list[TrainedMember],
+    picture: Picture,
+    seconds: float,
+) -> Page:
+    gallery = make_gallery(counted, find_images(str(folders.unseen)))
+    gallery = Gallery([picture, *gallery.pictures], OUTLINE_LEGEND)
+    page = evaluation_page(evaluation, "raytrain demo: clouds in places that training never saw", gallery)
+    rows = [
+        [
+            member.name,
+            member.settings.encoder,
+            " ".join(member.settings.bands),
+            member.settings.normalisation.kind,
+            member.epoch + 1,
+            "-" if member.score is None else member.score,
+        ]
+        for member in members
+    ]
+    headers = ["member", "encoder", "bands", "normalisation", "best epoch", "validation IoU by location"]
+    table = Table("Members of the ensemble", headers, rows)
+    facts = [("Duration", f"{seconds:.0f} s"), ("Imagery", "generated, with its true masks"), *page.facts]
+    return replace(page, tables=[table, *page.tables], facts=facts)
