@@ -38,7 +38,7 @@ from raytrain.scoring.manifest import TrainedMember
 OnProgress = Callable[[int, int], None]
 
 SEED = 0
-CHIP_PX, SCENE_PX = 256, 1536
+CHIP_PX, SCENE_PX = 256, 1280
 TRAIN_CHIPS, TRAIN_PLACES = 160, 40
 UNSEEN_CHIPS, UNSEEN_PLACES = 40, 20
 WORKERS = 2
@@ -136,7 +136,7 @@ def demo(out: Path, cluster: session.Cluster, narrator: Narrator) -> DemoReport:
 
 def _generate(folders: _Folders, narrator: Narrator) -> None:
     """Write the three archives; one whose listing stands is whole."""
-    common = {"size_px": CHIP_PX, "seed": SEED}
+    common: dict[str, Any] = {"size_px": CHIP_PX, "seed": SEED}
     if not (folders.archive / "train_metadata.csv").exists():
         with narrator.step(f"synth: {TRAIN_CHIPS} chips of {TRAIN_PLACES} places") as on_progress:
             synth.write_chips(

@@ -55,6 +55,8 @@ def joined(cluster: Cluster, uris: Iterable[str]) -> Iterator[None]:
 
 
 def _start(cluster: Cluster) -> None:
+    # Ray's notices are about Ray; those of its workers stand in its log folder.
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
         if cluster.address == LOCAL:
             ray.init(
@@ -62,10 +64,10 @@ def _start(cluster: Cluster) -> None:
                 num_cpus=max(MIN_LOCAL_CPUS, os.cpu_count() or 1),
                 include_dashboard=False,
                 log_to_driver=False,
-                logging_level=logging.WARNING,
+                logging_level=logging.ERROR,
             )
         else:
-            ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.WARNING)
+            ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"can't join Ray at {cluster.address}: {reason}") from error

@@ -1,0 +1,59 @@
+"""What tests share: small generated archives, the folder of real imagery, and one Ray for all cluster tests."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import raytrain.cluster  # noqa: F401  # sets what Ray reads when it is imported
+from raytrain.imagery.synth import write_chips, write_scenes
+
+REAL_IMAGERY = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def chips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An archive of 12 chips of 64 px in 6 places; not to be changed."""
+    folder = tmp_path_factory.mktemp("chips")
+    write_chips(folder, count=12, size_px=64, seed=1, num_places=6)
+    return folder
+
+
+@pytest.fixture
+def own_chips(chips: Path, tmp_path: Path) -> Path:
+    """A copy of the archive that a test may spoil."""
+    return Path(shutil.copytree(chips, tmp_path / "own-chips"))
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two scenes of 200 px, which is no multiple of 32."""
+    folder = tmp_path_factory.mktemp("scenes")
+    write_scenes(folder, count=2, size_px=200, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real_imagery() -> Path:
+    """The folder of real chips, which lies beside the project and is never part of it."""
+    if not REAL_IMAGERY.is_dir():
+        if os.environ.get("CI"):
+            pytest.fail("CI needs the real imagery in ../shared/data")
+        pytest.skip("no real imagery: the folder ../shared/data is absent")
+    return REAL_IMAGERY
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """One Ray on this machine; the functions under test use the session that they find."""
+    import ray
+
+    from raytrain.cluster.session import Cluster, joined
+
+    assert not ray.is_initialized()
+    with joined(Cluster(), []):
+        yield

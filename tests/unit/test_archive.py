@@ -1,0 +1,147 @@
+"""Every kind of bad chip is named, with what was found, and the good ones are there."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+
+from raytrain.errors import ConfigError, DataError
+from raytrain.tiles.archive import open_archive, read_chip, read_metadata
+from raytrain.tiles.selection import Selection, select_chips
+
+BANDS = ("B02", "B03", "B04", "B08")
+
+
+def chip_ids(folder: Path) -> list[str]:
+    with (folder / "train_metadata.csv").open() as file:
+        return [row["chip_id"] for row in csv.DictReader(file)]
+
+
+def problems_of(folder: Path) -> dict[str, str]:
+    return {problem.subject: problem.found for problem in open_archive(str(folder), BANDS).problems}
+
+
+def test_good_archive_lists_every_chip_in_order(chips: Path) -> None:
+    archive = open_archive(str(chips), BANDS)
+    assert not archive.problems
+    assert [chip.chip_id for chip in archive.chips] == sorted(chip_ids(chips))
+    assert all(chip.label is not None for chip in archive.chips)
+
+
+def test_the_public_datasets_deeper_layout_is_found(chips: Path, tmp_path: Path) -> None:
+    shutil.copytree(chips, tmp_path / "train")
+    assert len(open_archive(str(tmp_path), BANDS).chips) == 12
+
+
+def test_missing_band_missing_label_missing_row_and_missing_files_are_named(own_chips: Path) -> None:
+    first, second, third, fourth, *_ = chip_ids(own_chips)
+    (own_chips / "train_features" / first / "B03.tif").unlink()
+    (own_chips / "train_labels" / f"{second}.tif").unlink()
+    path = own_chips / "train_metadata.csv"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([line for line in lines if not line.startswith(third + ",")] + ["ghost,Nowhere,,x"]))
+    for band in BANDS:
+        (own_chips / "train_features" / fourth / f"{band}.tif").rename(own_chips / f"{fourth}-{band}")
+    found = problems_of(own_chips)
+    assert found[first] == "no band B03 (found: B02, B04, B08)"
+    assert found[second] == "no label, where other chips have one"
+    assert found[third] == "files without a row in the metadata"
+    assert found["ghost"] == "a row in the metadata, but no files"
+    assert found[fourth] == "a row in the metadata, but no files"
+    assert len(found) == 5
+    assert len(open_archive(str(own_chips), BANDS).chips) == 12 - 4
+
+
+@pytest.mark.parametrize("bad", ["../evil", "a/b", "", ".hidden", "a\\b", "/etc/passwd"])
+def test_chip_id_with_a_path_in_it_is_refused(tmp_path: Path, bad: str) -> None:
+    path = tmp_path / "m.csv"
+    path.write_text(f"chip_id,location,datetime\n{bad},Here,\ngood,Here,\n")
+    rows, problems = read_metadata(str(path))
+    assert [row.chip_id for row in rows] == ["good"]
+    assert [problem.subject for problem in problems] == [repr(bad)]
+    assert "plain file name" in problems[0].found
+
+
+def test_duplicate_chip_is_named_once_and_never_taken(tmp_path: Path) -> None:
+    path = tmp_path / "m.csv"
+    path.write_text("chip_id,location,datetime\na,X,\nb,X,\na,Y,\n")
+    rows, problems = read_metadata(str(path))
+    assert [row.chip_id for row in rows] == ["b"]
+    assert [str(problem) for problem in problems] == ["a: duplicate chip id: 2 rows of the metadata have it"]
+
+
+def test_blank_datetime_is_fine_and_an_unreadable_one_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "m.csv"
+    path.write_text("chip_id,location,datetime\na,X,\nb,X,2020-04-29T08:20:47Z\nc,X,yesterday\nd,,\n")
+    rows, problems = read_metadata(str(path))
+    assert [(row.chip_id, row.taken and row.taken.isoformat()) for row in rows] == [
+        ("a", None),
+        ("b", "2020-04-29T08:20:47+00:00"),
+    ]
+    assert [problem.subject for problem in problems] == ["c", "d"]
+    assert "'yesterday'" in problems[0].found
+
+
+def test_missing_metadata_or_column_is_the_callers_mistake(own_chips: Path) -> None:
+    path = own_chips / "train_metadata.csv"
+    path.write_text("chip,place\na,b\n")
+    with pytest.raises(ConfigError, match="no column chip_id, location"):
+        open_archive(str(own_chips), BANDS)
+    path.unlink()
+    with pytest.raises(ConfigError, match="no such metadata file"):
+        open_archive(str(own_chips), BANDS)
+
+
+def test_folder_without_chips_or_with_two_splits_is_refused(own_chips: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no chips found"):
+        open_archive(str(tmp_path / "absent"), BANDS)
+    (own_chips / "train_features").rename(own_chips / "a_features")
+    (own_chips / "b_features" / "x").mkdir(parents=True)
+    (own_chips / "b_features" / "x" / "B02.tif").write_bytes(b"x")
+    with pytest.raises(ConfigError, match=r"several splits \(a, b\)"):
+        open_archive(str(own_chips), BANDS)
+
+
+def test_truncated_band_other_size_and_other_type_are_named_with_the_band(own_chips: Path) -> None:
+    archive = open_archive(str(own_chips), BANDS)
+    first, second, third, fourth = (archive.chips[i] for i in range(4))
+    path = Path(first.bands["B04"])
+    path.write_bytes(path.read_bytes()[:400])
+    _rewrite(second.bands["B08"], lambda pixels: pixels[:32])
+    _rewrite(third.bands["B03"], lambda pixels: pixels.astype(np.uint8))
+    Path(fourth.bands["B02"]).unlink()
+    for chip, message in (
+        (first, rf"{first.chip_id}: B04: not a readable TIFF, perhaps truncated"),
+        (second, rf"{second.chip_id}: B08: size 64 x 32 differs from the 64 x 64 of B02"),
+        (third, rf"{third.chip_id}: B03: expected uint16, found uint8"),
+        (fourth, rf"{fourth.chip_id}: a band vanished"),
+    ):
+        with pytest.raises(DataError, match=message):
+            read_chip(chip.chip_id, chip.bands)
+
+
+def test_selection_keeps_the_chosen_chips_and_their_problems(own_chips: Path) -> None:
+    first, second, *_ = chip_ids(own_chips)
+    (own_chips / "train_features" / first / "B03.tif").unlink()
+    split = own_chips / "split.csv"
+    split.write_text(f"chip_id,location,split\n{first},A,val\n{second},A,val\nother,A,train\n")
+    archive = open_archive(str(own_chips), BANDS)
+    chosen = select_chips(archive, Selection(where=("split=val",), metadata=str(split)))
+    assert [chip.chip_id for chip in chosen.chips] == [second]
+    assert [problem.subject for problem in chosen.problems] == [first]
+    with pytest.raises(ConfigError, match="none of the"):
+        select_chips(archive, Selection(where=("split=train",), metadata=str(split)))
+
+
+def _rewrite(path: str, change) -> None:  # type: ignore[no-untyped-def]
+    with rasterio.open(path) as source:
+        pixels, profile = source.read(1), source.profile
+    pixels = change(pixels)
+    profile.update(height=pixels.shape[0], width=pixels.shape[1], dtype=pixels.dtype.name)
+    with rasterio.open(path, "w", **profile) as target:
+        target.write(pixels, 1)

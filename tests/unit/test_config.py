@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from raytrain.config import (
+    MemberSettings,
+    Normalisation,
+    ScoreSettings,
+    change,
+    differences,
+    known_paths,
+    load_changes,
+    parse,
+    parse_changes,
+)
+from raytrain.errors import ConfigError
+from raytrain.recipes import members
+
+
+def member() -> MemberSettings:
+    return members(("small-effnet-4b-20k",))[0]
+
+
+def test_settings_survive_json() -> None:
+    assert MemberSettings.model_validate_json(member().model_dump_json()) == member()
+
+
+def test_change_reaches_nested_settings_and_leaves_the_others() -> None:
+    changed = change(member(), {"optimiser.lr": 0.5, "epochs": 3})
+    assert (changed.optimiser.lr, changed.epochs) == (0.5, 3)
+    assert differences(member(), changed) == ["epochs: 8 -> 3", "optimiser.lr: 0.05 -> 0.5"]
+
+
+def test_every_known_path_can_be_set_to_its_own_value() -> None:
+    values = member().model_dump(mode="json")
+    for path in known_paths(MemberSettings):
+        value = values
+        for step in path.split("."):
+            value = value[step]
+        assert change(member(), {path: value}) == member()
+
+
+def test_unknown_setting_is_an_error_that_lists_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"unknown setting 'optimiser\.rate'.*optimiser\.lr"):
+        change(member(), {"optimiser.rate": 1})
+
+
+def test_wrong_value_names_setting_and_value() -> None:
+    with pytest.raises(ConfigError, match=r"optimiser\.lr: .*greater than 0 \(found -1\)"):
+        change(member(), {"optimiser.lr": -1})
+    with pytest.raises(ConfigError, match="crop_px"):
+        change(member(), {"crop_px": 100})
+    with pytest.raises(ConfigError, match="overlap_px 400 must be at most half"):
+        change(ScoreSettings(), {"overlap_px": 400})
+
+
+def test_one_line_only() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(MemberSettings, {"name": "Bad Name", "epochs": 0})
+    assert "\n" not in str(caught.value)
+    assert "epochs" in str(caught.value)
+
+
+def test_assignments_read_as_json_or_text() -> None:
+    assert parse_changes(["a=1", "b=[1, 2]", "c=text", "d=true", "e=x=y"]) == {
+        "a": 1,
+        "b": [1, 2],
+        "c": "text",
+        "d": True,
+        "e": "x=y",
+    }
+    with pytest.raises(ConfigError, match="expected path=value"):
+        parse_changes(["nothing"])
+
+
+def test_toml_gives_dotted_paths(tmp_path: Path) -> None:
+    path = tmp_path / "best.toml"
+    path.write_text('epochs = 3\n[optimiser]\nlr = 0.5\n[normalisation]\nkind = "minmax"\nmaximum = 1\n')
+    changes = load_changes(path)
+    assert changes == {"epochs": 3, "optimiser.lr": 0.5, "normalisation.kind": "minmax", "normalisation.maximum": 1}
+    with pytest.raises(ConfigError, match="no such settings file"):
+        load_changes(tmp_path / "absent.toml")
+    path.write_text("not toml")
+    with pytest.raises(ConfigError, match="not a TOML file"):
+        load_changes(path)
+
+
+def test_fixed_maximum_needs_its_number() -> None:
+    assert Normalisation(kind="fixed-maximum", maximum=20000).maximum == 20000
+    with pytest.raises(ConfigError, match="maximum is given with kind fixed-maximum"):
+        parse(Normalisation, {"kind": "fixed-maximum"})
+    with pytest.raises(ConfigError, match="maximum is given with kind fixed-maximum"):
+        parse(Normalisation, {"kind": "minmax", "maximum": 3})
+
+
+def test_members_by_name_and_by_group() -> None:
+    assert len(members(("all",))) == 8
+    assert [each.name for each in members(("r34-3b", "small"))] == ["r34-3b", "small-effnet-4b-20k", "small-byob-3b"]
+    with pytest.raises(ConfigError, match="unknown member 'r35'; known are"):
+        members(("r35",))
+    with pytest.raises(ConfigError, match="named twice"):
+        members(("all", "r34-3b"))
+
+
+def test_small_members_differ_in_encoder_bands_and_normalisation() -> None:
+    first, second = members(("small",))
+    assert first.encoder != second.encoder
+    assert first.bands != second.bands
+    assert first.normalisation != second.normalisation

@@ -1,0 +1,217 @@
+"""Shards give back what went in, by one ranged read; folds and orders are functions of integers."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raytrain import storage
+from raytrain.config import CellEncoding
+from raytrain.errors import ConfigError, DataError
+from raytrain.tiles.folds import assign_folds, deal_folds
+from raytrain.tiles.format import ShardWriter, Tile, index_schema
+from raytrain.tiles.order import check_batch, epoch_batches, rank_share
+from raytrain.tiles.reader import TileReader, select_tiles
+
+ENCODINGS: tuple[CellEncoding, ...] = ("raw", "blosc2-bitshuffle-lz4", "blosc2-bitshuffle-zstd")
+BANDS = ("B02", "B03", "B04", "B08", "B11")
+
+
+def make_tile(i: int, shape: tuple[int, int], *, labelled: bool = True) -> Tile:
+    generator = np.random.default_rng(i)
+    return Tile(
+        tile_id=f"tile{i}",
+        location=f"place{i % 2}",
+        taken=datetime(2020, 4, 29, tzinfo=UTC) if i % 2 else None,
+        bands={band: generator.integers(0, 65536, shape).astype(np.uint16) for band in BANDS},
+        label=generator.integers(0, 2, shape).astype(np.uint8) if labelled else None,
+        valid_fraction=1.0,
+        cloud_fraction=0.5 if labelled else None,
+        crs="EPSG:32636" if i % 2 else None,
+        transform=(10.0, 0.0, 3e5, 0.0, -10.0, 5e6) if i % 2 else None,
+        source_uri=f"s3://bucket/tile{i}",
+    )
+
+
+def write_shards(folder: Path, tiles: list[Tile], encoding: CellEncoding) -> None:
+    writer = ShardWriter("shard-00000.parquet", BANDS, encoding)
+    for tile in tiles:
+        writer.add(tile)
+    data, rows = writer.finish()
+    (folder / "shard-00000.parquet").write_bytes(data)
+    rows = [row | {"fold": i % 2} for i, row in enumerate(rows)]
+    pq.write_table(pa.Table.from_pylist(rows, schema=index_schema(BANDS)), folder / "index.parquet")
+    (folder / "manifest.json").write_text(
+        json.dumps({"format_version": 1, "cell_encoding": encoding, "bands": list(BANDS)})
+    )
+
+
+TILES = [make_tile(0, (5, 7)), make_tile(1, (64, 64)), make_tile(2, (32, 40), labelled=False), make_tile(3, (1, 1))]
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_tiles_read_as_written_for_any_subset_of_bands(tmp_path: Path, encoding: CellEncoding) -> None:
+    write_shards(tmp_path, TILES, encoding)
+    for bands in (("B02",), ("B08", "B02"), ("B04", "B11"), BANDS):
+        reader = TileReader(str(tmp_path), bands)
+        assert len(reader) == 4
+        for i, tile in enumerate(TILES):
+            pixels, label = reader.read(i)
+            assert pixels.dtype == np.uint16
+            assert (pixels == np.stack([tile.bands[band] for band in bands])).all()
+            assert (label is None) == (tile.label is None)
+            assert label is None or (label == tile.label).all()
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_index_places_are_the_bytes_of_the_cells(tmp_path: Path, encoding: CellEncoding) -> None:
+    write_shards(tmp_path, TILES, encoding)
+    data = (tmp_path / "shard-00000.parquet").read_bytes()
+    cells = pq.read_table(tmp_path / "shard-00000.parquet").to_pylist()
+    for row, cell in zip(pq.read_table(tmp_path / "index.parquet").to_pylist(), cells, strict=True):
+        for name in ("label", *BANDS):
+            start, size = row[f"{name}_offset"], row[f"{name}_bytes"]
+            assert (None if start is None else data[start : start + size]) == cell[name]
+
+
+def test_label_and_the_three_first_bands_are_one_short_range(tmp_path: Path) -> None:
+    write_shards(tmp_path, TILES, "raw")
+    row = pq.read_table(tmp_path / "index.parquet").to_pylist()[1]
+    span = row["B04_offset"] + row["B04_bytes"] - row["label_offset"]
+    assert span - (64 * 64 * 7) < 200
+    assert row["B08_offset"] > row["B04_offset"]
+
+
+def test_raw_cells_are_read_by_numpy_pandas_and_duckdb(tmp_path: Path) -> None:
+    write_shards(tmp_path, TILES, "raw")
+    path = tmp_path / "shard-00000.parquet"
+    frame = pd.read_parquet(path)
+    assert frame["tile_id"].tolist() == [tile.tile_id for tile in TILES]
+    row = frame.iloc[1]
+    assert (np.frombuffer(row["B08"], "<u2").reshape(row["height"], row["width"]) == TILES[1].bands["B08"]).all()
+    counts = duckdb.sql(f"select location, count(*) from '{path}' group by location order by 1").fetchall()
+    assert counts == [("place0", 2), ("place1", 2)]
+
+
+def test_damaged_cell_names_tile_and_shard(tmp_path: Path) -> None:
+    write_shards(tmp_path, TILES, "blosc2-bitshuffle-zstd")
+    path = tmp_path / "shard-00000.parquet"
+    row = pq.read_table(tmp_path / "index.parquet").to_pylist()[1]
+    data = bytearray(path.read_bytes())
+    data[row["B02_offset"] : row["B02_offset"] + row["B02_bytes"]] = bytes(row["B02_bytes"])
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"tile tile1 in .*shard-00000\.parquet: can't be read"):
+        TileReader(str(tmp_path), ("B02",)).read(1)
+    path.write_bytes(data[:1000])
+    with pytest.raises(DataError, match="tile tile1"):
+        TileReader(str(tmp_path), ("B02",)).read(1)
+
+
+def test_hash_covers_bands_in_the_formats_order_and_the_label() -> None:
+    tile = TILES[1]
+    backwards = Tile(**{**tile.__dict__, "bands": dict(reversed(tile.bands.items()))})
+    assert backwards.sha256() == tile.sha256()
+    assert Tile(**{**tile.__dict__, "label": None}).sha256() != tile.sha256()
+
+
+def test_missing_shards_other_version_and_unknown_band_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no manifest\.json.*raytrain shard"):
+        TileReader(str(tmp_path), ("B02",))
+    write_shards(tmp_path, TILES, "raw")
+    with pytest.raises(ConfigError, match="no band B09 .*the shards have B02"):
+        TileReader(str(tmp_path), ("B09",))
+    (tmp_path / "manifest.json").write_text('{"format_version": 9}')
+    with pytest.raises(ConfigError, match="format version 9"):
+        TileReader(str(tmp_path), ("B02",))
+
+
+def test_training_and_validation_tiles_share_nothing_and_have_labels(tmp_path: Path) -> None:
+    write_shards(tmp_path, TILES, "raw")
+    reader = TileReader(str(tmp_path), ())
+    assert select_tiles(reader, 0, "train").tolist() == [1, 3]
+    assert select_tiles(reader, 0, "validation").tolist() == [0]
+    assert select_tiles(reader, None, "train").tolist() == [0, 1, 3]
+    assert select_tiles(reader, None, "validation").tolist() == []
+    with pytest.raises(ConfigError, match="no fold 7; the shards have"):
+        select_tiles(reader, 7, "train")
+
+
+@given(st.lists(st.sampled_from("abcdefghij"), min_size=10, max_size=200), st.integers(1, 4), st.integers(0, 5))
+def test_no_location_is_in_two_folds_and_every_fold_has_its_share(places: list[str], folds: int, seed: int) -> None:
+    count = len(set(places))
+    if count < folds:
+        with pytest.raises(ConfigError, match="at least that many locations"):
+            deal_folds(places, folds, seed)
+        return
+    dealt = deal_folds(places, folds, seed)
+    assert dealt == deal_folds(places, folds, seed)
+    assert set(dealt) == set(places)
+    sizes = Counter(dealt.values())
+    assert max(sizes.values()) - min(sizes.get(fold, 0) for fold in range(folds)) <= 1
+
+
+def test_folds_of_the_real_locations_differ_by_less_than_a_tenth(real_imagery: Path) -> None:
+    frame = pd.read_csv(real_imagery / "on_cloud_n_train_metadata.csv")
+    locations = dict(zip(frame["chip_id"], frame["location"], strict=True))
+    assert len(locations) == 11748
+    sizes = Counter(assign_folds("4", locations, seed=0).values())
+    assert max(sizes.values()) < 1.1 * min(sizes.values())
+
+
+def test_folds_from_a_csv_by_split_or_number(tmp_path: Path) -> None:
+    path = tmp_path / "folds.csv"
+    path.write_text("chip_id,split\na,train\nb,val\n")
+    assert assign_folds(str(path), {"a": "X", "b": "Y"}, 0) == {"a": 1, "b": 0}
+    path.write_text("chip_id,fold\na,3\nb,0\n")
+    assert assign_folds(str(path), {"a": "X", "b": "Y"}, 0) == {"a": 3, "b": 0}
+    with pytest.raises(ConfigError, match="no fold for 1 chips, among them c"):
+        assign_folds(str(path), {"c": "X"}, 0)
+    path.write_text("chip_id,fold\na,first\n")
+    with pytest.raises(ConfigError, match="chip a: expected a whole number in column fold, found 'first'"):
+        assign_folds(str(path), {"a": "X"}, 0)
+
+
+@given(st.integers(1, 300), st.integers(1, 40), st.integers(0, 3), st.integers(0, 3), st.integers(1, 6))
+def test_every_tile_is_read_once_per_epoch_for_any_world_size(
+    num: int, batch: int, seed: int, epoch: int, world: int
+) -> None:
+    batches = epoch_batches(num, batch, seed, epoch)
+    assert max(map(len, batches)) <= batch
+    assert max(map(len, batches)) - min(map(len, batches)) <= 1
+    shares = [rank_share(each, rank, world) for each in batches for rank in range(world)]
+    assert sorted(np.concatenate(shares).tolist()) == list(range(num))
+    whole = np.concatenate(batches)
+    again = np.concatenate([rank_share(each, rank, world) for each in batches for rank in range(world)])
+    assert (whole == again).all()
+
+
+@given(st.integers(1, 300), st.integers(1, 40), st.integers(1, 6))
+def test_batch_check_refuses_just_what_leaves_a_rank_without_a_sample(num: int, batch: int, world: int) -> None:
+    empty = any(not len(rank_share(each, r, world)) for each in epoch_batches(num, batch, 0, 0) for r in range(world))
+    if empty:
+        with pytest.raises(ConfigError, match="use fewer workers"):
+            check_batch(num, batch, world)
+    else:
+        check_batch(num, batch, world)
+
+
+def test_epochs_differ_and_seeds_differ() -> None:
+    orders = {tuple(np.concatenate(epoch_batches(50, 8, seed, epoch))) for seed in range(2) for epoch in range(3)}
+    assert len(orders) == 6
+
+
+def test_index_opens_from_a_uri_with_a_trailing_slash(tmp_path: Path) -> None:
+    write_shards(tmp_path, TILES, "raw")
+    assert storage.normalise(f"{tmp_path}/") == str(tmp_path)
+    assert len(TileReader(f"{tmp_path}/", ("B02",))) == 4
