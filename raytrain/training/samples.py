@@ -57,8 +57,8 @@ class ValidationTransform:
         """Return the sample of `bands` `[C, H, W]` and `label` `[H, W]`."""
         height, width = label.shape
         padded = np.full((round_up(height), round_up(width)), IGNORE, np.uint8)
-        padded[:height, :width] = label
-        image, _ = _to_sample(bands, label, self.settings)
+        image, known = _to_sample(bands, label, self.settings)
+        padded[:height, :width] = known.numpy()
         return Sample(torch.from_numpy(reflect_up(image.numpy(), *padded.shape)), torch.from_numpy(padded))
 
 

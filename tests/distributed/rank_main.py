@@ -1,0 +1,116 @@
+"""One rank of a test: `rank_main.py train|batch-norm|diverge OUT`, started with RANK, WORLD_SIZE and MASTER_*."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.distributed
+from torch import nn
+
+from raytrain.config import change
+from raytrain.errors import TrainingDiverged
+from raytrain.recipes import members
+from raytrain.training import loop
+from raytrain.training.batch_norm import over_all_ranks
+from raytrain.training.checkpoints import TrainingState, save_state
+from raytrain.training.loop import EpochReport, TrainingData, train_member
+from raytrain.training.ranks import Ranks
+
+SETTINGS = change(
+    members(("small-effnet-4b-20k",))[0],
+    {
+        "epochs": 2,
+        "crop_px": 64,
+        "crops_per_tile": 1,
+        "global_batch": 7,
+        "decoder_channels": [8, 8, 8, 4, 4],
+        "optimiser.lr": 0.01,
+    },
+)
+
+
+class MemoryReader:
+    """Tiles in memory, in the reader's terms: 10 tiles of two sizes, with very uneven ignored pixels."""
+
+    def __init__(self) -> None:
+        self.shapes = [(64, 64) if i % 3 else (70, 90) for i in range(10)]
+        self.locations = [f"place{i % 4}" for i in range(10)]
+
+    def read(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        generator = np.random.default_rng(i)
+        bands = generator.integers(1, 9000, (4, *self.shapes[i])).astype(np.uint16)
+        label = (bands.mean(0) > 4500).astype(np.uint8)
+        label[: 7 * i] = 255
+        return bands, label
+
+
+def train(ranks: Ranks, out: Path) -> None:
+    reports: list[EpochReport] = []
+
+    def on_epoch(report: EpochReport, state: TrainingState) -> None:
+        reports.append(report)
+        if ranks.leads:
+            save_state(out, state, SETTINGS)
+
+    data = TrainingData(cast(Any, MemoryReader()), np.arange(8), np.arange(5, 10))
+    train_member(SETTINGS, data, ranks, on_epoch)
+    if ranks.leads:
+        lines = [f"{report.loss} {report.scores and report.scores.num_chips}" for report in reports]
+        assert all(line.endswith(" 5") for line in lines), "each chip is counted once"
+        (out / "reports.txt").write_text("\n".join(lines))
+
+
+def batch_norm(ranks: Ranks, out: Path) -> None:
+    torch.manual_seed(0)
+    images = torch.randn(7, 3, 6, 5, dtype=torch.float32) * 3 + 5
+    plain = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU())
+    ours = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU())
+    ours.load_state_dict(plain.state_dict())
+    ours = cast(nn.Sequential, over_all_ranks(ours, ranks))
+    share = slice(0, 2) if ranks.rank == 0 else slice(2, 7)
+    for _ in range(2):
+        whole = plain(images)
+        part = ours(images[share])
+        assert torch.allclose(part, whole[share], atol=1e-5)
+    whole.square().sum().backward()
+    part.square().sum().backward()
+    for (name, expected), found in zip(plain.named_parameters(), ours.parameters(), strict=True):
+        assert expected.grad is not None
+        assert found.grad is not None
+        assert torch.allclose(ranks.total(found.grad), expected.grad, rtol=1e-3, atol=1e-3), name
+    for name, buffer in plain.named_buffers():
+        assert torch.allclose(dict(ours.named_buffers())[name].double(), buffer.double(), atol=1e-5), name
+    plain.eval()
+    ours.eval()
+    assert torch.allclose(plain(images), ours(images), atol=1e-5)
+
+
+def diverge(ranks: Ranks, out: Path) -> None:
+    def broken(*arguments: Any) -> Any:
+        loss = true_loss(*arguments)
+        return loss * float("nan") if ranks.rank == 1 else loss
+
+    true_loss, loop.segmentation_loss = loop.segmentation_loss, broken
+    try:
+        train(ranks, out)
+    except TrainingDiverged:
+        return
+    raise AssertionError("a loss that is not finite on rank 1 ends rank 0 too")
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if world_size > 1:
+        torch.distributed.init_process_group("gloo", rank=rank, world_size=world_size)
+    ranks = Ranks(rank, world_size)
+    {"train": train, "batch-norm": batch_norm, "diverge": diverge}[sys.argv[1]](ranks, Path(sys.argv[2]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,263 @@
+"""Losses against float64 numpy, samples that depend on (seed, epoch, sample) alone, runs that resume as if never stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from raytrain.cluster.shard import ShardJob, read_tile
+from raytrain.config import LossWeights, MemberSettings, OptimiserSettings, ShardSettings, change
+from raytrain.errors import ConfigError, TrainingDiverged
+from raytrain.recipes import members, published_members
+from raytrain.tiles.archive import open_archive
+from raytrain.tiles.reader import TileReader, select_tiles
+from raytrain.training.checkpoints import TrainingState, restore_state, save_state
+from raytrain.training.loop import EpochReport, TrainingData, learning_rate, train_member, validate
+from raytrain.training.losses import count_valid, segmentation_loss, totals
+from raytrain.training.models import build_model, count_parameters, load_weights
+from raytrain.training.ranks import Ranks
+from raytrain.training.samples import TrainingTransform, ValidationTransform
+
+TINY = {"epochs": 3, "crop_px": 32, "crops_per_tile": 1, "global_batch": 4, "decoder_channels": [8, 8, 8, 4, 4]}
+
+
+def tiny(name: str = "small-effnet-4b-20k", **changes: object) -> MemberSettings:
+    return change(members((name,))[0], {**TINY, **changes})
+
+
+def numpy_loss(logits: np.ndarray, labels: np.ndarray, weights: LossWeights) -> float:
+    """Return the loss of the recipe, image by image and pixel by pixel, in float64."""
+    jaccards, focal, pixels = [], 0.0, 0
+    for image, label in zip(logits.astype(np.float64), labels, strict=True):
+        valid = label != 255
+        if not valid.any():
+            continue
+        p = 1 / (1 + np.exp(-image[valid]))
+        t = (label[valid] == 1).astype(np.float64)
+        both = (p * t).sum()
+        jaccards.append(1 - (both + 1e-5) / (p.sum() + t.sum() - both + 1e-5))
+        p, t = np.clip(p, 1e-5, 1 - 1e-5), np.clip(t, 1e-5, 1 - 1e-5)
+        q = p * t + (1 - p) * (1 - t)
+        focal += (-((1 - q) ** 2) * np.log(q)).sum()
+        pixels += int(valid.sum())
+    return weights.jaccard * float(np.mean(jaccards)) + weights.focal * focal / pixels
+
+
+@pytest.mark.parametrize("weights", [LossWeights(), LossWeights(jaccard=0), LossWeights(focal=0)])
+def test_loss_equals_the_formula_in_float64_with_ignored_pixels(weights: LossWeights) -> None:
+    generator = np.random.default_rng(0)
+    logits = generator.normal(0, 3, (5, 17, 13)).astype(np.float32)
+    labels = generator.choice(np.array([0, 1, 255], np.uint8), (5, 17, 13))
+    labels[1] = 255
+    labels[2] = 0
+    ours = torch.from_numpy(labels)
+    loss = segmentation_loss(torch.from_numpy(logits), ours, weights, totals(count_valid(ours)))
+    assert float(loss) == pytest.approx(numpy_loss(logits, labels, weights), rel=1e-5)
+
+
+def test_loss_of_ignored_pixels_has_no_gradient_and_all_ignored_is_zero() -> None:
+    logits = torch.randn(2, 8, 8, requires_grad=True)
+    labels = torch.zeros(2, 8, 8, dtype=torch.uint8)
+    labels[0, :4] = 255
+    segmentation_loss(logits, labels, LossWeights(), totals(count_valid(labels))).backward()
+    assert logits.grad is not None
+    assert (logits.grad[0, :4] == 0).all()
+    assert (logits.grad[0, 4:] != 0).all()
+    nothing = torch.full((2, 8, 8), 255, dtype=torch.uint8)
+    assert float(segmentation_loss(logits, nothing, LossWeights(), totals(count_valid(nothing)))) == 0
+
+
+def test_parts_of_the_loss_add_up_to_the_whole_for_uneven_shares() -> None:
+    logits = torch.randn(5, 8, 8)
+    labels = torch.from_numpy(np.random.default_rng(1).choice(np.array([0, 1, 255], np.uint8), (5, 8, 8)))
+    divisors = totals(count_valid(labels))
+    whole = segmentation_loss(logits, labels, LossWeights(), divisors)
+    parts = [segmentation_loss(logits[s], labels[s], LossWeights(), divisors) for s in (slice(0, 1), slice(1, 5))]
+    assert float(sum(parts)) == pytest.approx(float(whole), rel=1e-5)
+
+
+def test_learning_rate_warms_up_then_follows_its_schedule() -> None:
+    constant = OptimiserSettings(lr=0.1)
+    assert learning_rate(constant, 0) == learning_rate(constant, 0.99) == 0.1
+    cosine = OptimiserSettings(lr=0.1, schedule="cosine", warmup_fraction=0.2)
+    rates = [learning_rate(cosine, i / 100) for i in range(100)]
+    assert np.argmax(rates) == 20
+    assert rates[20] == pytest.approx(0.1)
+    assert rates[0] < 0.01
+    assert rates[99] < 0.001
+    assert all(a >= b for a, b in zip(rates[20:], rates[21:], strict=False))
+
+
+def test_sample_depends_on_seed_epoch_and_sample_alone() -> None:
+    settings = tiny()
+    bands = np.random.default_rng(0).integers(1, 9000, (4, 64, 48)).astype(np.uint16)
+    label = (bands[0] > 4500).astype(np.uint8)
+    transform = TrainingTransform(settings)
+    first = transform(bands, label, 2, 7)
+    again = TrainingTransform(settings)(bands.copy(), label.copy(), 2, 7)
+    assert torch.equal(first.image, again.image)
+    assert torch.equal(first.label, again.label)
+    others = [transform(bands, label, 3, 7), transform(bands, label, 2, 8)]
+    others.append(TrainingTransform(change(settings, {"seed": 1}))(bands, label, 2, 7))
+    assert all(not torch.equal(first.image, other.image) for other in others)
+    assert first.image.shape == (4, 32, 32)
+
+
+def test_image_and_label_are_changed_together() -> None:
+    bands = np.random.default_rng(0).integers(1, 9000, (1, 40, 40)).astype(np.uint16)
+    label = (bands[0] > 4500).astype(np.uint8)
+    settings = tiny(bands=["B02"], **{"normalisation.maximum": 9000})
+    orientations = set()
+    for sample in range(30):
+        image, changed = TrainingTransform(settings)(bands, label, 0, sample)
+        assert torch.equal((image[0] > 0).to(torch.uint8), changed)
+        orientations.add(changed.numpy().tobytes())
+    assert len(orientations) > 20
+
+
+def test_no_data_is_ignored_and_a_small_tile_is_reflected_up() -> None:
+    bands = np.full((4, 20, 20), 3000, np.uint16)
+    bands[:, :5] = 0
+    label = np.ones((20, 20), np.uint8)
+    image, changed = ValidationTransform(tiny())(bands, label, 0, 0)
+    assert image.shape == (4, 32, 32)
+    assert (changed[:5] == 255).all()
+    assert (changed[5:20, :20] == 1).all()
+    assert (changed[20:] == 255).all()
+    assert (changed[:, 20:] == 255).all()
+    image, changed = TrainingTransform(tiny())(bands, label, 0, 0)
+    assert (changed == 255).any()
+    assert image.shape == (4, 32, 32)
+
+
+@pytest.fixture(scope="module")
+def data(chips: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainingData:
+    """The tiles of the generated archive, in shards written without Ray."""
+    folder = tmp_path_factory.mktemp("shards")
+    write_shards(chips, folder)
+    reader = TileReader(str(folder), ("B02", "B03", "B04", "B08"))
+    return TrainingData(reader, select_tiles(reader, 0, "train"), select_tiles(reader, 0, "validation"))
+
+
+def write_shards(chips: Path, folder: Path) -> None:
+    from raytrain.cluster import shard as module
+
+    job = ShardJob(src=str(chips), dst=str(folder), settings=ShardSettings(folds="3"))
+    archive = open_archive(job.src, job.settings.bands)
+    folds = module.assign_folds("3", {chip.chip_id: chip.row.location for chip in archive.chips}, 0)
+    results = [module._write_shard(work) for work in module._plan(job, archive.chips, only_check=False)]
+    rows = [row | {"fold": folds[row["tile_id"]]} for result in results for row in result.rows]
+    module._write_index(job, rows)
+    manifest = module._manifest(job, "", [result.record for result in results if result.record], rows, [])
+    module.storage.write_bytes(str(folder / "manifest.json"), module.json.dumps(manifest).encode())
+
+
+def run(settings: MemberSettings, data: TrainingData, folder: Path, start: Path | None = None) -> list[EpochReport]:
+    """Train, keeping the checkpoint of every epoch in `folder/<epoch>`; go on from `start`."""
+    reports: list[EpochReport] = []
+
+    def on_epoch(report: EpochReport, state: TrainingState) -> None:
+        reports.append(report)
+        (folder / str(report.epoch)).mkdir(parents=True)
+        save_state(folder / str(report.epoch), state, settings)
+
+    train_member(settings, data, Ranks(), on_epoch, (lambda s: restore_state(start, s, settings)) if start else None)
+    return reports
+
+
+def test_resumed_run_equals_the_uninterrupted_one_bit_by_bit(data: TrainingData, tmp_path: Path) -> None:
+    settings = tiny()
+    whole = run(settings, data, tmp_path / "whole")
+    rest = run(settings, data, tmp_path / "rest", start=tmp_path / "whole" / "0")
+    assert [report.epoch for report in rest] == [1, 2]
+    assert [report.loss for report in rest] == [report.loss for report in whole[1:]]
+    for name in ("weights.safetensors", "momentum.safetensors"):
+        assert (tmp_path / "rest" / "2" / name).read_bytes() == (tmp_path / "whole" / "2" / name).read_bytes()
+    assert run(settings, data, tmp_path / "nothing", start=tmp_path / "whole" / "2") == []
+
+
+def test_checkpoint_of_other_settings_is_refused_with_the_difference(data: TrainingData, tmp_path: Path) -> None:
+    settings = tiny(epochs=1)
+    run(settings, data, tmp_path)
+    with pytest.raises(ConfigError, match=r"other settings \(optimiser\.lr: 0\.05 -> 0\.01\)"):
+        run(change(settings, {"optimiser.lr": 0.01}), data, tmp_path / "other", start=tmp_path / "0")
+
+
+@pytest.mark.parametrize("kind", ["band-maximum", "minmax", "fixed-maximum"])
+def test_a_few_tiles_can_be_learned_by_heart(data: TrainingData, kind: str) -> None:
+    changes = {"normalisation.kind": kind, "normalisation.maximum": 10000 if kind == "fixed-maximum" else None}
+    settings = tiny(epochs=25, crop_px=64, **{"optimiser.lr": 0.1}, **changes)
+    settings = change(settings, {"decoder_channels": [16, 16, 8, 8, 8]})
+    fractions = np.array(data.reader.index["cloud_fraction"].to_pylist())
+    few = np.flatnonzero((fractions > 0.1) & (fractions < 0.9))[:4]
+    few_data = TrainingData(data.reader, few, few)
+    reports: list[EpochReport] = []
+    train_member(settings, few_data, Ranks(), lambda report, _: reports.append(report))
+    assert reports[-1].loss < 0.7 * reports[0].loss
+    assert reports[-1].scores is not None
+    assert max(report.scores.iou_pooled for report in reports if report.scores) > 0.8
+
+
+def test_diverged_loss_is_an_error_that_names_the_remedy(data: TrainingData) -> None:
+    with pytest.raises(TrainingDiverged, match=r"small-effnet-4b-20k.*smaller optimiser\.lr"):
+        train_member(tiny(**{"optimiser.lr": 1e30}), data, Ranks(), lambda *_: None)
+
+
+def test_validation_counts_each_tile_once_whatever_the_grouping(data: TrainingData) -> None:
+    torch.manual_seed(0)
+    settings = tiny()
+    net = build_model(settings)
+    everything = TrainingData(data.reader, data.train, np.arange(len(data.reader)))
+    found = validate(net, settings, everything, Ranks())
+    assert found.num_chips == len(data.reader)
+    assert sum(place.num_chips for place in found.locations.values()) == len(data.reader)
+
+
+@pytest.mark.parametrize("name", ["small-effnet-4b-20k", "small-byob-3b"])
+def test_small_member_goes_from_image_to_logits_of_its_size(name: str) -> None:
+    settings = members((name,))[0]
+    net = build_model(settings)
+    assert net(torch.zeros(2, len(settings.bands), 64, 96)).shape == (2, 1, 64, 96)
+    assert 1e5 < count_parameters(net) < 1e6
+
+
+def test_published_members_are_the_eight_of_the_recipe() -> None:
+    encoders = {member.encoder for member in published_members()}
+    assert len(published_members()) == 8
+    assert all("." in encoder for encoder in encoders)
+    with torch.device("meta"):
+        net = build_model(change(published_members()[4], {"pretrained": False}))
+    assert isinstance(net, nn.Module)
+
+
+def test_encoder_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ConfigError, match="can't build encoder 'resnet1000'"):
+        build_model(tiny(encoder="resnet1000"))
+
+
+def test_weights_of_another_hash_are_refused(data: TrainingData, tmp_path: Path) -> None:
+    settings = tiny(epochs=1)
+    run(settings, data, tmp_path)
+    with pytest.raises(ConfigError, match="sha256 is .* but the ensemble names 00"):
+        load_weights(settings, tmp_path / "0" / "weights.safetensors", "00")
+
+
+def test_tile_of_a_chip_has_zero_and_ignore_where_there_is_no_data(own_chips: Path) -> None:
+    import rasterio
+
+    chip = open_archive(str(own_chips), ("B02", "B03", "B04", "B08")).chips[0]
+    for uri in chip.bands.values():
+        with rasterio.open(uri) as source:
+            pixels, profile = source.read(1), source.profile
+        pixels[:8] = 0
+        with rasterio.open(uri, "w", **profile) as target:
+            target.write(pixels, 1)
+    tile = read_tile(chip)
+    assert tile.label is not None
+    assert (tile.label[:8] == 255).all()
+    assert (tile.label[8:] != 255).any()
+    assert tile.valid_fraction <= 56 / 64
