@@ -37,6 +37,7 @@ from raytrain.config import (
 )
 from raytrain.console import Narrator, print_table
 from raytrain.errors import (
+    EXIT_CALLERS_MISTAKE,
     EXIT_DATA_WRONG,
     EXIT_DONE,
     EXIT_INTERRUPTED,
@@ -458,6 +459,9 @@ def _guarded(arguments: list[str], prepare: Any) -> int:
     except _Terminated:
         narrator.say("raytrain: terminated; the same command goes on")
         return EXIT_TERMINATED
+    except FileNotFoundError as error:
+        narrator.say(f"raytrain: no such file, folder or bucket: {error}")
+        return EXIT_CALLERS_MISTAKE
     except (PermissionError, ConnectionError, TimeoutError) as error:
         narrator.say(f"raytrain: can't reach or use a store: {error}; the same command goes on")
         return EXIT_NOT_FINISHED
@@ -493,9 +497,10 @@ def _parse(arguments: list[str]) -> Command:
 
 def _in_one_line(box: str) -> str:
     """Return the text of tyro's box of errors as one line, without its frame and its closing hint."""
-    lines = [line.strip(" │\n") for line in box.splitlines() if "│" in line]
-    rule = next((i for i, line in enumerate(lines) if re.fullmatch("─+", line)), len(lines))
-    text = " ".join(line for line in lines[:rule] if line)
+    # Behind the title; the frame is of lines, or of blanks where the output is not a terminal's.
+    lines = [line.strip(" │╰╯\n") for line in box.splitlines()[1:]]
+    groups = " ".join(line if line.strip("─-") else "\n" for line in lines).split("\n")
+    text = next((group.strip() for group in groups if group.strip()), "wrong command line")
     text = re.sub(r"^Error parsing \w+: \d+ validation errors? for \w+ ", "", text)
     text = re.sub(r" For further information visit \S+", "", text)
     return f"{text}; see raytrain --help"

@@ -39,8 +39,9 @@ OnProgress = Callable[[int, int], None]
 
 SEED = 0
 CHIP_PX, SCENE_PX = 256, 1280
-TRAIN_CHIPS, TRAIN_PLACES = 160, 40
-UNSEEN_CHIPS, UNSEEN_PLACES = 40, 20
+TRAIN_CHIPS, TRAIN_PLACES = 180, 60
+UNSEEN_CHIPS, UNSEEN_PLACES = 60, 30
+SCENE_PLACE = 94  # a coast with fields and a city, behind the places of both archives
 WORKERS = 2
 
 
@@ -155,13 +156,12 @@ def _generate(folders: _Folders, narrator: Narrator) -> None:
             )
     if not (folders.scenes / "scenes.json").exists():
         with narrator.step(f"synth: a scene of {SCENE_PX} px") as on_progress:
-            first_place = TRAIN_PLACES + UNSEEN_PLACES
             synth.write_scenes(
                 folders.scenes,
                 count=1,
                 size_px=SCENE_PX,
                 seed=SEED,
-                first_place=first_place,
+                first_place=SCENE_PLACE,
                 on_progress=on_progress,
             )
 

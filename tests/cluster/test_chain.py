@@ -1,0 +1,275 @@
+"""The whole chain on a real local Ray: chips to shards, two members on two workers, masks, scores; then again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from rio_cogeo.cogeo import cog_validate
+
+from raytrain.cluster.board import Post
+from raytrain.cluster.evaluate import EvaluateJob, EvaluateReport, evaluate
+from raytrain.cluster.score import ScoreJob, score
+from raytrain.cluster.session import Cluster, joined
+from raytrain.cluster.shard import ShardJob, shard
+from raytrain.cluster.train import TrainJob, TrainReport, train
+from raytrain.config import ScoreSettings, ShardSettings
+from raytrain.errors import ConfigError
+from raytrain.scoring.manifest import read_manifest
+from raytrain.tiles.selection import Selection
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+TINY = {"epochs": 2, "crop_px": 32, "crops_per_tile": 2, "global_batch": 8, "decoder_channels": [8, 8, 8, 4, 4]}
+SCORE = ScoreSettings(window_px=96, overlap_px=32, windows_per_pass=2)
+
+
+def files_of(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Return the bytes and the time of change of every file."""
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns) for path in paths}
+
+
+@pytest.fixture(scope="module")
+def shards(chips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shards") / "here"
+    settings = ShardSettings(folds="3", tiles_per_shard=5)
+    report = shard(ShardJob(src=str(chips), dst=str(folder), settings=settings), Cluster())
+    assert not report.problems
+    return folder
+
+
+@pytest.fixture(scope="module")
+def posts() -> list[Post]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def trained(shards: Path, posts: list[Post], tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainJob, TrainReport]:
+    out = tmp_path_factory.mktemp("runs")
+    job = TrainJob(shards=str(shards), out=str(out), members=("small",), workers=2, changes=TINY)
+    return job, train(job, Cluster(), posts.append)
+
+
+def test_shards_do_not_depend_on_who_writes_them_and_a_rerun_writes_nothing(
+    chips: Path, shards: Path, tmp_path: Path
+) -> None:
+    settings = ShardSettings(folds="3", tiles_per_shard=5)
+    before = files_of(shards)
+    assert sorted(before) == ["index.parquet", "manifest.json", *(f"shard-0000{i}.parquet" for i in range(3))]
+    assert shard(ShardJob(src=str(chips), dst=str(shards), settings=settings), Cluster()).was_done
+    assert files_of(shards) == before
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "shard-00007.parquet").write_bytes(b"a remain of an unfinished run")
+    shard(ShardJob(src=str(chips), dst=str(other), settings=settings), Cluster())
+    assert {name: data for name, (data, _) in files_of(other).items()} == {n: data for n, (data, _) in before.items()}
+    with pytest.raises(ConfigError, match="seed: 0 -> 1"):
+        job = ShardJob(src=str(chips), dst=str(shards), settings=settings.model_copy(update={"seed": 1}))
+        shard(job, Cluster())
+
+
+def test_bad_chips_are_listed_and_left_out_or_nothing_is_written(own_chips: Path, tmp_path: Path) -> None:
+    ids = sorted(path.name for path in (own_chips / "train_features").iterdir())
+    (own_chips / "train_features" / ids[0] / "B02.tif").unlink()
+    truncated = own_chips / "train_features" / ids[1] / "B08.tif"
+    truncated.write_bytes(truncated.read_bytes()[:300])
+    label = own_chips / "train_labels" / f"{ids[2]}.tif"
+    with rasterio.open(label) as source:
+        profile = source.profile
+    with rasterio.open(label, "w", **profile) as target:
+        target.write(np.full((64, 64), 7, np.uint8), 1)
+    profile.update(height=32)
+    with rasterio.open(own_chips / "train_labels" / f"{ids[3]}.tif", "w", **profile) as target:
+        target.write(np.zeros((32, 64), np.uint8), 1)
+    strict = ShardJob(src=str(own_chips), dst=str(tmp_path / "strict"), strict=True)
+    report = shard(strict, Cluster())
+    assert report.manifest is None
+    assert not (tmp_path / "strict").exists()
+    lenient = shard(ShardJob(src=str(own_chips), dst=str(tmp_path / "out")), Cluster())
+    assert sorted(map(str, lenient.problems)) == sorted(map(str, report.problems))
+    found = {problem.subject: problem.found for problem in lenient.problems}
+    assert list(found) == ids[:4]
+    assert found[ids[0]].startswith("no band B02")
+    assert found[ids[1]].startswith("B08: not a readable TIFF")
+    assert found[ids[2]] == "label: label values other than 0, 1 and 255: 7"
+    assert found[ids[3]] == "label: label of 64 x 32 px for bands of 64 x 64 px"
+    assert lenient.manifest is not None
+    assert lenient.manifest["num_tiles"] == 8
+    again = shard(ShardJob(src=str(own_chips), dst=str(tmp_path / "out")), Cluster())
+    assert again.was_done
+    assert sorted(map(str, again.problems)) == sorted(map(str, lenient.problems))
+
+
+def test_two_members_on_two_workers_make_an_ensemble(trained: tuple[TrainJob, TrainReport], posts: list[Post]) -> None:
+    job, report = trained
+    assert not report.failed
+    assert report.ensemble_uri == f"{job.out}/main"
+    manifest = read_manifest(report.ensemble_uri)
+    assert [member.name for member in manifest.members] == ["small-effnet-4b-20k", "small-byob-3b"]
+    assert all(member.score is not None and 0 <= member.score <= 1 for member in manifest.members)
+    assert [(post.run, post.metrics["epoch"]) for post in posts] == [
+        (f"{name}-fold0", epoch) for name in ("small-effnet-4b-20k", "small-byob-3b") for epoch in (0, 1)
+    ]
+    for member in manifest.members:
+        assert not (Path(report.ensemble_uri) / member.weights).read_bytes().startswith(b"\x80")
+    scores = [post.metrics["iou_location_weighted"] for post in posts]
+    assert [member.score for member in manifest.members] == [max(scores[:2]), max(scores[2:])]
+
+
+def test_training_again_does_nothing_and_changed_settings_are_refused(trained: tuple[TrainJob, TrainReport]) -> None:
+    job, report = trained
+    before = files_of(Path(job.out))
+    again = train(job, Cluster(), lambda post: pytest.fail("an epoch was trained again"))
+    assert again == report
+    after = files_of(Path(job.out))
+    assert {name for name in after if after[name] != before[name]} <= {"main/ensemble.json"}
+    changed = job.model_copy(update={"changes": {**TINY, "optimiser.lr": 0.2}})
+    with pytest.raises(ConfigError, match=r"optimiser\.lr: 0\.1 -> 0\.2.*name another --experiment"):
+        train(changed, Cluster(), lambda post: None)
+
+
+def test_run_that_was_cut_off_continues_from_its_last_checkpoint(
+    trained: tuple[TrainJob, TrainReport], tmp_path: Path
+) -> None:
+    job, report = trained
+    shutil.copytree(Path(job.out), tmp_path / "runs")
+    run = tmp_path / "runs" / "main" / "small-effnet-4b-20k-fold0"
+    (run / "result.json").unlink()
+    (run / "weights.safetensors").unlink()
+    (tmp_path / "runs" / "main" / "ensemble.json").unlink()
+    moved = job.model_copy(update={"out": str(tmp_path / "runs")})
+    epochs: list[int] = []
+    again = train(moved, Cluster(), lambda post: epochs.append(post.metrics["epoch"]))
+    assert epochs == [], "both epochs are in the checkpoint"
+    assert again.trained == report.trained
+
+
+@pytest.fixture(scope="module")
+def evaluated(
+    chips: Path, trained: tuple[TrainJob, TrainReport], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, EvaluateReport]:
+    out = tmp_path_factory.mktemp("masks")
+    job = ScoreJob(src=str(chips), dst=str(out / "masks"), ensemble=f"{trained[0].out}/main", settings=SCORE)
+    first = score(job, Cluster())
+    assert (first.num_masks, first.num_skipped, first.problems) == (12, 0, [])
+    before = files_of(out / "masks")
+    second = score(job, Cluster())
+    assert (second.num_masks, second.num_skipped) == (12, 12)
+    assert files_of(out / "masks") == before
+    report = evaluate(
+        EvaluateJob(
+            predictions=str(out / "masks"),
+            labels=str(chips / "train_labels"),
+            metadata=str(chips / "train_metadata.csv"),
+            out=str(out / "scores"),
+            images=str(chips),
+        ),
+        Cluster(),
+    )
+    return out, report
+
+
+def test_scores_are_those_of_an_independent_count_over_tiff_pairs(
+    chips: Path, evaluated: tuple[Path, EvaluateReport]
+) -> None:
+    out, report = evaluated
+    intersection = union = 0
+    for path in sorted((out / "masks").glob("*.tif")):
+        with rasterio.open(path) as mask, rasterio.open(chips / "train_labels" / path.name) as truth:
+            predicted, label = mask.read(1), truth.read(1)
+        known = label != 255
+        intersection += int(((predicted == 1) & (label == 1) & known).sum())
+        union += int((((predicted == 1) | (label == 1)) & known).sum())
+    metrics = json.loads((out / "scores" / "metrics.json").read_text())
+    assert metrics["iou_pooled"] == intersection / union
+    assert metrics["num_chips"] == 12
+    assert metrics["empty_union_rule"] == "one"
+    assert sum(place["num_chips"] for place in metrics["locations"].values()) == 12
+    assert report.evaluation.iou_pooled == metrics["iou_pooled"]
+    assert "<img" in (out / "scores" / "report.html").read_text()
+
+
+def test_scenes_become_cogs_and_their_labels_are_never_read(
+    scenes: Path, trained: tuple[TrainJob, TrainReport], tmp_path: Path
+) -> None:
+    source = Path(shutil.copytree(scenes, tmp_path / "scenes"))
+    (source / "scene_labels").rename(tmp_path / "labels")
+    job = ScoreJob(src=str(source), dst=str(tmp_path / "out"), ensemble=f"{trained[0].out}/main", settings=SCORE)
+    report = score(job, Cluster())
+    assert (report.num_masks, report.problems) == (2, [])
+    for path in sorted((source / "scenes").glob("*.tif")):
+        mask = tmp_path / "out" / path.name
+        assert cog_validate(mask)[0]
+        with rasterio.open(mask) as ours, rasterio.open(path) as theirs:
+            assert (ours.crs, ours.transform, ours.shape) == (theirs.crs, theirs.transform, theirs.shape)
+    evaluation = evaluate(
+        EvaluateJob(
+            predictions=str(tmp_path / "out"),
+            labels=str(tmp_path / "labels"),
+            metadata=str(source / "scenes_metadata.csv"),
+            out=str(tmp_path / "scores"),
+        ),
+        Cluster(),
+    ).evaluation
+    assert evaluation.num_chips == 2
+
+
+def test_masks_of_another_ensemble_are_not_mixed_in(
+    chips: Path, trained: tuple[TrainJob, TrainReport], evaluated: tuple[Path, EvaluateReport]
+) -> None:
+    out, _ = evaluated
+    other = ScoreSettings(**{**SCORE.model_dump(), "threshold": 0.3})
+    job = ScoreJob(src=str(chips), dst=str(out / "masks"), ensemble=f"{trained[0].out}/main", settings=other)
+    with pytest.raises(ConfigError, match=r"made otherwise \(settings\.threshold: 0\.5 -> 0\.3\)"):
+        score(job, Cluster())
+
+
+def test_local_paths_and_ray_client_are_refused_where_they_cannot_work() -> None:
+    with pytest.raises(ConfigError, match="ray job submit"), joined(Cluster(address="ray://head:10001"), []):
+        pass
+    with pytest.raises(ConfigError, match=r"500 workers need as many CPUs"):
+        from raytrain.cluster.train import _placement
+
+        _placement(500)
+
+
+def test_real_chips_from_shards_to_scores(real_imagery: Path, tmp_path: Path) -> None:
+    labelled, provenance = real_imagery / "labelled", str(real_imagery / "labelled" / "provenance.csv")
+    metadata = tmp_path / "split.csv"
+    rows = [line.split(",")[:2] for line in Path(provenance).read_text().splitlines()]
+    metadata.write_text("\n".join(["chip_id,location,split", *(f"{chip},-,{split}" for chip, split in rows[1:])]))
+    report = shard(
+        ShardJob(src=str(labelled), dst=str(tmp_path / "shards"), settings=ShardSettings(folds=provenance)), Cluster()
+    )
+    assert report.manifest is not None
+    assert (report.manifest["num_tiles"], report.problems) == (27, [])
+    job = TrainJob(
+        shards=str(tmp_path / "shards"),
+        out=str(tmp_path / "runs"),
+        members=("small-byob-3b",),
+        workers=2,
+        changes={**TINY, "epochs": 1, "crop_px": 64, "crops_per_tile": 1},
+    )
+    assert not train(job, Cluster(), lambda post: None).failed
+    ensemble = str(tmp_path / "runs" / "main")
+    where = Selection(where=("split=val",), metadata=str(metadata))
+    masks = ScoreJob(src=str(labelled), dst=str(tmp_path / "masks"), ensemble=ensemble, selection=where)
+    assert score(masks, Cluster()).num_masks == 9
+    found = evaluate(
+        EvaluateJob(
+            predictions=str(tmp_path / "masks"),
+            labels=str(labelled / "train_labels"),
+            metadata=str(metadata),
+            where=("split=val",),
+            out=str(tmp_path / "scores"),
+        ),
+        Cluster(),
+    ).evaluation
+    assert found.num_chips == 9
+    assert not found.problems
+    unlabelled = ScoreJob(src=str(real_imagery / "unlabelled"), dst=str(tmp_path / "more"), ensemble=ensemble)
+    assert score(unlabelled, Cluster()).num_masks == 10

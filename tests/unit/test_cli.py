@@ -1,0 +1,120 @@
+"""The command line: exit codes, one line for a mistake, results for machines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from raytrain import __version__, cli
+from raytrain.errors import ConfigError, DataError, RaytrainError, TrainingDiverged, WorkNotFinished
+
+
+def failed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run a command that must end with 2 and return its one line."""
+    assert cli.main(list(arguments)) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.strip().splitlines()
+    lines = [line for line in lines if line.startswith("raytrain: ")] if len(lines) > 1 else lines
+    assert len(lines) == 1, captured.err
+    return lines[0].removeprefix("raytrain: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Expected one of"),
+        (["shard"], "Missing"),
+        (["shard", "a", "b", "--bogus", "1"], "Unrecognized options: --bogus"),
+        (["synth", "/tmp/x", "--count", "0"], "greater than or equal to 1"),
+        (["synth", "/tmp/x", "--count", "many"], "invalid literal for int"),
+        (["synth", "s3://bucket/x"], "written to a local folder"),
+        (["shard", "/absent", "/tmp/never"], "no chips found"),
+        (["shard", "gs://bucket/x", "/tmp/never"], "expected a local path or s3://"),
+        (["train", "--shards", "/absent", "--out", "/tmp/never"], "no finished shards"),
+        (["train", "--shards", "/absent", "--out", "x", "--members", "r35"], "unknown member 'r35'"),
+        (["train", "--shards", "/absent", "--out", "x", "--set", "lr=1"], "unknown setting 'lr'"),
+        (["train", "--shards", "/absent", "--out", "x", "--set", "epochs=0"], "epochs: "),
+        (["train", "--shards", "/absent", "--out", "x", "--fold", "first"], "expected a number, all or none"),
+        (["train", "--shards", "/absent", "--out", "x", "--config", "/absent.toml"], "no such settings file"),
+        (["train", "--shards", "/absent", "--out", "x", "--experiment", "a/b"], "experiment 'a/b'"),
+        (["score", "/absent", "/tmp/never", "--ensemble", "/absent"], "no ensemble there"),
+        (["score", "a", "b", "--ensemble", "c", "--set", "window_px=100"], "window_px"),
+        (["score", "a", "b", "--ensemble", "c", "--where", "x=y"], "where and metadata are given together"),
+        (["evaluate", "/absent", "/absent", "--metadata", "/absent.csv", "--out", "x"], "no such metadata file"),
+        (["demo", "--out", "s3://bucket/demo"], "local folder"),
+    ],
+)
+def test_mistakes_end_with_2_and_one_line(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert message in failed(capsys, *arguments)
+
+
+def test_address_of_ray_client_is_refused_with_the_way_out(chips: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "ray job submit" in failed(capsys, "shard", str(chips), "/tmp/never", "--address", "ray://head:10001")
+
+
+def test_synth_prints_its_result_for_machines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["synth", str(tmp_path), "--count", "2", "--size-px", "32", "--places", "1", "--json"]
+    assert cli.main(arguments) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == {"listing": str(tmp_path / "train_metadata.csv"), "count": 2}
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigError("x"), 2),
+        (DataError("chip", "x"), 1),
+        (WorkNotFinished("x"), 3),
+        (TrainingDiverged("x"), 3),
+        (KeyboardInterrupt(), 130),
+        (ConnectionError("x"), 3),
+        (FileNotFoundError("x"), 2),
+        (ZeroDivisionError("x"), 3),
+    ],
+)
+def test_every_error_has_its_exit_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException, code: int
+) -> None:
+    def broken(self: cli.Synth, narrator: object) -> int:
+        raise error
+
+    monkeypatch.setattr(cli.Synth, "run", broken)
+    assert cli.main(["synth", "/tmp/never"]) == code
+    shown = capsys.readouterr().err
+    assert ("Traceback" in shown) == isinstance(error, ZeroDivisionError)
+    if isinstance(error, RaytrainError):
+        assert len(shown.strip().splitlines()) == 1
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == __version__
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train", "--help"])
+    assert stop.value.code == 0
+    assert "--experiment" in capsys.readouterr().out
+
+
+def test_job_needs_a_cluster_or_an_address(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("sys.argv", ["jobs/shard.py", "/absent", "/tmp/never"])
+    assert cli.job("shard") == 2
+    assert "no RAY_ADDRESS" in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", ["jobs/shard.py", "/absent", "/tmp/never", "--address", "local"])
+    assert cli.job("shard") == 2
+    assert "no chips found" in capsys.readouterr().err
+
+
+def test_job_refuses_a_relative_path_since_its_folder_goes_away(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["jobs/shard.py", "s3://bucket/chips", "shards"])
+    assert cli.job("shard") == 2
+    assert "shards: a job needs s3://... or an absolute path" in capsys.readouterr().err
