@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from moto.server import ThreadedMotoServer
 
 import raytrain.cluster  # noqa: F401  # sets what Ray reads when it is imported
+from raytrain import storage
 from raytrain.imagery.synth import write_chips, write_scenes
 
 REAL_IMAGERY = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -48,8 +50,24 @@ def real_imagery() -> Path:
 
 
 @pytest.fixture(scope="session")
-def local_ray() -> Iterator[None]:
-    """One Ray on this machine; the functions under test use the session that they find."""
+def s3() -> Iterator[str]:
+    """The URI of a folder on an S3 server of this process; its address and keys stand in the environment."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        environment.setenv("AWS_ACCESS_KEY_ID", "test")
+        environment.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        storage.filesystem("s3://bucket").mkdir("bucket")
+        yield "s3://bucket/folder"
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def local_ray(s3: str) -> Iterator[None]:
+    """One Ray on this machine, whose workers reach the S3 server; functions under test use the session they find."""
     import ray
 
     from raytrain.cluster.session import Cluster, joined

@@ -25,8 +25,6 @@ from raytrain.training import metrics
 STRIP_PIXELS = 2**24
 # Tiled files have blocks of 256, 512 or 1024 rows: strips that end with a block decode it once.
 STRIP_ALIGNMENT_PX = 512
-# GDAL keeps decoded blocks up to 5 % of the machine's memory in every process; strips need a row of blocks.
-GDAL_CACHE_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -95,7 +93,6 @@ def count_pair(pair: Pair, strip_pixels: int = STRIP_PIXELS) -> tuple[int, int]:
     try:
         with (
             storage.gdal_environment(),
-            rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES),
             _opened(pair.prediction, "prediction") as prediction,
             _opened(pair.label, "label") as label,
         ):

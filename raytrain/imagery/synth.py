@@ -41,6 +41,7 @@ from raytrain.imagery.synth_places import (
     make_places,
     make_swath_edge,
 )
+from raytrain.storage import GDAL_CACHE_BYTES
 
 __all__ = ["BLOCK_PX", "CLOUD_OPACITY", "Place", "generate_window", "make_places", "write_chips", "write_scenes"]
 
@@ -54,8 +55,6 @@ _SCENES_AT_EDGE_FRACTION = 0.4
 _FIRST_SCENE_DAY = 1 << 32
 _COLUMNS = ("chip_id", "location", "datetime", "cloudpath")
 _COMMON_NAMES = ("blue", "green", "red", "nir")
-# GDAL's default is a share of the machine's memory; strips need only a few megabytes.
-_GDAL_CACHE_MB = 128
 
 
 def write_chips(
@@ -160,7 +159,7 @@ def _write_scene(
         "BIGTIFF": "IF_SAFER",
     }
     with (
-        rasterio.Env(GDAL_CACHEMAX=_GDAL_CACHE_MB),
+        rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES),
         _scratch_beside(path) as scratch,
         _scratch_beside(label_path) as label_scratch,
     ):

@@ -11,12 +11,13 @@ import pytest
 import rasterio
 from rio_cogeo.cogeo import cog_validate
 
+from raytrain import storage
 from raytrain.cluster.board import Post
 from raytrain.cluster.evaluate import EvaluateJob, EvaluateReport, evaluate
 from raytrain.cluster.score import ScoreJob, score
 from raytrain.cluster.session import Cluster, joined
 from raytrain.cluster.shard import ShardJob, shard
-from raytrain.cluster.train import TrainJob, TrainReport, train
+from raytrain.cluster.train import TrainJob, TrainReport, _placement, train
 from raytrain.config import ScoreSettings, ShardSettings
 from raytrain.errors import ConfigError
 from raytrain.scoring.manifest import read_manifest
@@ -67,8 +68,8 @@ def test_shards_do_not_depend_on_who_writes_them_and_a_rerun_writes_nothing(
     (other / "shard-00007.parquet").write_bytes(b"a remain of an unfinished run")
     shard(ShardJob(src=str(chips), dst=str(other), settings=settings), Cluster())
     assert {name: data for name, (data, _) in files_of(other).items()} == {n: data for n, (data, _) in before.items()}
+    job = ShardJob(src=str(chips), dst=str(shards), settings=settings.model_copy(update={"seed": 1}))
     with pytest.raises(ConfigError, match="seed: 0 -> 1"):
-        job = ShardJob(src=str(chips), dst=str(shards), settings=settings.model_copy(update={"seed": 1}))
         shard(job, Cluster())
 
 
@@ -231,9 +232,7 @@ def test_masks_of_another_ensemble_are_not_mixed_in(
 def test_local_paths_and_ray_client_are_refused_where_they_cannot_work() -> None:
     with pytest.raises(ConfigError, match="ray job submit"), joined(Cluster(address="ray://head:10001"), []):
         pass
-    with pytest.raises(ConfigError, match=r"500 workers need as many CPUs"):
-        from raytrain.cluster.train import _placement
-
+    with pytest.raises(ConfigError, match="500 workers need as many CPUs"):
         _placement(500)
 
 
@@ -273,3 +272,35 @@ def test_real_chips_from_shards_to_scores(real_imagery: Path, tmp_path: Path) ->
     assert not found.problems
     unlabelled = ScoreJob(src=str(real_imagery / "unlabelled"), dst=str(tmp_path / "more"), ensemble=ensemble)
     assert score(unlabelled, Cluster()).num_masks == 10
+
+
+def test_chain_runs_in_an_object_store(s3: str, chips: Path, scenes: Path) -> None:
+    for folder, name in ((chips, "chips"), (scenes, "scenes")):
+        for path in folder.rglob("*"):
+            if path.is_file():
+                uri = storage.join(s3, "chain", name, *path.relative_to(folder).parts)
+                storage.write_bytes(uri, path.read_bytes())
+    root = storage.join(s3, "chain")
+    settings = ShardSettings(folds="3", tiles_per_shard=5)
+    report = shard(ShardJob(src=f"{root}/chips", dst=f"{root}/shards", settings=settings), Cluster())
+    assert report.manifest is not None
+    assert report.manifest["num_tiles"] == 12
+    changes = {**TINY, "epochs": 1}
+    job = TrainJob(shards=f"{root}/shards", out=f"{root}/runs", members=("small-byob-3b",), workers=2, changes=changes)
+    assert not train(job, Cluster(), lambda post: None).failed
+    for name, count in (("chips", 12), ("scenes", 2)):
+        work = ScoreJob(src=f"{root}/{name}", dst=f"{root}/{name}-masks", ensemble=f"{root}/runs/main", settings=SCORE)
+        found = score(work, Cluster())
+        assert (found.num_masks, found.problems) == (count, [])
+    evaluation = evaluate(
+        EvaluateJob(
+            predictions=f"{root}/chips-masks",
+            labels=f"{root}/chips/train_labels",
+            metadata=f"{root}/chips/train_metadata.csv",
+            images=f"{root}/chips",
+            out=f"{root}/scores",
+        ),
+        Cluster(),
+    ).evaluation
+    assert evaluation.num_chips == 12
+    assert storage.exists(f"{root}/scores/report.html")

@@ -100,9 +100,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--experiment" in capsys.readouterr().out
 
 
-def test_job_needs_a_cluster_or_an_address(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_job_needs_a_cluster_or_an_address(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr("sys.argv", ["jobs/shard.py", "/absent", "/tmp/never"])
     assert cli.job("shard") == 2

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -46,7 +48,7 @@ def test_minmax_of_a_constant_band_is_finite_and_no_data_enters_no_minimum() -> 
 
 def test_band_without_a_maximum_is_refused_with_the_remedy() -> None:
     check_bands(KINDS[1], ("B11",))
-    with pytest.raises(ConfigError, match="B11.*use minmax"):
+    with pytest.raises(ConfigError, match=r"B11.*use minmax"):
         check_bands(KINDS[0], ("B02", "B11"))
 
 
@@ -69,7 +71,7 @@ def test_windows_cover_every_pixel_and_stay_inside(length: int, window_32: int, 
         assert start + window <= length or length <= window
         covered[start : start + window] += 1
     assert covered.min() >= 1
-    for left, right in zip(starts, starts[1:], strict=False):
+    for left, right in itertools.pairwise(starts):
         assert right - left <= window - overlap
 
 

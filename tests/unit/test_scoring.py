@@ -63,7 +63,9 @@ def random_scene(shape: tuple[int, int]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (200, 333), (30, 50), (65, 64), (1, 1)])
-def test_constant_scene_gives_a_constant_and_strips_cover_every_row_once(tmp_path: Path, shape: tuple[int, int]) -> None:
+def test_constant_scene_gives_a_constant_and_strips_cover_every_row_once(
+    tmp_path: Path, shape: tuple[int, int]
+) -> None:
     uri = write_scene(tmp_path / "s.tif", np.full((4, *shape), 7000, np.uint16))
     with rasterio.open(uri) as source:
         strips = list(blended_strips(source, [1, 2, 3, 4], ensemble(), SETTINGS))

@@ -129,7 +129,7 @@ def test_missing_shards_other_version_and_unknown_band_are_refused(tmp_path: Pat
     with pytest.raises(ConfigError, match=r"no manifest\.json.*raytrain shard"):
         TileReader(str(tmp_path), ("B02",))
     write_shards(tmp_path, TILES, "raw")
-    with pytest.raises(ConfigError, match="no band B09 .*the shards have B02"):
+    with pytest.raises(ConfigError, match=r"no band B09 .*the shards have B02"):
         TileReader(str(tmp_path), ("B09",))
     (tmp_path / "manifest.json").write_text('{"format_version": 9}')
     with pytest.raises(ConfigError, match="format version 9"):

@@ -1,7 +1,8 @@
-"""Losses against float64 numpy, samples that depend on (seed, epoch, sample) alone, runs that resume as if never stopped."""
+"""Losses against float64 numpy, samples drawn from (seed, epoch, sample) alone, runs that resume bit by bit."""
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -89,7 +90,7 @@ def test_learning_rate_warms_up_then_follows_its_schedule() -> None:
     assert rates[20] == pytest.approx(0.1)
     assert rates[0] < 0.01
     assert rates[99] < 0.001
-    assert all(a >= b for a, b in zip(rates[20:], rates[21:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(rates[20:]))
 
 
 def test_sample_depends_on_seed_epoch_and_sample_alone() -> None:
@@ -242,7 +243,7 @@ def test_encoder_that_does_not_exist_is_refused() -> None:
 def test_weights_of_another_hash_are_refused(data: TrainingData, tmp_path: Path) -> None:
     settings = tiny(epochs=1)
     run(settings, data, tmp_path)
-    with pytest.raises(ConfigError, match="sha256 is .* but the ensemble names 00"):
+    with pytest.raises(ConfigError, match=r"sha256 is .* but the ensemble names 00"):
         load_weights(settings, tmp_path / "0" / "weights.safetensors", "00")
 
 

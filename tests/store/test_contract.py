@@ -1,0 +1,94 @@
+"""One contract for every store: a local folder, and an S3 server (moto) on loopback."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from raytrain import storage
+from raytrain.errors import ConfigError
+from raytrain.tiles.archive import open_archive, read_chip
+
+BANDS = ("B02", "B03", "B04", "B08")
+
+
+@pytest.fixture(params=["local", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path / "folder") if request.param == "local" else f"{request.getfixturevalue('s3')}/{tmp_path.name}"
+
+
+def test_what_is_written_is_read_whole_and_in_ranges(store: str) -> None:
+    uri = storage.join(store, "a", "b.bin")
+    data = bytes(range(256)) * 40
+    assert not storage.exists(uri)
+    with pytest.raises(FileNotFoundError):
+        storage.read_bytes(uri)
+    storage.write_bytes(uri, data)
+    assert storage.exists(uri)
+    assert storage.read_bytes(uri) == data
+    assert storage.read_range(uri, 100, 300) == data[100:300]
+    storage.write_bytes(uri, b"shorter")
+    assert storage.read_bytes(uri) == b"shorter"
+
+
+def test_listing_has_names_sizes_and_an_identity_that_changes(store: str) -> None:
+    assert storage.find(store) == {}
+    for name in ("z", "a/x", "a/b/y"):
+        storage.write_bytes(storage.join(store, *name.split("/")), name.encode())
+    listed = storage.find(store)
+    assert list(listed) == ["a/b/y", "a/x", "z"]
+    before = {name: storage.identity(info) for name, info in listed.items()}
+    storage.write_bytes(storage.join(store, "z"), b"Z")
+    after = {name: storage.identity(info) for name, info in storage.find(store).items()}
+    assert [name for name in after if after[name] != before[name]] == ["z"]
+
+
+def test_file_is_moved_in_and_objects_are_removed(store: str, tmp_path: Path) -> None:
+    path = tmp_path / "made.bin"
+    path.write_bytes(b"content")
+    uri = storage.join(store, "made.bin")
+    storage.write_file(uri, path)
+    assert not path.exists()
+    assert storage.read_bytes(uri) == b"content"
+    storage.remove(uri)
+    storage.remove(uri)
+    assert list(storage.find(store)) == []
+
+
+def test_the_same_filesystem_serves_pyarrow(store: str) -> None:
+    storage.write_bytes(storage.join(store, "keep"), b"")
+    with storage.arrow_filesystem(store).open_output_stream(storage.path_of(storage.join(store, "t.parquet"))) as sink:
+        pq.write_table(pa.table({"a": [1, 2]}), sink)
+    assert pq.read_table(pa.BufferReader(storage.read_bytes(storage.join(store, "t.parquet"))))["a"].to_pylist() == [
+        1,
+        2,
+    ]
+
+
+def test_interrupted_local_write_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(TypeError):
+        storage.write_bytes(str(tmp_path / "x.bin"), None)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_schemes_are_refused() -> None:
+    for uri in ("gs://bucket/x", "https://host/x", "s3://"):
+        with pytest.raises(ConfigError, match="expected a local path or s3://"):
+            storage.normalise(uri)
+
+
+def test_tiles_and_chips_read_the_same_from_the_store(store: str, chips: Path) -> None:
+    for path in chips.rglob("*"):
+        if path.is_file():
+            storage.write_bytes(storage.join(store, "chips", str(path.relative_to(chips))), path.read_bytes())
+    ours = open_archive(storage.join(store, "chips"), BANDS)
+    local = open_archive(str(chips), BANDS)
+    assert [chip.chip_id for chip in ours.chips] == [chip.chip_id for chip in local.chips]
+    for one, other in zip(ours.chips, local.chips, strict=True):
+        pixels = read_chip(one.chip_id, one.bands).pixels
+        assert (pixels == read_chip(other.chip_id, other.bands).pixels).all()
+        assert pixels.dtype == np.uint16
