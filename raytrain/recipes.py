@@ -60,11 +60,11 @@ def _small(name: str, encoder: str, bands: tuple[str, ...], normalisation: Norma
         bands=bands,
         normalisation=normalisation,
         decoder_channels=(48, 32, 24, 16, 8),
-        epochs=8,
-        global_batch=32,
+        epochs=6,
+        global_batch=48,
         crop_px=64,
         crops_per_tile=8,
-        optimiser=OptimiserSettings(lr=0.1, schedule="cosine", warmup_fraction=0.1),
+        optimiser=OptimiserSettings(lr=0.07, schedule="cosine", warmup_fraction=0.1),
     )
 
 

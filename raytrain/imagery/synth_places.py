@@ -26,7 +26,7 @@ _SPECTRA: dict[str, Spectrum] = {
     "grass": (560, 900, 760, 3300),
     "soil": (1050, 1500, 2050, 2850),
     "fields": (480, 860, 560, 3900),
-    "sand": (2700, 3350, 3950, 4700),
+    "sand": (3000, 3700, 4350, 5150),
     "city": (1350, 1480, 1560, 2150),
     "salt": (3950, 4550, 4950, 5500),
     "snow": (7600, 7500, 7250, 5900),
@@ -36,16 +36,16 @@ _SPECTRA: dict[str, Spectrum] = {
 # How much of a place is covered by each kind; they are laid over one another in this order, so later kinds hide earlier
 # ones.
 _CHARACTERS: dict[str, dict[str, float]] = {
-    "farmland": {"grass": 0.4, "soil": 0.2, "fields": 0.75, "city": 0.06, "water": 0.05},
+    "farmland": {"grass": 0.4, "soil": 0.2, "sand": 0.12, "fields": 0.7, "city": 0.06, "water": 0.05},
     "snowy range": {"grass": 0.2, "soil": 0.35, "snow": 0.8, "water": 0.02},
     "woodland": {"grass": 0.25, "soil": 0.1, "fields": 0.12, "water": 0.12},
-    "dunes": {"grass": 0.05, "soil": 0.9, "sand": 0.75},
-    "coast": {"grass": 0.45, "soil": 0.25, "fields": 0.1, "sand": 0.12, "city": 0.1, "water": 0.45},
+    "dunes": {"grass": 0.05, "soil": 0.9, "sand": 0.85},
+    "coast": {"grass": 0.45, "soil": 0.25, "fields": 0.1, "sand": 0.25, "city": 0.1, "water": 0.4},
     "ice field": {"grass": 0.1, "soil": 0.5, "snow": 0.85, "water": 0.1},
-    "metropolis": {"grass": 0.4, "soil": 0.35, "sand": 0.12, "fields": 0.2, "city": 0.6, "water": 0.08},
+    "metropolis": {"grass": 0.4, "soil": 0.35, "sand": 0.25, "fields": 0.2, "city": 0.6, "water": 0.08},
     "salt flats": {"grass": 0.05, "soil": 0.6, "sand": 0.8, "water": 0.04},
     "winter farmland": {"grass": 0.3, "soil": 0.2, "fields": 0.4, "city": 0.05, "snow": 0.75, "water": 0.03},
-    "savanna": {"grass": 0.4, "soil": 0.75, "sand": 0.4, "fields": 0.06, "water": 0.02},
+    "savanna": {"grass": 0.4, "soil": 0.75, "sand": 0.5, "fields": 0.06, "water": 0.02},
 }
 _LATITUDES: dict[str, tuple[float, float]] = {
     "snowy range": (36, 58),

@@ -129,7 +129,7 @@ def test_training_again_does_nothing_and_changed_settings_are_refused(trained: t
     after = files_of(Path(job.out))
     assert {name for name in after if after[name] != before[name]} <= {"main/ensemble.json"}
     changed = job.model_copy(update={"changes": {**TINY, "optimiser.lr": 0.2}})
-    with pytest.raises(ConfigError, match=r"optimiser\.lr: 0\.1 -> 0\.2.*name another --experiment"):
+    with pytest.raises(ConfigError, match=r"optimiser\.lr: 0\.07 -> 0\.2.*name another --experiment"):
         train(changed, Cluster(), lambda post: None)
 
 

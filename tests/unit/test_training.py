@@ -184,7 +184,7 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_by_bit(data: TrainingData,
 def test_checkpoint_of_other_settings_is_refused_with_the_difference(data: TrainingData, tmp_path: Path) -> None:
     settings = tiny(epochs=1)
     run(settings, data, tmp_path)
-    with pytest.raises(ConfigError, match=r"other settings \(optimiser\.lr: 0\.1 -> 0\.01\)"):
+    with pytest.raises(ConfigError, match=r"other settings \(optimiser\.lr: 0\.07 -> 0\.01\)"):
         run(change(settings, {"optimiser.lr": 0.01}), data, tmp_path / "other", start=tmp_path / "0")
 
 
