@@ -157,7 +157,7 @@ class Shard(ClusterCommand):
     where: tuple[str, ...] = ()
     """COLUMN=VALUE filters on --metadata: only these chips."""
     metadata: str | None = None
-    """CSV with chip_id, location and the columns of --where."""
+    """CSV with chip_id and the columns of --where."""
     strict: bool = False
     """Write nothing if any chip is bad."""
 
@@ -275,7 +275,7 @@ class Score(ClusterCommand):
     where: tuple[str, ...] = ()
     """COLUMN=VALUE filters on --metadata: only these chips."""
     metadata: str | None = None
-    """CSV with chip_id, location and the columns of --where."""
+    """CSV with chip_id and the columns of --where."""
     set: tuple[str, ...] = ()
     """path=value settings, e.g. threshold=0.4 window_px=1024."""
 

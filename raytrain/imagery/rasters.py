@@ -59,7 +59,7 @@ def georeference_of(source: DatasetReader) -> Georeference:
 def _read_single_band(name: str, data: bytes) -> tuple[NDArray[Any], float | None, Georeference]:
     """Return the only band of the GeoTIFF `data`, its no-data value and its place; raise `DataError`."""
     try:
-        with MemoryFile(data) as memory, memory.open() as source:
+        with MemoryFile(data, filename=f"{name}.tif") as memory, memory.open() as source:
             if source.count != 1:
                 raise DataError(name, f"expected one band in the file, found {source.count}")
             return source.read(1), source.nodata, georeference_of(source)

@@ -57,9 +57,10 @@ class ChipArchive:
     problems: list[DataError] = field(default_factory=list)
 
 
-def read_metadata(uri: str) -> tuple[list[MetadataRow], list[DataError]]:
+def read_metadata(uri: str, *, with_location: bool = True) -> tuple[list[MetadataRow], list[DataError]]:
     """Return the rows of a metadata CSV (columns chip_id, location, datetime; further ones are kept) and its bad rows.
 
+    Without `with_location` a table that only says more about chips will do: the location may be absent, and is blank.
     A bad row has a chip id twice, a chip id that is no plain file name, or an unreadable datetime; a blank datetime is
     fine. Raises `ConfigError` where the file or one of the columns is missing.
     """
@@ -70,7 +71,8 @@ def read_metadata(uri: str) -> tuple[list[MetadataRow], list[DataError]]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{uri}: not a UTF-8 text file") from error
     reader = csv.DictReader(io.StringIO(text))
-    missing = {"chip_id", "location"} - set(reader.fieldnames or [])
+    wanted = {"chip_id", "location"} if with_location else {"chip_id"}
+    missing = wanted - set(reader.fieldnames or [])
     if missing:
         raise ConfigError(
             f"{uri}: no column {', '.join(sorted(missing))} (found: {', '.join(reader.fieldnames or [])})"
@@ -81,20 +83,21 @@ def read_metadata(uri: str) -> tuple[list[MetadataRow], list[DataError]]:
     for row in raw:
         chip_id = row["chip_id"] or ""
         try:
-            rows.append(_parse_row(row, counts[chip_id]))
+            rows.append(_parse_row(row, counts[chip_id], with_location))
         except DataError as error:
             problems.append(error)
     unique = {str(problem): problem for problem in problems}
     return rows, list(unique.values())
 
 
-def _parse_row(row: Mapping[str, str | None], count: int) -> MetadataRow:
-    chip_id, location, text = row["chip_id"] or "", (row["location"] or "").strip(), (row.get("datetime") or "").strip()
+def _parse_row(row: Mapping[str, str | None], count: int, with_location: bool) -> MetadataRow:
+    chip_id = row["chip_id"] or ""
+    location, text = (row.get("location") or "").strip(), (row.get("datetime") or "").strip()
     if not _SAFE_ID.match(chip_id):
         raise DataError(repr(chip_id), "chip id is not a plain file name (letters, digits, '.', '_', '-')")
     if count > 1:
         raise DataError(chip_id, f"duplicate chip id: {count} rows of the metadata have it")
-    if not location:
+    if with_location and not location:
         raise DataError(chip_id, "blank location in the metadata, but folds and scores group by it")
     try:
         taken = datetime.fromisoformat(text) if text else None

@@ -62,7 +62,7 @@ def select_chips(archive: ChipArchive, selection: Selection) -> ChipArchive:
     """
     if selection.metadata is None:
         return archive
-    rows, _ = read_metadata(selection.metadata)
+    rows, _ = read_metadata(selection.metadata, with_location=False)
     chosen = {row.chip_id for row in select_rows(rows, selection.where)}
     chips = [chip for chip in archive.chips if chip.chip_id in chosen]
     if not chips:

@@ -129,7 +129,7 @@ def test_selection_keeps_the_chosen_chips_and_their_problems(own_chips: Path) ->
     first, second, *_ = chip_ids(own_chips)
     (own_chips / "train_features" / first / "B03.tif").unlink()
     split = own_chips / "split.csv"
-    split.write_text(f"chip_id,location,split\n{first},A,val\n{second},A,val\nother,A,train\n")
+    split.write_text(f"chip_id,split\n{first},val\n{second},val\nother,train\n")
     archive = open_archive(str(own_chips), BANDS)
     chosen = select_chips(archive, Selection(where=("split=val",), metadata=str(split)))
     assert [chip.chip_id for chip in chosen.chips] == [second]
