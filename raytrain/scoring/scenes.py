@@ -6,6 +6,7 @@ know who asks for a scene.
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -62,7 +63,8 @@ def score_scene(source_uri: str, target_uri: str, ensemble: Ensemble, settings: 
         rasterio.shutil.copy(
             striped, cog, driver="COG", compress="deflate", blocksize=BLOCK_PX, overview_resampling="mode"
         )
-        sha256 = storage.sha256_of(cog.read_bytes())
+        with cog.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         storage.write_file(target_uri, cog)
     return sha256
 
