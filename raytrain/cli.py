@@ -211,7 +211,7 @@ class Train(ClusterCommand):
     """Where runs and the ensemble go: OUT/EXPERIMENT/."""
     experiment: str = "main"
     """Name of the experiment; changed settings need another."""
-    members: tuple[str, ...] = ("all",)
+    members: tuple[str, ...] = Field(default=("all",), min_length=1)
     """Names of members, `all` for the eight of the recipe, `small` for two that a CPU trains in minutes."""
     fold: str = "0"
     """The fold to validate on; `all` trains each member once a fold, `none` on all tiles without validation."""
@@ -251,7 +251,8 @@ class Train(ClusterCommand):
             "trained": [member.model_dump(mode="json") for member in report.trained],
             "failed": report.failed,
         }
-        self._print(result, [f"ensemble: {report.ensemble_uri}"] if report.ensemble_uri else [])
+        line = f"ensemble of {report.num_members}: {report.ensemble_uri}"
+        self._print(result, [line] if report.ensemble_uri else [])
         for name, reason in report.failed.items():
             narrator.say(f"raytrain: {name} is not finished: {reason}; the same command goes on")
         return EXIT_NOT_FINISHED if report.failed else EXIT_DONE
@@ -299,7 +300,15 @@ class Score(ClusterCommand):
         again = f" ({report.num_skipped} were there)" if report.num_skipped else ""
         result = {"uri": job.dst, "num_masks": report.num_masks, "num_skipped": report.num_skipped}
         result["problems"] = [[problem.subject, problem.found] for problem in report.problems]
+        result["unfinished"] = report.unfinished
         self._print(result, [f"{report.num_masks} masks: {job.dst}{again}"])
+        if report.unfinished:
+            unit, reason = next(iter(report.unfinished.items()))
+            narrator.say(
+                f"raytrain: {len(report.unfinished)} units are not finished (the first, {unit}: {reason}); "
+                "the same command goes on"
+            )
+            return EXIT_NOT_FINISHED
         return EXIT_DATA_WRONG if report.problems else EXIT_DONE
 
     def uris(self) -> list[str]:
@@ -389,7 +398,8 @@ class Demo(ClusterCommand):
         result = {"paths": paths, "metrics": report.evaluation.model_dump(mode="json"), "seconds": report.seconds}
         lines = [f"{name}: {path}" for name, path in paths.items()]
         self._print(result, [*lines, f"in {report.seconds:.0f} s"])
-        return EXIT_DONE
+        narrator.problems(report.problems, consequence="left out")
+        return EXIT_DATA_WRONG if report.problems else EXIT_DONE
 
     def uris(self) -> list[str]:
         """Return the folder."""
@@ -442,41 +452,58 @@ def job(verb: str) -> int:
     return _guarded([verb, *sys.argv[1:]], on_this_cluster)
 
 
-def _guarded(arguments: list[str], prepare: Any) -> int:
+def _guarded(arguments: list[str], prepare: Callable[[Command], Command]) -> int:
     """Parse and run; turn what goes wrong into one line and an exit code."""
     warnings.filterwarnings("ignore", message=".*no geotransform.*")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    signal.signal(signal.SIGTERM, _on_terminate)
     narrator = Narrator()
+    stop = _Stop()
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         return int(prepare(_parse(arguments)).run(narrator))
-    except RaytrainError as error:
+    except KeyboardInterrupt:
+        return stop.told(narrator)
+    except Exception as error:  # noqa: BLE001  # the top: whatever comes has its line and its code
+        # An exception that a signal raises inside a library may come out of it as any other.
+        return _told(error, narrator) if stop.number is None else stop.told(narrator)
+    finally:
+        for number, answer in before.items():
+            signal.signal(number, answer)
+
+
+class _Stop:
+    """The answer to SIGINT and SIGTERM: remembers which it was, and interrupts the work."""
+
+    number: int | None = None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.number = number
+        raise KeyboardInterrupt
+
+    def told(self, narrator: Narrator) -> int:
+        """Say that the work was stopped and return the exit code."""
+        terminated = self.number == signal.SIGTERM
+        narrator.say(f"raytrain: {'terminated' if terminated else 'interrupted'}; the same command goes on")
+        return EXIT_TERMINATED if terminated else EXIT_INTERRUPTED
+
+
+def _told(error: Exception, narrator: Narrator) -> int:
+    """Say in one line what went wrong and return the exit code; a bug of ours shows its traceback before."""
+    if isinstance(error, RaytrainError):
         narrator.say(f"raytrain: {error}")
         return error.exit_code
-    except KeyboardInterrupt:
-        narrator.say("raytrain: interrupted; the same command goes on")
-        return EXIT_INTERRUPTED
-    except _Terminated:
-        narrator.say("raytrain: terminated; the same command goes on")
-        return EXIT_TERMINATED
-    except FileNotFoundError as error:
+    if isinstance(error, FileNotFoundError):
         narrator.say(f"raytrain: no such file, folder or bucket: {error}")
         return EXIT_CALLERS_MISTAKE
-    except (PermissionError, ConnectionError, TimeoutError) as error:
-        narrator.say(f"raytrain: can't reach or use a store: {error}; the same command goes on")
+    if isinstance(error, (NotADirectoryError, IsADirectoryError, FileExistsError)):
+        narrator.say(f"raytrain: a file stands where a folder is expected, or the other way round: {error}")
+        return EXIT_CALLERS_MISTAKE
+    if storage.is_out_of_reach(error):
+        narrator.say(f"raytrain: can't reach or use a disk or a store: {error}; the same command goes on")
         return EXIT_NOT_FINISHED
-    except Exception as error:  # noqa: BLE001  # the top: a bug of ours ends with its traceback and "not finished"
-        traceback.print_exc()
-        narrator.say(f"raytrain: internal error: {type(error).__name__}: {error}")
-        return EXIT_NOT_FINISHED
-
-
-class _Terminated(BaseException):
-    pass
-
-
-def _on_terminate(number: int, frame: FrameType | None) -> None:
-    raise _Terminated
+    traceback.print_exception(error)
+    narrator.say(f"raytrain: internal error: {type(error).__name__}: {error}")
+    return EXIT_NOT_FINISHED
 
 
 def _parse(arguments: list[str]) -> Command:

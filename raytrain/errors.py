@@ -53,3 +53,9 @@ class WorkNotFinished(RaytrainError):
 
 class TrainingDiverged(WorkNotFinished):
     """The loss is not finite on some rank; every rank raises this together."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, or its type where it has none."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -26,6 +27,9 @@ FileInfo = dict[str, Any]
 
 GDAL_CACHE_BYTES = 128 * 2**20
 """GDAL's own default is 5 % of the machine's memory in every process."""
+
+_PLAIN_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+_PARTIAL_NAME = re.compile(r"^\.(?P<name>.+)\.[0-9a-f]{32}\.partial$")
 
 
 def normalise(uri: str) -> str:
@@ -53,6 +57,17 @@ def join(uri: str, *names: str) -> str:
 def name_of(uri: str) -> str:
     """Return the last part of `uri`."""
     return uri.rstrip("/").rsplit("/", 1)[-1]
+
+
+def is_plain_name(text: str) -> bool:
+    """Tell whether `text` can be the name of one file anywhere: letters, digits, '.', '_', '-', no dot in front."""
+    return bool(_PLAIN_NAME.match(text))
+
+
+def partial_of(name: str) -> str | None:
+    """Return the name that a half-written local file was to get; None for any other file."""
+    match = _PARTIAL_NAME.match(name)
+    return match["name"] if match else None
 
 
 def path_of(uri: str) -> str:
@@ -112,6 +127,18 @@ def read_bytes(uri: str) -> bytes:
     return bytes(filesystem(uri).cat_file(path_of(uri)))
 
 
+def read_text(uri: str, what: str) -> str:
+    """Return the text of a small UTF-8 file that a person made; raise `ConfigError` that calls it a `what`."""
+    try:
+        return read_bytes(uri).decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise ConfigError(f"no such {what}: {uri}") from error
+    except IsADirectoryError as error:
+        raise ConfigError(f"{uri}: a folder, expected a {what}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{uri}: not a UTF-8 text file, expected a {what}") from error
+
+
 def read_range(uri: str, start: int, end: int) -> bytes:
     """Return bytes `start` to `end` (exclusive) of the object in one request."""
     return bytes(filesystem(uri).cat_file(path_of(uri), start=start, end=end))
@@ -166,6 +193,13 @@ def find(uri: str) -> dict[str, FileInfo]:
 def identity(info: FileInfo) -> str:
     """Return what changes when the object changes: its size and its ETag, or its time of change where it has none."""
     return f"{info['size']}:{info.get('ETag') or info.get('mtime')}"
+
+
+def is_out_of_reach(error: BaseException) -> bool:
+    """Tell whether `error` says that a disk, a network or a store failed, rather than a program."""
+    import botocore.exceptions
+
+    return isinstance(error, (OSError, botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError))
 
 
 def sha256_of(data: bytes) -> str:

@@ -11,6 +11,8 @@ from typing import Any
 import ray
 import ray.exceptions
 
+from raytrain.errors import RaytrainError
+
 POLL_S = 0.5
 
 
@@ -28,7 +30,7 @@ class Board:
 
     def __init__(self) -> None:
         self._posts: list[Post] = []
-        self._verdict: str | None = None
+        self._verdict: RaytrainError | None = None
 
     def post(self, post: Post) -> None:
         """Add news."""
@@ -39,11 +41,11 @@ class Board:
         posts, self._posts = self._posts, []
         return posts
 
-    def condemn(self, reason: str) -> None:
-        """Say that the run ended for good, and why."""
-        self._verdict = reason
+    def condemn(self, reason: RaytrainError) -> None:
+        """Say that the run ended for good, and why; the first reason stays."""
+        self._verdict = self._verdict or reason
 
-    def verdict(self) -> str | None:
+    def verdict(self) -> RaytrainError | None:
         """Return why the run ended for good; None if it did not."""
         return self._verdict
 

@@ -20,7 +20,7 @@ from raytrain.cluster.score import ScoreJob, score
 from raytrain.cluster.shard import ShardJob, shard
 from raytrain.cluster.train import TrainJob, train
 from raytrain.config import ScoreSettings
-from raytrain.errors import WorkNotFinished
+from raytrain.errors import DataError, WorkNotFinished
 from raytrain.evaluation.gallery import find_images, make_gallery
 from raytrain.evaluation.masks import CountedPair
 from raytrain.evaluation.pictures import (
@@ -63,9 +63,10 @@ class Narrator(Protocol):
 
 @dataclass(frozen=True)
 class DemoReport:
-    """The scores on unseen places, the paths worth opening by name, and how long it took."""
+    """The scores on unseen places, what was left out on the way, the paths worth opening by name, how long it took."""
 
     evaluation: Evaluation
+    problems: list[DataError]
     paths: dict[str, Path]
     seconds: float
 
@@ -85,6 +86,10 @@ class _Folders:
     @property
     def scenes(self) -> Path:
         return self.out / "scenes"
+
+    @property
+    def shards(self) -> Path:
+        return self.out / "shards"
 
     @property
     def scores(self) -> Path:
@@ -108,8 +113,9 @@ def demo(out: Path, cluster: session.Cluster, narrator: Narrator) -> DemoReport:
     folders = _Folders(out)
     _generate(folders, narrator)
     with session.joined(cluster, [str(out)]):
+        problems = _shard(folders, cluster, narrator)
         members = _train(folders, cluster, narrator)
-        _score(folders, cluster, narrator)
+        problems += _score(folders, cluster, narrator)
         job = EvaluateJob(
             predictions=str(folders.masks),
             labels=str(folders.unseen / "test_labels"),
@@ -132,7 +138,8 @@ def demo(out: Path, cluster: session.Cluster, narrator: Narrator) -> DemoReport:
     }
     storage.write_bytes(str(paths["picture"]), picture.png)
     storage.write_bytes(str(paths["report"]), render_report(page).encode())
-    return DemoReport(report.evaluation, paths, seconds)
+    problems += [DataError(problem.subject, problem.found) for problem in report.evaluation.problems]
+    return DemoReport(report.evaluation, problems, paths, seconds)
 
 
 def _generate(folders: _Folders, narrator: Narrator) -> None:
@@ -166,11 +173,13 @@ def _generate(folders: _Folders, narrator: Narrator) -> None:
             )
 
 
-def _train(folders: _Folders, cluster: session.Cluster, narrator: Narrator) -> list[TrainedMember]:
-    shards = str(folders.out / "shards")
+def _shard(folders: _Folders, cluster: session.Cluster, narrator: Narrator) -> list[DataError]:
     with narrator.step("shard: chips to tile shards") as on_progress:
-        shard(ShardJob(src=str(folders.archive), dst=shards), cluster, on_progress)
-    job = TrainJob(shards=shards, out=str(folders.out / "runs"), members=("small",), workers=WORKERS)
+        return shard(ShardJob(src=str(folders.archive), dst=str(folders.shards)), cluster, on_progress).problems
+
+
+def _train(folders: _Folders, cluster: session.Cluster, narrator: Narrator) -> list[TrainedMember]:
+    job = TrainJob(shards=str(folders.shards), out=str(folders.out / "runs"), members=("small",), workers=WORKERS)
     with narrator.step(f"train: two members, {WORKERS} workers each"):
         report = train(job, cluster, lambda post: narrator.epoch(post.run, post.num_epochs, post.metrics))
     if report.failed:
@@ -179,7 +188,8 @@ def _train(folders: _Folders, cluster: session.Cluster, narrator: Narrator) -> l
     return report.trained
 
 
-def _score(folders: _Folders, cluster: session.Cluster, narrator: Narrator) -> None:
+def _score(folders: _Folders, cluster: session.Cluster, narrator: Narrator) -> list[DataError]:
+    problems: list[DataError] = []
     ensemble = str(folders.out / "runs" / "main")
     for src, dst, what in (
         (folders.unseen, folders.masks, "chips of unseen places"),
@@ -187,7 +197,12 @@ def _score(folders: _Folders, cluster: session.Cluster, narrator: Narrator) -> N
     ):
         job = ScoreJob(src=str(src), dst=str(dst), ensemble=ensemble, settings=ScoreSettings())
         with narrator.step(f"score: {what}") as on_progress:
-            score(job, cluster, on_progress)
+            report = score(job, cluster, on_progress)
+        problems += report.problems
+        if report.unfinished:
+            unit, reason = next(iter(report.unfinished.items()))
+            raise WorkNotFinished(f"{what}: {unit} is not finished: {reason}; the same command goes on")
+    return problems
 
 
 def _scene_picture(folders: _Folders) -> Picture:

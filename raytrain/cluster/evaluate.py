@@ -15,7 +15,7 @@ from raytrain.evaluation.masks import CountedPair, count_pairs, pair_up
 from raytrain.evaluation.report import evaluation_page, render_report
 from raytrain.evaluation.results import Evaluation, Inputs, write_metrics
 from raytrain.tiles.archive import read_metadata
-from raytrain.tiles.selection import select_rows
+from raytrain.tiles.selection import select_problems, select_rows
 from raytrain.training.metrics import scores
 
 PAIRS_PER_TASK = 32
@@ -54,9 +54,10 @@ def evaluate(
 
     Raises `ConfigError` where nothing can be counted.
     """
-    all_rows, row_problems = read_metadata(job.metadata)
+    rows, bad_rows = read_metadata(job.metadata)
     images = find_images(job.images) if job.images else None
-    pairs, problems = pair_up(job.predictions, job.labels, select_rows(all_rows, job.where))
+    pairs, problems = pair_up(job.predictions, job.labels, select_rows(rows, job.where))
+    problems += select_problems(bad_rows, job.where)
     batches = [pairs[start : start + PAIRS_PER_TASK] for start in range(0, len(pairs), PAIRS_PER_TASK)]
     counted: list[CountedPair] = []
     with session.joined(cluster, [job.predictions, job.labels, job.metadata, job.out]):
@@ -72,9 +73,9 @@ def evaluate(
         job.empty_union_rule,
     )
     inputs = Inputs(predictions=job.predictions, labels=job.labels, metadata=job.metadata, where=job.where)
-    evaluation = Evaluation.of(result, [*problems, *row_problems], inputs)
+    evaluation = Evaluation.of(result, problems, inputs)
+    metrics_uri = write_metrics(job.out, evaluation)
     page = evaluation_page(evaluation, "Cloud masks against labels", make_gallery(counted, images))
     page_uri = storage.join(job.out, REPORT_FILE)
-    metrics_uri = write_metrics(job.out, evaluation)
     storage.write_bytes(page_uri, render_report(page).encode())
     return EvaluateReport(evaluation, counted, metrics_uri, page_uri)

@@ -14,7 +14,7 @@ import ray.train.torch
 
 from raytrain.cluster.board import Post
 from raytrain.cluster.runs import METRICS, SCORE, RunSettings
-from raytrain.errors import TrainingDiverged
+from raytrain.errors import ConfigError, DataError, TrainingDiverged
 from raytrain.tiles.reader import TileReader, select_tiles
 from raytrain.training.checkpoints import TrainingState, restore_state, save_state
 from raytrain.training.loop import EpochReport, TrainingData, train_member
@@ -22,7 +22,21 @@ from raytrain.training.ranks import Ranks
 
 
 def train_on_rank(run: RunSettings, board: Any) -> None:
-    """Train on this rank (called by Ray Train on every worker); rank 0 reports checkpoints and posts the news."""
+    """Train on this rank (called by Ray Train on every worker); rank 0 reports checkpoints and posts the news.
+
+    What a retry can't mend (wrong settings, a damaged tile, a diverged loss) condemns the run: its ranks are ended, and
+    those that Ray starts in their place end at once.
+    """
+    if ray.get(board.verdict.remote()) is not None:
+        return
+    try:
+        _train(run, board)
+    except (ConfigError, DataError, TrainingDiverged) as error:
+        ray.get(board.condemn.remote(error))
+        raise
+
+
+def _train(run: RunSettings, board: Any) -> None:
     context = ray.train.get_context()
     ranks = Ranks(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
     reader = TileReader(run.shards, run.member.bands)
@@ -45,12 +59,7 @@ def train_on_rank(run: RunSettings, board: Any) -> None:
             with checkpoint.as_directory() as folder:
                 restore_state(Path(folder), state, run.member)
 
-    try:
-        train_member(run.member, data, ranks, on_epoch, restore)
-    except TrainingDiverged as error:
-        # All ranks are here together. Raised further, Ray would start the run again, to the same end.
-        if ranks.leads:
-            ray.get(board.condemn.remote(str(error)))
+    train_member(run.member, data, ranks, on_epoch, restore)
 
 
 def _metrics(report: EpochReport) -> dict[str, Any]:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
+import signal
+import threading
 from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
 import ray
 import ray.exceptions
+from ray._private.utils import get_num_cpus
 
 from raytrain import storage
 from raytrain.config import Settings
-from raytrain.errors import ConfigError, WorkNotFinished
+from raytrain.errors import ConfigError, WorkNotFinished, first_line
 
 LOCAL = "local"
 MIN_LOCAL_CPUS = 2
@@ -45,32 +47,46 @@ def joined(cluster: Cluster, uris: Iterable[str]) -> Iterator[None]:
         _refuse_local_paths(cluster, uris)
         try:
             yield
-        except (
-            ray.exceptions.RayActorError,
-            ray.exceptions.RaySystemError,
-            ray.exceptions.WorkerCrashedError,
-        ) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise WorkNotFinished(f"a part of the cluster was lost: {reason}; the same command goes on") from error
+        except ray.exceptions.RayTaskError:
+            raise  # an error of our own code, not of the cluster
+        except ray.exceptions.RayError as error:
+            raise WorkNotFinished(
+                f"a part of the cluster was lost: {first_line(error)}; the same command goes on"
+            ) from error
 
 
 def _start(cluster: Cluster) -> None:
     # Ray's notices are about Ray; those of its workers stand in its log folder.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
-        if cluster.address == LOCAL:
-            ray.init(
-                address=LOCAL,
-                num_cpus=max(MIN_LOCAL_CPUS, os.cpu_count() or 1),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
-        else:
-            ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+        with _own_signals():
+            _init(cluster)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"can't join Ray at {cluster.address}: {reason}") from error
+        raise ConfigError(f"can't join Ray at {cluster.address}: {first_line(error)}") from error
+
+
+def _init(cluster: Cluster) -> None:
+    if cluster.address == LOCAL:
+        ray.init(
+            address=LOCAL,
+            num_cpus=max(MIN_LOCAL_CPUS, int(get_num_cpus(override_docker_cpu_warning=True))),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    else:
+        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep this process's answer to SIGTERM: Ray's own, set as it starts, ends with the code of a failure."""
+    answer = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, answer)
 
 
 def _refuse_local_paths(cluster: Cluster, uris: Iterable[str]) -> None:

@@ -76,10 +76,6 @@ def shard(
     Raises `ConfigError` if the destination holds shards of other chips or settings.
     """
     archive = select_chips(open_archive(job.src, job.settings.bands), job.selection)
-    source = _source_digest(archive)
-    done = _finished(job, source)
-    if done is not None:
-        return ShardReport(done, _problems_of(done), was_done=True)
     if not archive.chips:
         raise ConfigError(
             f"{job.src}: no good chip is left of {len(archive.problems)}; the first: {archive.problems[0]}"
@@ -87,6 +83,10 @@ def shard(
     folds = assign_folds(
         job.settings.folds, {chip.chip_id: chip.row.location for chip in archive.chips}, job.settings.seed
     )
+    source = {"uri": job.src, "digest": _source_digest(archive), "folds_digest": _digest(folds)}
+    done = _finished(job, source)
+    if done is not None:
+        return ShardReport(done, _problems_of(done), was_done=True)
     with session.joined(cluster, [job.src, job.dst]):
         if job.strict:
             checked = list(run_tasks(_write_shard, _plan(job, archive.chips, only_check=True), on_progress))
@@ -168,11 +168,14 @@ def read_tile(chip: Chip) -> shards.Tile:
 def _source_digest(archive: ChipArchive) -> str:
     """Return a hash of what was listed: each good chip with its files' identities, place and time, and each bad one."""
     listed = [[chip.chip_id, chip.row.location, str(chip.row.taken), chip.identity] for chip in archive.chips]
-    text = json.dumps([listed, [str(problem) for problem in archive.problems]])
-    return hashlib.sha256(text.encode()).hexdigest()
+    return _digest([listed, [str(problem) for problem in archive.problems]])
 
 
-def _finished(job: ShardJob, source: str) -> dict[str, Any] | None:
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _finished(job: ShardJob, source: dict[str, str]) -> dict[str, Any] | None:
     """Return the manifest that stands at the destination, if it is of this very work; else raise or return None."""
     try:
         manifest = read_manifest(job.dst)
@@ -184,8 +187,10 @@ def _finished(job: ShardJob, source: str) -> dict[str, Any] | None:
     changed = [
         f"{k}: {manifest['settings'].get(k)} -> {v}" for k, v in wanted.items() if manifest["settings"].get(k) != v
     ]
-    if manifest["source"]["digest"] != source:
+    if manifest["source"]["digest"] != source["digest"]:
         changed.append(f"the chips at {job.src} are not those that the shards were made from")
+    elif manifest["source"]["folds_digest"] != source["folds_digest"]:
+        changed.append(f"the folds in {job.settings.folds} are not those of the shards")
     if changed:
         raise ConfigError(f"{job.dst} holds other shards ({'; '.join(changed)}); choose another destination")
     return manifest
@@ -194,7 +199,7 @@ def _finished(job: ShardJob, source: str) -> dict[str, Any] | None:
 def _remove_remains(dst: str) -> None:
     """Remove shards that a run without an end left behind: there is no manifest, so nobody reads them."""
     for name in storage.find(dst):
-        if _SHARD_NAME.match(name):
+        if _SHARD_NAME.match(storage.partial_of(name) or name):
             storage.remove(storage.join(dst, name))
 
 
@@ -205,7 +210,11 @@ def _write_index(job: ShardJob, rows: list[dict[str, Any]]) -> None:
 
 
 def _manifest(
-    job: ShardJob, source: str, records: list[dict[str, Any]], rows: list[dict[str, Any]], problems: list[DataError]
+    job: ShardJob,
+    source: dict[str, str],
+    records: list[dict[str, Any]],
+    rows: list[dict[str, Any]],
+    problems: list[DataError],
 ) -> dict[str, Any]:
     return {
         "format_version": shards.FORMAT_VERSION,
@@ -217,7 +226,7 @@ def _manifest(
         "bytes": sum(record["bytes"] for record in records),
         "shards": records,
         "settings": job.settings.model_dump(mode="json"),
-        "source": {"uri": job.src, "digest": source},
+        "source": source,
         "left_out": [{"subject": problem.subject, "found": problem.found} for problem in problems],
         "versions": {"raytrain": __version__, "pyarrow": version("pyarrow"), "blosc2": version("blosc2")},
     }

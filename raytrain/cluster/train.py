@@ -6,6 +6,7 @@ skipped, a run that was cut off continues from its last checkpoint.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import ray
+import ray.exceptions
 import ray.train
 import ray.train.torch
 from pydantic import Field
@@ -24,17 +26,20 @@ from raytrain.cluster import session
 from raytrain.cluster.board import Board, Post, follow
 from raytrain.cluster.runs import METRICS, SCORE, RunSettings
 from raytrain.config import Settings, change, differences, parse
-from raytrain.errors import ConfigError, TrainingDiverged, WorkNotFinished
+from raytrain.errors import ConfigError, DataError, RaytrainError, WorkNotFinished
 from raytrain.imagery.normalisation import check_bands
 from raytrain.recipes import members
-from raytrain.scoring.manifest import EnsembleManifest, TrainedMember, write_manifest
+from raytrain.scoring.manifest import ENSEMBLE_FILE, EnsembleManifest, TrainedMember, write_manifest
+from raytrain.scoring.manifest import read_manifest as read_ensemble
 from raytrain.tiles.order import check_batch
 from raytrain.tiles.reader import TileReader, read_manifest, select_tiles
 from raytrain.training import WEIGHTS_FILE
 
 MAX_FAILURES = 3
 RUN_FILE, RESULT_FILE = "run.json", "result.json"
-_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+ABORT_S = 30
+"""How long an interrupted process waits for its run to end on the cluster."""
+_LEARNT = re.compile(rf"^({re.escape(RESULT_FILE)}$|{re.escape(WEIGHTS_FILE)}$|checkpoint_)")
 
 
 class TrainJob(Settings):
@@ -51,9 +56,13 @@ class TrainJob(Settings):
 
 @dataclass(frozen=True)
 class TrainReport:
-    """The ensemble's file if every run is done, the nets that are, and the runs that failed with the reason."""
+    """The ensemble's folder if every run is done, the nets of this job that are, and why the other runs failed.
+
+    `num_members` counts the nets of the ensemble, with those of earlier jobs in the same experiment.
+    """
 
     ensemble_uri: str | None
+    num_members: int
     trained: list[TrainedMember]
     failed: dict[str, str]
 
@@ -61,12 +70,14 @@ class TrainReport:
 def train(job: TrainJob, cluster: session.Cluster, on_post: Callable[[Post], None]) -> TrainReport:
     """Train every run of `job` that is not done, write `ensemble.json` once all are. `on_post` gets each epoch's news.
 
-    A run that fails does not stop the others. Raises `ConfigError` before anything starts if a run can't work.
+    Nets that the experiment has from earlier jobs stay in its ensemble. A run that fails does not stop the others.
+    Raises `ConfigError` where a run can't work, before anything starts as far as the driver can see it.
     """
     runs = plan_runs(job)
     folder = storage.join(job.out, job.experiment)
+    earlier = _earlier_nets(folder, job)
     for run in runs:
-        _claim(storage.join(folder, run.name), run)
+        _check_claim(storage.join(folder, run.name), run)
     trained: list[TrainedMember] = []
     failed: dict[str, str] = {}
     with session.joined(cluster, [job.shards, job.out]):
@@ -75,21 +86,39 @@ def train(job: TrainJob, cluster: session.Cluster, on_post: Callable[[Post], Non
             done = _finished(folder, run)
             try:
                 trained.append(done or _run(folder, run, job.workers, use_gpu, on_post))
-            except (ray.train.TrainingFailedError, WorkNotFinished) as error:
+            except (ray.train.TrainingFailedError, WorkNotFinished, DataError) as error:
                 failed[run.name] = _reason(error)
     if failed:
-        return TrainReport(None, trained, failed)
-    manifest = EnsembleManifest(raytrain_version=__version__, shards=job.shards, members=tuple(trained))
+        return TrainReport(None, 0, trained, failed)
+    # An earlier net keeps its place, so that the same nets are the same ensemble.
+    nets = {(net.name, net.fold): net for net in [*earlier, *trained]}
+    manifest = EnsembleManifest(raytrain_version=__version__, shards=job.shards, members=tuple(nets.values()))
     write_manifest(folder, manifest)
-    return TrainReport(folder, trained, failed)
+    return TrainReport(folder, len(nets), trained, failed)
+
+
+def _earlier_nets(folder: str, job: TrainJob) -> tuple[TrainedMember, ...]:
+    """Return the nets of the ensemble that stands in `folder`; raise `ConfigError` if they saw other shards."""
+    if not storage.exists(storage.join(folder, ENSEMBLE_FILE)):
+        return ()
+    manifest = read_ensemble(folder)
+    if manifest.shards != job.shards:
+        raise ConfigError(
+            f"{folder} holds an ensemble trained on {manifest.shards}, not on {job.shards}; name another --experiment"
+        )
+    return manifest.members
 
 
 def plan_runs(job: TrainJob) -> list[RunSettings]:
     """Return the runs of `job`, members within folds; raise `ConfigError` for what can't be trained."""
-    if not _NAME.match(job.experiment):
+    if not storage.is_plain_name(job.experiment):
         raise ConfigError(f"experiment {job.experiment!r}: expected letters, digits, '.', '_' and '-'")
     if job.workers < 1:
         raise ConfigError(f"workers must be at least 1, found {job.workers}")
+    if not job.members:
+        raise ConfigError("no members are named; all stands for the eight of the recipe, small for two small ones")
+    if "name" in job.changes:
+        raise ConfigError("name is no setting to change: it says which member, and where its run lies")
     chosen = [change(member, job.changes) for member in members(job.members)]
     manifest = read_manifest(job.shards)
     digest = storage.sha256_of(json.dumps(manifest["shards"]).encode())
@@ -131,31 +160,32 @@ def _placement(workers: int) -> bool:
     return use_gpu
 
 
-def _claim(folder: str, run: RunSettings) -> None:
-    """Record what the run in `folder` depends on; refuse if it was begun with something else."""
-    uri = storage.join(folder, RUN_FILE)
+def _check_claim(folder: str, run: RunSettings) -> None:
+    """Raise `ConfigError` if something was learnt in `folder` with other settings than those of `run`."""
     try:
-        found = parse(RunSettings, json.loads(storage.read_bytes(uri)))
+        found = parse(RunSettings, json.loads(storage.read_bytes(storage.join(folder, RUN_FILE))))
     except FileNotFoundError:
-        storage.write_bytes(uri, run.model_dump_json(indent=1).encode())
         return
     changed = differences(found, run)
-    if changed:
+    if changed and any(_LEARNT.match(name) for name in storage.find(folder)):
         raise ConfigError(f"{folder} was begun with other settings ({'; '.join(changed)}); name another --experiment")
 
 
 def _finished(folder: str, run: RunSettings) -> TrainedMember | None:
+    """Return the net of `run` if its result is recorded and its weights stand."""
     try:
-        return parse(TrainedMember, json.loads(storage.read_bytes(storage.join(folder, run.name, RESULT_FILE))))
+        net = parse(TrainedMember, json.loads(storage.read_bytes(storage.join(folder, run.name, RESULT_FILE))))
     except FileNotFoundError:
         return None
+    return net if storage.exists(storage.join(folder, net.weights)) else None
 
 
 def _run(folder: str, run: RunSettings, workers: int, use_gpu: bool, on_post: Callable[[Post], None]) -> TrainedMember:
     """Train one run to its end (or from its last checkpoint to its end) and keep its best weights."""
+    storage.write_bytes(storage.join(folder, run.name, RUN_FILE), run.model_dump_json(indent=1).encode())
     board: Any = ray.remote(num_cpus=0)(Board).remote()
     has_score = run.fold is not None
-    trainer = ray.train.torch.TorchTrainer(
+    trainer = _Trainer(
         _train_on_rank,
         train_loop_config={"run": run.model_dump(mode="json"), "board": board},
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
@@ -172,14 +202,52 @@ def _run(folder: str, run: RunSettings, workers: int, use_gpu: bool, on_post: Ca
         ),
     )
     with follow(board, on_post):
-        result = trainer.fit()
-    diverged = ray.get(board.verdict.remote())
-    if diverged is not None:
-        raise TrainingDiverged(diverged)
+        result = _fit(trainer, board)
     checkpoint = result.get_best_checkpoint(SCORE, "max") if has_score else result.checkpoint
     if checkpoint is None:
         raise WorkNotFinished(f"run {run.name} ended without a checkpoint")
     return _keep(folder, run, checkpoint)
+
+
+class _Trainer(ray.train.torch.TorchTrainer):
+    """A TorchTrainer that leaves Ctrl-C to this process, and ends its run when the process is told to stop.
+
+    Ray Train's own handler ends the process with 0 or 1, and stays in place when the training is over.
+    """
+
+    _controller: Any = None
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        self._controller = controller
+
+    def fit(self) -> ray.train.Result:
+        """Run the training to its end; an interrupt ends it on the cluster, too."""
+        try:
+            return super().fit()
+        except Exception:
+            raise
+        except BaseException:
+            if self._controller is not None:
+                with contextlib.suppress(ray.exceptions.RayError):
+                    ray.get(self._controller.abort.remote(), timeout=ABORT_S)
+            raise
+
+
+def _fit(trainer: _Trainer, board: Any) -> ray.train.Result:
+    """Return what came of the run; raise the verdict where its ranks found one, whatever Ray Train makes of it."""
+    failed: ray.train.TrainingFailedError | None = None
+    result: ray.train.Result | None = None
+    try:
+        result = trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        failed = error
+    verdict: RaytrainError | None = ray.get(board.verdict.remote())
+    if verdict is not None:
+        raise verdict from failed
+    if failed is not None:
+        raise failed
+    assert result is not None
+    return result
 
 
 def _keep(folder: str, run: RunSettings, checkpoint: ray.train.Checkpoint) -> TrainedMember:

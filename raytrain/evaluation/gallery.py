@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from raytrain import storage
-from raytrain.errors import ConfigError
+from raytrain.errors import ConfigError, DataError
 from raytrain.evaluation.masks import CountedPair
 from raytrain.evaluation.pictures import (
     AGREEMENT_LEGEND,
     OUTLINE_LEGEND,
     TRUE_COLOUR_BANDS,
+    Colour,
     picture_of_chip,
     picture_of_masks,
     read_picture_mask,
@@ -20,6 +21,7 @@ from raytrain.evaluation.report import Gallery, Picture
 from raytrain.tiles.archive import holds_chips, open_archive
 
 Source = str | Mapping[str, str]
+Legend = tuple[tuple[Colour, str], ...]
 PICTURE_PX = 384
 
 
@@ -39,7 +41,7 @@ def choose(counted: Sequence[CountedPair], each: int) -> list[tuple[str, Counted
 def find_images(uri: str) -> dict[str, Source]:
     """Return `{id: source}` of the chips or scenes at `uri`, for pictures; raise `ConfigError` where there are none."""
     if holds_chips(uri):
-        archive = open_archive(uri, TRUE_COLOUR_BANDS, with_labels=False)
+        archive = open_archive(uri, TRUE_COLOUR_BANDS, for_training=False)
         return {chip.chip_id: chip.bands for chip in archive.chips}
     names = [name for name in storage.find(uri) if name.endswith(".tif") and not name.startswith("scene_labels/")]
     if not names:
@@ -48,20 +50,33 @@ def find_images(uri: str) -> dict[str, Source]:
 
 
 def make_gallery(counted: Sequence[CountedPair], images: Mapping[str, Source] | None, each: int = 3) -> Gallery:
-    """Return pictures of the chosen pairs: true colour with outlines where `images` has the source, else the masks."""
+    """Return pictures of the chosen pairs: true colour with outlines where `images` has the source, else the masks.
+
+    A source that can't be drawn costs its picture, not the page: the masks are shown, and the caption says why.
+    """
     pictures = []
-    drawn = False
+    legends: set[Legend] = set()
     for word, pair in choose(counted, each):
-        prediction = read_picture_mask(pair.pair.prediction, PICTURE_PX)
-        label = read_picture_mask(pair.pair.label, PICTURE_PX)
-        source = images.get(pair.pair.chip_id) if images else None
-        if source is None:
-            png = picture_of_masks(prediction, label, PICTURE_PX)
-        else:
-            pixels = read_picture_source(source, TRUE_COLOUR_BANDS, PICTURE_PX)
-            png = picture_of_chip(pixels, TRUE_COLOUR_BANDS, prediction, label, PICTURE_PX)
-            drawn = True
         name = f"{pair.pair.chip_id}, {pair.pair.location}"
-        place = f"{word}: " if word else ""
-        pictures.append(Picture(png, f"Cloud mask of {name}", f"{place}{name}, IoU {pair.iou:.3f}"))
-    return Gallery(pictures, OUTLINE_LEGEND if drawn else AGREEMENT_LEGEND)
+        caption = f"{f'{word}: ' if word else ''}{name}, IoU {pair.iou:.3f}"
+        source = images.get(pair.pair.chip_id) if images else None
+        try:
+            png, legend = _draw(pair, source)
+        except DataError as error:
+            png, legend = _draw(pair, None)
+            caption += f" (no true colour: {error.found})"
+        legends.add(legend)
+        pictures.append(Picture(png, f"Cloud mask of {name}", caption))
+    shown = [legend for legend in (OUTLINE_LEGEND, AGREEMENT_LEGEND) if legend in legends]
+    return Gallery(pictures, tuple(entry for legend in shown for entry in legend))
+
+
+def _draw(pair: CountedPair, source: Source | None) -> tuple[bytes, Legend]:
+    prediction = read_picture_mask(pair.pair.prediction, PICTURE_PX)
+    label = read_picture_mask(pair.pair.label, PICTURE_PX)
+    if source is None:
+        return picture_of_masks(prediction, label, PICTURE_PX), AGREEMENT_LEGEND
+    pixels = read_picture_source(source, TRUE_COLOUR_BANDS, PICTURE_PX)
+    if pixels.shape[1:] != label.shape:
+        raise DataError(pair.pair.chip_id, "the image is of another shape than the label")
+    return picture_of_chip(pixels, TRUE_COLOUR_BANDS, prediction, label, PICTURE_PX), OUTLINE_LEGEND

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
@@ -17,7 +16,7 @@ from rasterio.windows import Window
 
 from raytrain import storage
 from raytrain.errors import ConfigError, DataError
-from raytrain.imagery.rasters import LABEL_CLEAR, LABEL_CLOUD, LABEL_IGNORE
+from raytrain.imagery.rasters import LABEL_CLEAR, LABEL_CLOUD, LABEL_IGNORE, open_geotiff, unreadable
 from raytrain.tiles.archive import MetadataRow
 from raytrain.training import metrics
 
@@ -121,11 +120,7 @@ def strips(height_px: int, width_px: int, strip_pixels: int = STRIP_PIXELS) -> I
 
 
 def _opened(uri: str, kind: str) -> DatasetReader:
-    try:
-        # Only GTiff: a text file of another driver could make GDAL read from anywhere.
-        source = rasterio.open(storage.gdal_path(uri), driver="GTiff")
-    except RasterioError as error:
-        raise _unreadable(uri, kind, error) from error
+    source = open_geotiff(uri, kind)
     found = None
     if source.count != 1:
         found = f"{kind} with {source.count} bands, expected one"
@@ -141,18 +136,12 @@ def _read_mask(source: DatasetReader, window: Window, uri: str, kind: str) -> ND
     try:
         pixels = source.read(1, window=window)
     except RasterioError as error:
-        raise _unreadable(uri, kind, error) from error
+        raise unreadable(uri, kind, error) from error
     strange = (pixels != LABEL_CLEAR) & (pixels != LABEL_CLOUD) & (pixels != LABEL_IGNORE)
     if strange.any():
         shown = ", ".join(str(value) for value in np.unique(pixels[strange])[:5])
         raise DataError(uri, f"{kind} values other than 0, 1 and 255: {shown}")
     return np.asarray(pixels, np.uint8)
-
-
-def _unreadable(uri: str, kind: str, error: Exception) -> DataError:
-    # rasterio hides GDAL's reason in the cause.
-    reason = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
-    return DataError(uri, f"{kind} is not a readable GeoTIFF, perhaps truncated ({reason})")
 
 
 def _size(source: DatasetReader) -> str:

@@ -9,7 +9,6 @@ import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
 from PIL import Image
 from rasterio.enums import Resampling
@@ -18,7 +17,7 @@ from rasterio.io import DatasetReader
 
 from raytrain import storage
 from raytrain.errors import ConfigError, DataError
-from raytrain.imagery.rasters import LABEL_CLOUD, LABEL_IGNORE, band_indexes
+from raytrain.imagery.rasters import LABEL_CLOUD, LABEL_IGNORE, band_indexes, open_geotiff, unreadable
 
 TRUE_COLOUR_BANDS = ("B04", "B03", "B02")
 MAX_PX = 512
@@ -123,9 +122,10 @@ def read_picture_source(
     missing = [band for band in bands if band not in source]
     if missing:
         raise DataError(next(iter(source.values()), ""), f"no band {', '.join(missing)} (found: {', '.join(source)})")
-    return np.concatenate([_read_small(source[band], None, max_px, Resampling.average) for band in bands]).astype(
-        np.uint16
-    )
+    found = [_read_small(source[band], None, max_px, Resampling.average)[0] for band in bands]
+    if any(band.shape != found[0].shape for band in found):
+        raise DataError(source[bands[0]], "the bands differ in size")
+    return np.stack(found).astype(np.uint16)
 
 
 def read_picture_mask(uri: str, max_px: int = MAX_PX) -> NDArray[np.uint8]:
@@ -135,12 +135,12 @@ def read_picture_mask(uri: str, max_px: int = MAX_PX) -> NDArray[np.uint8]:
 
 def _read_small(uri: str, bands: Sequence[str] | None, max_px: int, how: Resampling) -> NDArray[np.generic]:
     """Return the named bands, or the first, as `[C, h, w]`."""
-    try:
-        with storage.gdal_environment(), rasterio.open(storage.gdal_path(uri), driver="GTiff") as source:
-            indexes = [1] if bands is None else band_indexes(source, bands)
+    with storage.gdal_environment(), open_geotiff(uri, "image") as source:
+        indexes = [1] if bands is None else band_indexes(source, bands)
+        try:
             return np.asarray(source.read(indexes, out_shape=(len(indexes), *_small(source, max_px)), resampling=how))
-    except RasterioError as error:
-        raise DataError(uri, f"not a readable GeoTIFF ({error})") from error
+        except RasterioError as error:
+            raise unreadable(uri, "image", error) from error
 
 
 def _small(source: DatasetReader, max_px: int) -> tuple[int, int]:

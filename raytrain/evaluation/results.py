@@ -82,8 +82,3 @@ def write_metrics(uri: str, evaluation: Evaluation) -> str:
     target = storage.join(uri, METRICS_NAME)
     storage.write_bytes(target, evaluation.to_json().encode())
     return target
-
-
-def read_metrics(uri: str) -> Evaluation:
-    """Return the evaluation whose `metrics.json` lies in the folder `uri`; raise `FileNotFoundError` without one."""
-    return Evaluation.model_validate_json(storage.read_bytes(storage.join(uri, METRICS_NAME)))

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader, MemoryFile
 
-from raytrain.errors import DataError
+from raytrain import storage
+from raytrain.errors import DataError, first_line
 
 LABEL_CLEAR, LABEL_CLOUD, LABEL_IGNORE = 0, 1, 255
 MASK_COLOURS = {0: (0, 0, 0, 0), 1: (255, 255, 255, 255), 255: (128, 128, 128, 255)}
@@ -58,19 +59,34 @@ def georeference_of(source: DatasetReader) -> Georeference:
 
 def _read_single_band(name: str, data: bytes) -> tuple[NDArray[Any], float | None, Georeference]:
     """Return the only band of the GeoTIFF `data`, its no-data value and its place; raise `DataError`."""
+    if not data:
+        raise DataError(name, "an empty file (0 bytes)")
     try:
-        with MemoryFile(data, filename=f"{name}.tif") as memory, memory.open() as source:
+        with MemoryFile(data, filename=f"{name}.tif") as memory, memory.open(driver="GTiff") as source:
             if source.count != 1:
                 raise DataError(name, f"expected one band in the file, found {source.count}")
             return source.read(1), source.nodata, georeference_of(source)
     except RasterioError as error:
-        raise DataError(name, f"not a readable TIFF, perhaps truncated ({_first_line(error)})") from error
+        raise DataError(name, f"not a readable TIFF, perhaps truncated ({_reason(error)})") from error
 
 
-def _first_line(error: Exception) -> str:
+def _reason(error: RasterioError) -> str:
     # rasterio hides GDAL's reason in the cause.
-    text = str(error.__cause__ or error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    return first_line(error.__cause__ or error)
+
+
+def open_geotiff(uri: str, what: str) -> DatasetReader:
+    """Open the GeoTIFF at `uri` within `storage.gdal_environment()`; raise `DataError` that calls it a `what`."""
+    try:
+        # Only GTiff: a text file of another driver could make GDAL read from anywhere.
+        return rasterio.open(storage.gdal_path(uri), driver="GTiff")
+    except RasterioError as error:
+        raise unreadable(uri, what, error) from error
+
+
+def unreadable(uri: str, what: str, error: RasterioError) -> DataError:
+    """Return the error of a `what` that GDAL can't open or read."""
+    return DataError(uri, f"{what} is not a readable GeoTIFF, perhaps truncated ({_reason(error)})")
 
 
 def read_chip(files: Mapping[str, bytes]) -> Raster:

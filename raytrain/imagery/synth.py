@@ -71,9 +71,10 @@ def write_chips(
     """Write `count` chips in the layout of the challenge On Cloud N, dealt evenly to places; return its CSV.
 
     `dst/<split>_features/<chip_id>/<band>.tif` (uint16), `dst/<split>_labels/<chip_id>.tif` (uint8: 0 clear, 1 cloud,
-    255 no data) and, last of all, `dst/<split>_metadata.csv`. Files that exist are overwritten. `on_progress` gets the
-    chips done and `count`. Chips of one place lie apart on a grid; every three in a row were taken on one day. Raises
-    ConfigError for a count, size or number of places under 1, or a bad split.
+    255 no data) and, last of all, `dst/<split>_metadata.csv`. Files of the same names are overwritten. `on_progress`
+    gets the chips done and `count`. Chips of one place lie apart on a grid; every three in a row were taken on one day.
+    Raises ConfigError for a count, size or number of places under 1, a bad split, or a folder with chips of other
+    names.
     """
     _check(count=count, size_px=size_px, num_places=num_places)
     _check_first(first_place)
@@ -81,19 +82,20 @@ def write_chips(
         raise ConfigError(
             f"split is {split!r}: it becomes the start of folder names, so give a plain word such as 'train'"
         )
+    places = make_places(min(num_places, count), seed, first_place)
+    planned = [(places[i % len(places)], i // len(places)) for i in range(count)]
+    ids = [f"p{place.index:02d}c{number:03d}" for place, number in planned]
+    _refuse_others(dst / f"{split}_features", ids)
     metadata = dst / f"{split}_metadata.csv"
     # Metadata of an earlier run would vouch for a folder that this one has only half overwritten.
     metadata.unlink(missing_ok=True)
-    places = make_places(min(num_places, count), seed, first_place)
     rows = []
-    for done in range(count):
-        place, number = places[done % len(places)], done // len(places)
-        chip_id = f"p{place.index:02d}c{number:03d}"
+    for done, (chip_id, (place, number)) in enumerate(zip(ids, planned, strict=True), start=1):
         features = dst / f"{split}_features" / chip_id
         day = _write_chip(place, number, size_px, features, dst / f"{split}_labels" / f"{chip_id}.tif")
         rows.append((chip_id, place.name, _iso(day), f"./{split}_features/{chip_id}"))
         if on_progress is not None:
-            on_progress(done + 1, count)
+            on_progress(done, count)
     _write_whole(metadata, _csv(rows))
     return metadata
 
@@ -104,19 +106,22 @@ def write_scenes(
     """Write `count` Cloud Optimized GeoTIFFs, one place each, and a STAC item collection; return the latter's path.
 
     `dst/scenes/<id>.tif` (uint16, nodata 0), `dst/scene_labels/<id>.tif` (uint8: 0 clear, 1 cloud, 255 no data),
-    `dst/scenes_metadata.csv` and, last of all, `dst/scenes.json`. Files that exist are overwritten. `on_progress` gets
-    the strips of `BLOCK_PX` rows done and their number over all scenes. Place k is the ground of place k of
-    `write_chips` with the same seed, on another day. Raises ConfigError for a count or size under 1.
+    `dst/scenes_metadata.csv` and, last of all, `dst/scenes.json`. Files of the same names are overwritten.
+    `on_progress` gets the strips of `BLOCK_PX` rows done and their number over all scenes. Place k is the ground of
+    place k of `write_chips` with the same seed, on another day. Raises ConfigError for a count or size under 1, or a
+    folder with scenes of other names.
     """
     _check(count=count, size_px=size_px)
     _check_first(first_place)
+    places = make_places(count, seed, first_place)
+    ids = [f"p{place.index:02d}s00" for place in places]
+    _refuse_others(dst / "scenes", [f"{scene_id}.tif" for scene_id in ids])
     collection, metadata = dst / "scenes.json", dst / "scenes_metadata.csv"
     collection.unlink(missing_ok=True)
     metadata.unlink(missing_ok=True)
     num_strips = -(-size_px // BLOCK_PX)
     items, rows = [], []
-    for number, place in enumerate(make_places(count, seed, first_place)):
-        scene_id = f"p{place.index:02d}s00"
+    for number, (scene_id, place) in enumerate(zip(ids, places, strict=True)):
 
         def strip_done(strips: int, before: int = number * num_strips) -> None:
             if on_progress is not None:
@@ -326,6 +331,19 @@ def _scratch_beside(path: Path) -> Iterator[Path]:
         yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _refuse_others(folder: Path, names: list[str]) -> None:
+    """Raise ConfigError if `folder` holds images that this run does not overwrite: readers would take them for its own.
+
+    Names that start with a dot are remains of a run that was cut off.
+    """
+    found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    others = sorted(name for name in found - set(names) if not name.startswith("."))
+    if others:
+        raise ConfigError(
+            f"{folder} holds images of another run ({others[0]} is one of {len(others)}): choose an empty folder"
+        )
 
 
 def _check(**sizes: int) -> None:

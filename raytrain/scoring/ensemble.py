@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from raytrain import storage
 from raytrain.config import MemberSettings, ScoreSettings
+from raytrain.errors import ConfigError
 from raytrain.imagery.normalisation import normalise
 from raytrain.imagery.windows import reflect_up, round_up
 from raytrain.scoring.manifest import EnsembleManifest, ensemble_folder
@@ -55,13 +56,13 @@ class Ensemble:
 
     @classmethod
     def load(cls, uri: str, manifest: EnsembleManifest, settings: ScoreSettings, device: torch.device) -> Ensemble:
-        """Load the members of `manifest`, which lies at `uri`; raise `ConfigError` for weights of another hash."""
+        """Load the members of `manifest`, which lies at `uri`; raise `ConfigError` for weights absent or changed."""
         folder = ensemble_folder(uri)
         members = []
         for member in manifest.members:
             with tempfile.TemporaryDirectory() as temporary:
                 path = Path(temporary) / "weights.safetensors"
-                path.write_bytes(storage.read_bytes(storage.join(folder, member.weights)))
+                path.write_bytes(_read_weights(storage.join(folder, member.weights), member.name))
                 members.append((member.settings, load_weights(member.settings, path, member.sha256)))
         return cls(members, settings, device)
 
@@ -112,6 +113,13 @@ class Ensemble:
         if self._settings.horizontal_flip:
             batch = torch.cat([batch, batch.flip(-1)])
         return batch.contiguous(memory_format=torch.channels_last)
+
+
+def _read_weights(uri: str, member: str) -> bytes:
+    try:
+        return storage.read_bytes(uri)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{uri}: no such file, but the ensemble names it as the weights of {member}") from error
 
 
 def use_threads(threads: int) -> None:

@@ -51,15 +51,12 @@ def score_scene(source_uri: str, target_uri: str, ensemble: Ensemble, settings: 
     """
     with tempfile.TemporaryDirectory(prefix="raytrain-") as temporary:
         striped, cog = Path(temporary) / "mask.tif", Path(temporary) / "cog.tif"
-        try:
-            with storage.gdal_environment(), rasterio.open(storage.gdal_path(source_uri)) as source:
-                indexes = rasters.band_indexes(source, ensemble.bands)
-                with rasterio.open(striped, "w", **_profile(source)) as target:
-                    target.write_colormap(1, rasters.MASK_COLOURS)
-                    for strip in blended_strips(source, indexes, ensemble, settings):
-                        _write_strip(target, strip, settings.threshold)
-        except RasterioError as error:
-            raise DataError(source_uri, f"not a readable raster ({error.__cause__ or error})") from error
+        with storage.gdal_environment(), rasters.open_geotiff(source_uri, "scene") as source:
+            indexes = rasters.band_indexes(source, ensemble.bands)
+            with rasterio.open(striped, "w", **_profile(source)) as target:
+                target.write_colormap(1, rasters.MASK_COLOURS)
+                for strip in blended_strips(source, indexes, ensemble, settings):
+                    _write_strip(target, strip, settings.threshold)
         rasterio.shutil.copy(
             striped, cog, driver="COG", compress="deflate", blocksize=BLOCK_PX, overview_resampling="mode"
         )
@@ -95,7 +92,10 @@ def blended_strips(
 
 def _read_strip(source: DatasetReader, indexes: list[int], row: int, height_px: int) -> rasters.Raster:
     window = Window(0, row, source.width, height_px)
-    pixels = source.read(indexes, window=window)
+    try:
+        pixels = source.read(indexes, window=window)
+    except RasterioError as error:
+        raise rasters.unreadable(source.name, f"scene from row {row} on", error) from error
     if pixels.dtype != np.uint16:
         raise DataError(source.name, f"expected uint16, found {pixels.dtype}")
     nodata = [source.nodatavals[i - 1] for i in indexes]

@@ -50,6 +50,10 @@ class LedgerEntry(Settings):
     problems: tuple[tuple[str, str], ...] = ()
 
 
+SPEED_SETTINGS = ("settings.windows_per_pass", "settings.threads")
+"""May change when the work goes on: a probability depends on them in its last bits at most."""
+
+
 class Scoring(Settings):
     """What all outputs of a destination were made with."""
 
@@ -69,10 +73,17 @@ def chip_units(chips: Sequence[Chip]) -> list[Unit]:
 
 
 def scene_units(uri: str) -> list[Unit]:
-    """Return a unit for each `<uri>/scenes/<id>.tif`, or else for each `<uri>/<id>.tif`."""
+    """Return a unit for each `<uri>/scenes/<id>.tif`, or else for each `<uri>/<id>.tif`.
+
+    Raises `ConfigError` for a scene in a folder below `scenes`: a mask is named by the scene alone.
+    """
     files = storage.find(uri)
-    names = [name for name in files if name.startswith("scenes/") and name.endswith(".tif")]
-    names = names or [name for name in files if "/" not in name and name.endswith(".tif")]
+    rasters_found = [name for name in files if name.endswith(".tif")]
+    names = [name for name in rasters_found if name.startswith("scenes/")]
+    deep = [name for name in names if name.count("/") > 1]
+    if deep:
+        raise ConfigError(f"{uri}: {deep[0]} lies deeper than scenes/<id>.tif; name the folder that holds the scenes")
+    names = names or [name for name in rasters_found if "/" not in name]
     units = []
     for name in names:
         scene_id = storage.name_of(name).removesuffix(".tif")
@@ -86,18 +97,23 @@ def scene_units(uri: str) -> list[Unit]:
 def score_unit(unit: Unit, target_uri: str, ensemble: Ensemble, settings: ScoreSettings) -> LedgerEntry:
     """Score the items of `unit` into `<target_uri>/<item_id>.tif`, enter the unit in the ledger, return the entry.
 
-    An item that can't be used is a problem of the entry; the others are done.
+    An item that can't be used is a problem of the entry, and has no mask, not even an older one; the others are done.
+    Any other failure (a store, memory) is raised, and nothing is entered.
     """
     outputs: dict[str, str] = {}
     problems: list[tuple[str, str]] = []
     if unit.kind == "scene":
         item = unit.items[0]
         try:
-            outputs[item.item_id] = score_scene(item.sources["scene"], _mask_uri(target_uri, item), ensemble, settings)
+            outputs[item.item_id] = score_scene(
+                item.sources["scene"], _mask_uri(target_uri, item.item_id), ensemble, settings
+            )
         except DataError as error:
             problems.append((item.item_id, error.found))
     else:
         _score_chips(unit, target_uri, ensemble, settings, outputs, problems)
+    for item_id, _ in problems:
+        storage.remove(_mask_uri(target_uri, item_id))
     entry = LedgerEntry(unit=unit, outputs=outputs, problems=tuple(problems))
     storage.write_bytes(_ledger_uri(target_uri, unit), entry.model_dump_json(indent=1).encode())
     return entry
@@ -123,34 +139,52 @@ def _score_chips(
         for (item, raster), probability in zip(group, found, strict=True):
             mask = to_mask(probability, settings.threshold) * raster.valid
             data = rasters.mask_tiff(mask, raster.georeference)
-            storage.write_bytes(_mask_uri(target_uri, item), data)
+            storage.write_bytes(_mask_uri(target_uri, item.item_id), data)
             outputs[item.item_id] = storage.sha256_of(data)
 
 
-def _mask_uri(target_uri: str, item: Item) -> str:
-    return storage.join(target_uri, f"{item.item_id}.tif")
+def _mask_uri(target_uri: str, item_id: str) -> str:
+    return storage.join(target_uri, f"{item_id}.tif")
 
 
 def _ledger_uri(target_uri: str, unit: Unit) -> str:
     return storage.join(target_uri, LEDGER, f"{unit.unit_id}.json")
 
 
-def read_ledger(target_uri: str) -> dict[str, LedgerEntry]:
-    """Return the entries of the ledger by unit id."""
-    folder = storage.join(target_uri, LEDGER)
-    names = [name for name in storage.find(folder) if name.endswith(".json") and not name.startswith(".")]
-    entries = [LedgerEntry.model_validate_json(storage.read_bytes(storage.join(folder, name))) for name in names]
-    return {entry.unit.unit_id: entry for entry in entries}
+def finished_units(target_uri: str, units: Sequence[Unit]) -> dict[str, LedgerEntry]:
+    """Return the entries, by unit id, of those of `units` that are done: all outputs stand, none of a changed source.
+
+    A unit with a bad item is tried again, since the item may have been mended.
+    """
+    standing = set(storage.find(target_uri))
+    entries: dict[str, LedgerEntry] = {}
+    for unit in units:
+        if f"{LEDGER}/{unit.unit_id}.json" not in standing:
+            continue
+        entry = LedgerEntry.model_validate_json(storage.read_bytes(_ledger_uri(target_uri, unit)))
+        whole = all(f"{item_id}.tif" in standing for item_id in entry.outputs)
+        if whole and entry.unit == unit and not entry.problems:
+            entries[unit.unit_id] = entry
+    return entries
+
+
+def check_destination(target_uri: str, scoring: Scoring) -> None:
+    """Raise `ConfigError` if masks stand at `target_uri` that were made with something else."""
+    changed = _changes(target_uri, scoring)
+    if changed and any(name.endswith(".tif") for name in storage.find(target_uri)):
+        raise ConfigError(f"{target_uri} holds masks made otherwise ({'; '.join(changed)}); choose another destination")
 
 
 def claim_destination(target_uri: str, scoring: Scoring) -> None:
-    """Record what the outputs at `target_uri` are made with; raise `ConfigError` if others stand there."""
-    uri = storage.join(target_uri, SCORING_FILE)
+    """Record what the outputs at `target_uri` are made with, before the first of them."""
+    if _changes(target_uri, scoring) != []:
+        storage.write_bytes(storage.join(target_uri, SCORING_FILE), scoring.model_dump_json(indent=1).encode())
+
+
+def _changes(target_uri: str, scoring: Scoring) -> list[str] | None:
+    """Return what differs from what is recorded at `target_uri`; None if nothing is."""
     try:
-        found = parse(Scoring, json.loads(storage.read_bytes(uri)))
+        found = parse(Scoring, json.loads(storage.read_bytes(storage.join(target_uri, SCORING_FILE))))
     except FileNotFoundError:
-        storage.write_bytes(uri, scoring.model_dump_json(indent=1).encode())
-        return
-    changed = differences(found, scoring)
-    if changed:
-        raise ConfigError(f"{target_uri} holds masks made otherwise ({'; '.join(changed)}); choose another destination")
+        return None
+    return [text for text in differences(found, scoring) if not text.startswith(SPEED_SETTINGS)]

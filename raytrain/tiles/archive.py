@@ -20,7 +20,6 @@ from raytrain.errors import ConfigError, DataError
 from raytrain.imagery import rasters
 
 _FEATURE = re.compile(r"^(?P<base>(?:[^/]+/)?)(?P<split>[^/]+)_features/(?P<chip>[^/]+)/(?P<band>[^/]+)\.tif$")
-_SAFE_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
 
 
 @dataclass(frozen=True)
@@ -30,6 +29,14 @@ class MetadataRow:
     chip_id: str
     location: str
     taken: datetime | None
+    columns: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row of a metadata CSV that can't be used, and why."""
+
+    error: DataError
     columns: Mapping[str, str]
 
 
@@ -57,20 +64,14 @@ class ChipArchive:
     problems: list[DataError] = field(default_factory=list)
 
 
-def read_metadata(uri: str, *, with_location: bool = True) -> tuple[list[MetadataRow], list[DataError]]:
+def read_metadata(uri: str, *, with_location: bool = True) -> tuple[list[MetadataRow], list[BadRow]]:
     """Return the rows of a metadata CSV (columns chip_id, location, datetime; further ones are kept) and its bad rows.
 
     Without `with_location` a table that only says more about chips will do: the location may be absent, and is blank.
     A bad row has a chip id twice, a chip id that is no plain file name, or an unreadable datetime; a blank datetime is
     fine. Raises `ConfigError` where the file or one of the columns is missing.
     """
-    try:
-        text = storage.read_bytes(uri).decode("utf-8-sig")
-    except FileNotFoundError as error:
-        raise ConfigError(f"no such metadata file: {uri}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{uri}: not a UTF-8 text file") from error
-    reader = csv.DictReader(io.StringIO(text))
+    reader = csv.DictReader(io.StringIO(storage.read_text(uri, "metadata file")))
     wanted = {"chip_id", "location"} if with_location else {"chip_id"}
     missing = wanted - set(reader.fieldnames or [])
     if missing:
@@ -79,21 +80,25 @@ def read_metadata(uri: str, *, with_location: bool = True) -> tuple[list[Metadat
         )
     raw = list(reader)
     counts = Counter(row["chip_id"] for row in raw)
-    rows, problems = [], []
+    rows, bad = [], []
     for row in raw:
-        chip_id = row["chip_id"] or ""
+        columns = {name: value for name, value in row.items() if name is not None and isinstance(value, str)}
         try:
-            rows.append(_parse_row(row, counts[chip_id], with_location))
+            rows.append(_parse_row(columns, counts[row["chip_id"]], with_location))
         except DataError as error:
-            problems.append(error)
-    unique = {str(problem): problem for problem in problems}
-    return rows, list(unique.values())
+            bad.append(BadRow(error, columns))
+    return rows, bad
 
 
-def _parse_row(row: Mapping[str, str | None], count: int, with_location: bool) -> MetadataRow:
-    chip_id = row["chip_id"] or ""
-    location, text = (row.get("location") or "").strip(), (row.get("datetime") or "").strip()
-    if not _SAFE_ID.match(chip_id):
+def problems_of(bad: Sequence[BadRow]) -> list[DataError]:
+    """Return what is wrong, each once: a chip id in several rows is one problem."""
+    return list({str(row.error): row.error for row in bad}.values())
+
+
+def _parse_row(columns: Mapping[str, str], count: int, with_location: bool) -> MetadataRow:
+    chip_id = columns.get("chip_id", "")
+    location, text = columns.get("location", "").strip(), columns.get("datetime", "").strip()
+    if not storage.is_plain_name(chip_id):
         raise DataError(repr(chip_id), "chip id is not a plain file name (letters, digits, '.', '_', '-')")
     if count > 1:
         raise DataError(chip_id, f"duplicate chip id: {count} rows of the metadata have it")
@@ -105,7 +110,6 @@ def _parse_row(row: Mapping[str, str | None], count: int, with_location: bool) -
         raise DataError(chip_id, f"unreadable datetime {text!r} in the metadata") from error
     if taken is not None:
         taken = taken.replace(tzinfo=UTC) if taken.tzinfo is None else taken.astimezone(UTC)
-    columns = {name: value for name, value in row.items() if name is not None and isinstance(value, str)}
     return MetadataRow(chip_id, location, taken, columns)
 
 
@@ -114,10 +118,11 @@ def holds_chips(uri: str) -> bool:
     return any(_FEATURE.match(name) for name in storage.find(uri))
 
 
-def open_archive(uri: str, bands: Sequence[str], *, with_labels: bool = True) -> ChipArchive:
+def open_archive(uri: str, bands: Sequence[str], *, for_training: bool = True) -> ChipArchive:
     """List the chips at `uri`; each chip that lacks a file or a row, or has a bad one, is a problem of the result.
 
-    Raises `ConfigError` if `uri` holds no chips, or chips of more than one split.
+    Labels are looked at, and locations are needed, only where `for_training`. Raises `ConfigError` if `uri` holds no
+    chips, or chips of more than one split.
     """
     files = storage.find(uri)
     found: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
@@ -132,14 +137,17 @@ def open_archive(uri: str, bands: Sequence[str], *, with_labels: bool = True) ->
         names = ", ".join(base + split for base, split in sorted(found))
         raise ConfigError(f"{uri}: chips of several splits ({names}); name the folder of one of them")
     ((base, split), chips) = found.popitem()
-    rows, problems = read_metadata(storage.join(uri, f"{base}{split}_metadata.csv"))
-    labels = {name for name in files if name.startswith(f"{base}{split}_labels/")} if with_labels else set()
-    archive = ChipArchive(problems=problems)
-    named = {row.chip_id for row in rows} | {problem.subject for problem in problems}
+    rows, bad = read_metadata(storage.join(uri, f"{base}{split}_metadata.csv"), with_location=for_training)
+    label_folder = f"{base}{split}_labels/"
+    labels = [name for name in files if for_training and name.startswith(label_folder) and name.endswith(".tif")]
+    archive = ChipArchive(problems=problems_of(bad))
+    named = {row.chip_id for row in rows} | {row.columns.get("chip_id", "") for row in bad}
     for chip_id in sorted(set(chips) - named):
         archive.problems.append(DataError(chip_id, "files without a row in the metadata"))
+    for name in sorted(set(labels) - {f"{label_folder}{chip_id}.tif" for chip_id in named | set(chips)}):
+        archive.problems.append(DataError(name, "a label without bands and without a row in the metadata"))
     for row in sorted(rows, key=lambda each: each.chip_id):
-        label = f"{base}{split}_labels/{row.chip_id}.tif" if labels else None
+        label = f"{label_folder}{row.chip_id}.tif" if labels else None
         try:
             archive.chips.append(_listed_chip(uri, row, chips.get(row.chip_id), label, bands, files))
         except DataError as error:

@@ -18,7 +18,7 @@ SampleT = TypeVar("SampleT")
 class TileDataset(Dataset[SampleT], Generic[SampleT]):
     """A torch dataset over chosen tiles. An item is asked by (epoch, sample), so that its random changes can be too.
 
-    Sample `s` is tile `tiles[s % len(tiles)]`; `transform` makes the item from (bands, label, epoch, sample, position).
+    Sample `s` is tile `tiles[s % len(tiles)]`; `transform` makes the item from (bands, label, epoch, sample).
     """
 
     def __init__(

@@ -39,15 +39,18 @@ def deal_folds(locations: Sequence[str], num_folds: int, seed: int) -> dict[str,
 
 def read_folds(uri: str) -> dict[str, int]:
     """Return `{chip_id: fold}` from a CSV with chip_id and a column fold (integers) or split (train, val)."""
-    try:
-        reader = csv.DictReader(io.StringIO(storage.read_bytes(uri).decode("utf-8-sig")))
-    except FileNotFoundError as error:
-        raise ConfigError(f"no such file of folds: {uri}") from error
+    reader = csv.DictReader(io.StringIO(storage.read_text(uri, "file of folds")))
     columns = set(reader.fieldnames or [])
     if "chip_id" not in columns or not columns & {"fold", "split"}:
         raise ConfigError(f"{uri}: expected columns chip_id and fold or split, found {', '.join(sorted(columns))}")
     column = "fold" if "fold" in columns else "split"
-    return {row["chip_id"]: _fold_of(uri, row["chip_id"], column, row[column]) for row in reader}
+    folds: dict[str, int] = {}
+    for row in reader:
+        chip_id = row["chip_id"] or ""
+        if chip_id in folds:
+            raise ConfigError(f"{uri}: chip {chip_id}: two rows name its fold")
+        folds[chip_id] = _fold_of(uri, chip_id, column, (row[column] or "").strip())
+    return folds
 
 
 def _fold_of(uri: str, chip_id: str, column: str, text: str) -> int:

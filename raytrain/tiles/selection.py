@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 from pydantic import model_validator
 
 from raytrain.config import Settings, choose
-from raytrain.errors import ConfigError
-from raytrain.tiles.archive import ChipArchive, MetadataRow, read_metadata
+from raytrain.errors import ConfigError, DataError
+from raytrain.tiles.archive import BadRow, ChipArchive, MetadataRow, problems_of, read_metadata
 
 _VALUES_SHOWN = 5
 
@@ -25,15 +25,30 @@ def select_rows(rows: Sequence[MetadataRow], where: Sequence[str]) -> list[Metad
     known = list(dict.fromkeys(column for row in rows for column in row.columns))
     left = list(rows)
     for text in where:
-        column, equals, value = (part.strip() for part in text.partition("="))
-        if not equals or not column:
-            raise ConfigError(f"expected COLUMN=VALUE, found {text!r}")
+        column, _ = _parse_filter(text)
         choose("column", [column], known)
-        kept = [row for row in left if row.columns.get(column, "").strip() == value]
+        kept = [row for row in left if _fits(row.columns, text)]
         if not kept:
             raise ConfigError(f"no row of the metadata is left by {' and '.join(where)}; {_values(left, column)}")
         left = kept
     return left
+
+
+def select_problems(bad: Sequence[BadRow], where: Sequence[str]) -> list[DataError]:
+    """Return what is wrong with the bad rows that the filters would have taken."""
+    return problems_of([row for row in bad if all(_fits(row.columns, text) for text in where)])
+
+
+def _parse_filter(text: str) -> tuple[str, str]:
+    column, equals, value = (part.strip() for part in text.partition("="))
+    if not equals or not column:
+        raise ConfigError(f"expected COLUMN=VALUE, found {text!r}")
+    return column, value
+
+
+def _fits(columns: Mapping[str, str], text: str) -> bool:
+    column, value = _parse_filter(text)
+    return columns.get(column, "").strip() == value
 
 
 def _values(rows: Sequence[MetadataRow], column: str) -> str:
@@ -56,15 +71,16 @@ class Selection(Settings):
 
 
 def select_chips(archive: ChipArchive, selection: Selection) -> ChipArchive:
-    """Return the chips of `archive` that are chosen, and the problems of those; without filters all of it.
+    """Return the chips of `archive` that are chosen, and the problems of those and of their rows; without filters all.
 
     Raises `ConfigError` if no chip is left.
     """
     if selection.metadata is None:
         return archive
-    rows, _ = read_metadata(selection.metadata, with_location=False)
+    rows, bad = read_metadata(selection.metadata, with_location=False)
     chosen = {row.chip_id for row in select_rows(rows, selection.where)}
     chips = [chip for chip in archive.chips if chip.chip_id in chosen]
     if not chips:
         raise ConfigError(f"none of the {len(archive.chips)} chips is among the {len(chosen)} rows that --where leaves")
-    return ChipArchive(chips, [problem for problem in archive.problems if problem.subject in chosen])
+    problems = [problem for problem in archive.problems if problem.subject in chosen]
+    return ChipArchive(chips, [*select_problems(bad, selection.where), *problems])

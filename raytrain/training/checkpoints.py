@@ -24,12 +24,11 @@ FORMAT_VERSION = 1
 
 @dataclass
 class TrainingState:
-    """What changes while a member trains. `epochs_done` and `best_score` go into a checkpoint with the tensors."""
+    """What changes while a member trains."""
 
     net: nn.Module
     optimiser: torch.optim.SGD
     epochs_done: int = 0
-    best_score: float | None = None
 
 
 def save_state(folder: Path, state: TrainingState, settings: MemberSettings) -> None:
@@ -40,7 +39,6 @@ def save_state(folder: Path, state: TrainingState, settings: MemberSettings) -> 
     record = {
         "format_version": FORMAT_VERSION,
         "epochs_done": state.epochs_done,
-        "best_score": state.best_score,
         "settings": settings.model_dump(mode="json"),
     }
     (folder / STATE_FILE).write_text(json.dumps(record, indent=1, sort_keys=True))
@@ -65,7 +63,6 @@ def restore_state(folder: Path, state: TrainingState, settings: MemberSettings) 
         if name in buffers:
             state.optimiser.state[parameter]["momentum_buffer"] = buffers[name].to(parameter)
     state.epochs_done = record["epochs_done"]
-    state.best_score = record["best_score"]
 
 
 def _momentum(state: TrainingState) -> dict[str, Tensor]:

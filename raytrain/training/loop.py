@@ -54,7 +54,6 @@ class EpochReport:
     epoch: int
     loss: float
     scores: Scores | None
-    is_best: bool
     epoch_s: float
     images_per_s: float
 
@@ -85,11 +84,8 @@ def train_member(
         loss = _train_epoch(net, state, settings, data, ranks, epoch)
         epoch_s = time.monotonic() - start
         found = validate(state.net, settings, data, ranks) if len(data.validation) else None
-        score = found.iou_location_weighted if found else None
-        is_best = score is not None and (state.best_score is None or score > state.best_score)
-        state.best_score = score if is_best else state.best_score
         state.epochs_done = epoch + 1
-        on_epoch(EpochReport(epoch, loss, found, is_best, epoch_s, num_samples / epoch_s), state)
+        on_epoch(EpochReport(epoch, loss, found, epoch_s, num_samples / epoch_s), state)
     return state
 
 

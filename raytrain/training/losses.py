@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from raytrain.config import LossWeights
+from raytrain.imagery.rasters import LABEL_IGNORE
 
 JACCARD_EPS = 1e-5
 FOCAL_EPS = 1e-5
-IGNORE = 255
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Totals:
 
 def count_valid(labels_BHW: Tensor) -> Tensor:
     """Return `[images that have a valid pixel, valid pixels]` of this rank, `[2] float64`, to be added up."""
-    valid_BHW = labels_BHW != IGNORE
+    valid_BHW = labels_BHW != LABEL_IGNORE
     return torch.stack([valid_BHW.flatten(1).any(1).sum(), valid_BHW.sum()]).double()
 
 
@@ -45,7 +45,7 @@ def segmentation_loss(logits_BHW: Tensor, labels_BHW: Tensor, weights: LossWeigh
     pixels. Label 255 is ignored. Source: the published recipe of the 3rd place of "On Cloud N".
     """
     logits_BHW = logits_BHW.float()
-    valid_BHW = (labels_BHW != IGNORE).float()
+    valid_BHW = (labels_BHW != LABEL_IGNORE).float()
     target_BHW = (labels_BHW == 1).float()
     probability_BHW = torch.sigmoid(logits_BHW)
     loss = logits_BHW.new_zeros(())

@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raytrain.config import EmptyUnionRule
-
-IGNORE = 255
+from raytrain.imagery.rasters import LABEL_CLOUD, LABEL_IGNORE
 
 
 @dataclass(frozen=True)
@@ -42,8 +41,8 @@ def count_pixels(prediction: NDArray[np.uint8], label: NDArray[np.uint8]) -> tup
 
     A prediction of 255 (no data) on a valid label counts as clear: what was not found is missed.
     """
-    valid = label != IGNORE
-    cloud, predicted = (label == 1) & valid, (prediction == 1) & valid
+    valid = label != LABEL_IGNORE
+    cloud, predicted = (label == LABEL_CLOUD) & valid, (prediction == LABEL_CLOUD) & valid
     return int(np.count_nonzero(cloud & predicted)), int(np.count_nonzero(cloud | predicted))
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from raytrain.config import MemberSettings
-from raytrain.errors import ConfigError
+from raytrain.errors import ConfigError, first_line
 
 
 def build_model(settings: MemberSettings, *, pretrained: bool | None = None) -> nn.Module:
@@ -32,9 +32,8 @@ def build_model(settings: MemberSettings, *, pretrained: bool | None = None) -> 
         )
     except (RuntimeError, KeyError, ValueError, OSError) as error:
         hint = "; pretrained weights come from timm's hub (pretrained=false trains from random ones)" if wanted else ""
-        reason = str(error).strip().splitlines()[0]
         raise ConfigError(
-            f"member {settings.name}: can't build encoder {settings.encoder!r}: {reason}{hint}"
+            f"member {settings.name}: can't build encoder {settings.encoder!r}: {first_line(error)}{hint}"
         ) from error
     return cast(nn.Module, net)
 
@@ -50,11 +49,6 @@ def load_weights(settings: MemberSettings, path: Path, sha256: str) -> nn.Module
     net = build_model(settings, pretrained=False)
     net.load_state_dict(load_file(path))
     return net.eval()
-
-
-def count_parameters(net: nn.Module) -> int:
-    """Return the number of trained values of `net`."""
-    return sum(parameter.numel() for parameter in net.parameters())
 
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:

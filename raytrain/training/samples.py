@@ -16,8 +16,8 @@ from torch import Tensor
 
 from raytrain.config import MemberSettings
 from raytrain.imagery.normalisation import normalise
+from raytrain.imagery.rasters import LABEL_IGNORE
 from raytrain.imagery.windows import reflect_up, round_up
-from raytrain.training.losses import IGNORE
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for updates at import otherwise
 import albumentations
@@ -56,7 +56,7 @@ class ValidationTransform:
     def __call__(self, bands: NDArray[np.uint16], label: NDArray[np.uint8], epoch: int, sample: int) -> Sample:
         """Return the sample of `bands` `[C, H, W]` and `label` `[H, W]`."""
         height, width = label.shape
-        padded = np.full((round_up(height), round_up(width)), IGNORE, np.uint8)
+        padded = np.full((round_up(height), round_up(width)), LABEL_IGNORE, np.uint8)
         image, known = _to_sample(bands, label, self.settings)
         padded[:height, :width] = known.numpy()
         return Sample(torch.from_numpy(reflect_up(image.numpy(), *padded.shape)), torch.from_numpy(padded))
@@ -65,7 +65,7 @@ class ValidationTransform:
 def _to_sample(bands: NDArray[np.uint16], label: NDArray[np.uint8], settings: MemberSettings) -> Sample:
     valid = np.any(bands != 0, axis=0)
     image = normalise(bands, valid, settings.bands, settings.normalisation)
-    ignored = np.where(valid, label, np.uint8(IGNORE))
+    ignored = np.where(valid, label, np.uint8(LABEL_IGNORE))
     return Sample(torch.from_numpy(image), torch.from_numpy(ignored))
 
 

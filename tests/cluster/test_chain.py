@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,7 @@ def test_bad_chips_are_listed_and_left_out_or_nothing_is_written(own_chips: Path
 def test_two_members_on_two_workers_make_an_ensemble(trained: tuple[TrainJob, TrainReport], posts: list[Post]) -> None:
     job, report = trained
     assert not report.failed
+    assert report.num_members == 2
     assert report.ensemble_uri == f"{job.out}/main"
     manifest = read_manifest(report.ensemble_uri)
     assert [member.name for member in manifest.members] == ["small-effnet-4b-20k", "small-byob-3b"]
@@ -119,6 +121,23 @@ def test_two_members_on_two_workers_make_an_ensemble(trained: tuple[TrainJob, Tr
         assert not (Path(report.ensemble_uri) / member.weights).read_bytes().startswith(b"\x80")
     scores = [post.metrics["iou_location_weighted"] for post in posts]
     assert [member.score for member in manifest.members] == [max(scores[:2]), max(scores[2:])]
+
+
+def test_signals_are_answered_by_this_process_after_a_training(trained: tuple[TrainJob, TrainReport]) -> None:
+    """Ray sets answers of its own: to SIGTERM as it starts, to Ctrl-C with each training."""
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_training_some_members_again_keeps_the_others_in_the_ensemble(trained: tuple[TrainJob, TrainReport]) -> None:
+    job, _ = trained
+    before = read_manifest(f"{job.out}/main")
+    one = job.model_copy(update={"members": ("small-byob-3b",)})
+    again = train(one, Cluster(), lambda post: pytest.fail("an epoch was trained again"))
+    assert ([member.name for member in again.trained], again.num_members) == (["small-byob-3b"], 2)
+    assert read_manifest(f"{job.out}/main") == before
+    with pytest.raises(ConfigError, match="holds an ensemble trained on"):
+        train(job.model_copy(update={"shards": f"{job.shards}/../here"}), Cluster(), lambda post: None)
 
 
 def test_training_again_does_nothing_and_changed_settings_are_refused(trained: tuple[TrainJob, TrainReport]) -> None:

@@ -12,6 +12,7 @@ import rasterio
 
 from raytrain.errors import ConfigError, DataError
 from raytrain.tiles.archive import open_archive, read_chip, read_metadata
+from raytrain.tiles.archive import problems_of as listed
 from raytrain.tiles.selection import Selection, select_chips
 
 BANDS = ("B02", "B03", "B04", "B08")
@@ -61,7 +62,8 @@ def test_missing_band_missing_label_missing_row_and_missing_files_are_named(own_
 def test_chip_id_with_a_path_in_it_is_refused(tmp_path: Path, bad: str) -> None:
     path = tmp_path / "m.csv"
     path.write_text(f"chip_id,location,datetime\n{bad},Here,\ngood,Here,\n")
-    rows, problems = read_metadata(str(path))
+    rows, problem_rows = read_metadata(str(path))
+    problems = [row.error for row in problem_rows]
     assert [row.chip_id for row in rows] == ["good"]
     assert [problem.subject for problem in problems] == [repr(bad)]
     assert "plain file name" in problems[0].found
@@ -70,7 +72,8 @@ def test_chip_id_with_a_path_in_it_is_refused(tmp_path: Path, bad: str) -> None:
 def test_duplicate_chip_is_named_once_and_never_taken(tmp_path: Path) -> None:
     path = tmp_path / "m.csv"
     path.write_text("chip_id,location,datetime\na,X,\nb,X,\na,Y,\n")
-    rows, problems = read_metadata(str(path))
+    rows, bad = read_metadata(str(path))
+    problems = listed(bad)
     assert [row.chip_id for row in rows] == ["b"]
     assert [str(problem) for problem in problems] == ["a: duplicate chip id: 2 rows of the metadata have it"]
 
@@ -78,7 +81,8 @@ def test_duplicate_chip_is_named_once_and_never_taken(tmp_path: Path) -> None:
 def test_blank_datetime_is_fine_and_an_unreadable_one_is_named(tmp_path: Path) -> None:
     path = tmp_path / "m.csv"
     path.write_text("chip_id,location,datetime\na,X,\nb,X,2020-04-29T08:20:47Z\nc,X,yesterday\nd,,\n")
-    rows, problems = read_metadata(str(path))
+    rows, bad = read_metadata(str(path))
+    problems = [row.error for row in bad]
     assert [(row.chip_id, row.taken and row.taken.isoformat()) for row in rows] == [
         ("a", None),
         ("b", "2020-04-29T08:20:47+00:00"),
@@ -109,20 +113,52 @@ def test_folder_without_chips_or_with_two_splits_is_refused(own_chips: Path, tmp
 
 def test_truncated_band_other_size_and_other_type_are_named_with_the_band(own_chips: Path) -> None:
     archive = open_archive(str(own_chips), BANDS)
-    first, second, third, fourth = (archive.chips[i] for i in range(4))
+    first, second, third, fourth, fifth = (archive.chips[i] for i in range(5))
     path = Path(first.bands["B04"])
     path.write_bytes(path.read_bytes()[:400])
     _rewrite(second.bands["B08"], lambda pixels: pixels[:32])
     _rewrite(third.bands["B03"], lambda pixels: pixels.astype(np.uint8))
     Path(fourth.bands["B02"]).unlink()
+    Path(fifth.bands["B02"]).write_bytes(b"")
     for chip, message in (
         (first, rf"{first.chip_id}: B04: not a readable TIFF, perhaps truncated"),
         (second, rf"{second.chip_id}: B08: size 64 x 32 differs from the 64 x 64 of B02"),
         (third, rf"{third.chip_id}: B03: expected uint16, found uint8"),
         (fourth, rf"{fourth.chip_id}: a band vanished"),
+        (fifth, rf"{fifth.chip_id}: B02: an empty file"),
     ):
         with pytest.raises(DataError, match=message):
             read_chip(chip.chip_id, chip.bands)
+
+
+def test_label_of_nothing_is_named_and_an_odd_name_only_once(own_chips: Path) -> None:
+    shutil.copytree(own_chips / "train_features" / chip_ids(own_chips)[0], own_chips / "train_features" / "my chip")
+    with (own_chips / "train_metadata.csv").open("a") as file:
+        file.write("my chip,Here,,x\n")
+    (own_chips / "train_labels" / "ghost.tif").write_bytes(b"x")
+    assert problems_of(own_chips) == {
+        "'my chip'": "chip id is not a plain file name (letters, digits, '.', '_', '-')",
+        "train_labels/ghost.tif": "a label without bands and without a row in the metadata",
+    }
+
+
+def test_archive_to_score_needs_no_labels_and_no_locations(own_chips: Path) -> None:
+    shutil.rmtree(own_chips / "train_labels")
+    ids = chip_ids(own_chips)
+    (own_chips / "train_metadata.csv").write_text("\n".join(["chip_id", *ids]))
+    archive = open_archive(str(own_chips), BANDS, for_training=False)
+    assert ([chip.chip_id for chip in archive.chips], archive.problems) == (sorted(ids), [])
+    with pytest.raises(ConfigError, match="no column location"):
+        open_archive(str(own_chips), BANDS)
+
+
+def test_bad_row_of_the_selection_is_named_if_the_filters_take_it(own_chips: Path) -> None:
+    first, second, *_ = chip_ids(own_chips)
+    split = own_chips / "split.csv"
+    split.write_text(f"chip_id,split\n{first},val\n{second},val\n{second},val\n../x,train\n")
+    chosen = select_chips(open_archive(str(own_chips), BANDS), Selection(where=("split=val",), metadata=str(split)))
+    assert [chip.chip_id for chip in chosen.chips] == [first]
+    assert [str(each) for each in chosen.problems] == [f"{second}: duplicate chip id: 2 rows of the metadata have it"]
 
 
 def test_selection_keeps_the_chosen_chips_and_their_problems(own_chips: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import EndpointConnectionError, NoCredentialsError
 
 from raytrain import __version__, cli
 from raytrain.errors import ConfigError, DataError, RaytrainError, TrainingDiverged, WorkNotFinished
@@ -37,6 +39,10 @@ def failed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["train", "--shards", "/absent", "--out", "x", "--members", "r35"], "unknown member 'r35'"),
         (["train", "--shards", "/absent", "--out", "x", "--set", "lr=1"], "unknown setting 'lr'"),
         (["train", "--shards", "/absent", "--out", "x", "--set", "epochs=0"], "epochs: "),
+        (["train", "--shards", "/absent", "--out", "x", "--set", "name=other"], "name is no setting to change"),
+        (["train", "--shards", "/absent", "--out", "x", "--members"], "members"),
+        (["train", "--shards", "/absent", "--out", "x", "--config", "/tmp"], "a file stands where a folder"),
+        (["evaluate", "/absent", "/absent", "--metadata", "/tmp", "--out", "x"], "a folder, expected a metadata file"),
         (["train", "--shards", "/absent", "--out", "x", "--fold", "first"], "expected a number, all or none"),
         (["train", "--shards", "/absent", "--out", "x", "--config", "/absent.toml"], "no such settings file"),
         (["train", "--shards", "/absent", "--out", "x", "--experiment", "a/b"], "experiment 'a/b'"),
@@ -74,6 +80,10 @@ def test_synth_prints_its_result_for_machines(tmp_path: Path, capsys: pytest.Cap
         (KeyboardInterrupt(), 130),
         (ConnectionError("x"), 3),
         (FileNotFoundError("x"), 2),
+        (NotADirectoryError("x"), 2),
+        (OSError(errno.ENOSPC, "x"), 3),
+        (EndpointConnectionError(endpoint_url="x"), 3),
+        (NoCredentialsError(), 3),
         (ZeroDivisionError("x"), 3),
     ],
 )

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from raytrain.errors import ConfigError, DataError
-from raytrain.evaluation import masks, pictures, report, results
+from raytrain.evaluation import gallery, masks, pictures, report, results
 from raytrain.tiles.archive import MetadataRow
 from raytrain.tiles.selection import select_rows
 from raytrain.training import metrics
@@ -237,7 +237,7 @@ def test_metrics_json_has_the_documented_keys_and_comes_back_equal(tmp_path: Pat
         {"subject": "a", "found": "no prediction"},
         {"subject": "b", "found": "no label"},
     ]
-    assert results.read_metrics(str(tmp_path)) == evaluation
+    assert results.Evaluation.model_validate_json((tmp_path / "metrics.json").read_text()) == evaluation
 
 
 def test_the_same_evaluation_gives_the_same_bytes_in_any_order_of_problems() -> None:
@@ -311,6 +311,26 @@ def test_a_long_list_of_problems_is_cut_and_counted() -> None:
 
 def decoded(png: bytes) -> NDArray[np.uint8]:
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+
+
+def test_image_that_cannot_be_drawn_costs_its_picture_and_not_the_page(tmp_path: Path) -> None:
+    counted, images = [], {}
+    for i, name in enumerate(("good", "empty", "other-size", "mixed")):
+        mask = write_tiff(tmp_path / f"{name}.tif", random_mask(i, (64, 64)))
+        counted.append(masks.CountedPair(masks.Pair(name, "Here", mask, mask), 1, 2 + i))
+        side = 32 if name == "other-size" else 64
+        images[name] = write_tiff(tmp_path / "images" / f"{name}.tif", np.full((3, side, side), 900, np.uint16))
+    Path(images["empty"]).write_bytes(b"")
+    images["mixed"] = {
+        band: write_tiff(tmp_path / f"{band}.tif", np.full((64, 60 + i), 900, np.uint16))
+        for i, band in enumerate(RED_GREEN_BLUE)
+    }
+    found = gallery.make_gallery(counted, images)
+    captions = sorted(picture.caption for picture in found.pictures)
+    assert len(captions) == 4
+    assert sum("(no true colour: " in caption for caption in captions) == 3
+    assert [caption.partition(",")[0] for caption in captions if "no true" not in caption] == ["good"]
+    assert tuple(found.legend) == pictures.OUTLINE_LEGEND + pictures.AGREEMENT_LEGEND
 
 
 def test_true_colour_shows_land_and_keeps_cloud_below_white() -> None:

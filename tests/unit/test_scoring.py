@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
 import torch
+from rasterio.errors import RasterioError
 from rio_cogeo.cogeo import cog_validate
 from torch import Tensor, nn
 
@@ -19,7 +21,15 @@ from raytrain.recipes import members
 from raytrain.scoring.ensemble import Ensemble
 from raytrain.scoring.manifest import EnsembleManifest, TrainedMember, read_manifest, write_manifest
 from raytrain.scoring.scenes import blended_strips, score_scene
-from raytrain.scoring.units import Scoring, chip_units, claim_destination, read_ledger, scene_units, score_unit
+from raytrain.scoring.units import (
+    Scoring,
+    check_destination,
+    chip_units,
+    claim_destination,
+    finished_units,
+    scene_units,
+    score_unit,
+)
 from raytrain.tiles.archive import open_archive
 
 SETTINGS = ScoreSettings(window_px=64, overlap_px=16, windows_per_pass=3, threads=1)
@@ -137,7 +147,7 @@ def test_scene_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     whole = write_scene(tmp_path / "whole.tif", random_scene((300, 300)))
     data = Path(whole).read_bytes()
     (tmp_path / "cut.tif").write_bytes(data[: len(data) // 3])
-    with pytest.raises(DataError, match=r"cut\.tif: not a readable raster"):
+    with pytest.raises(DataError, match=r"cut\.tif: scene is not a readable GeoTIFF"):
         score_scene(str(tmp_path / "cut.tif"), str(tmp_path / "m.tif"), ensemble(), SETTINGS)
     assert not (tmp_path / "m.tif").exists()
 
@@ -179,7 +189,7 @@ def test_members_with_other_bands_get_theirs_and_are_averaged() -> None:
 
 
 def test_chips_become_masks_of_0_and_1_and_a_rerun_writes_the_same_bytes(chips: Path, tmp_path: Path) -> None:
-    archive = open_archive(str(chips), BANDS, with_labels=False)
+    archive = open_archive(str(chips), BANDS, for_training=False)
     (unit,) = chip_units(archive.chips)
     entry = score_unit(unit, str(tmp_path), ensemble(), SETTINGS)
     assert not entry.problems
@@ -189,13 +199,15 @@ def test_chips_become_masks_of_0_and_1_and_a_rerun_writes_the_same_bytes(chips: 
         with rasterio.open(tmp_path / f"{chip.chip_id}.tif") as mask, rasterio.open(chip.bands["B02"]) as source:
             assert set(np.unique(mask.read())) <= {0, 1}
             assert (mask.crs, mask.transform, mask.count) == (source.crs, source.transform, 1)
-    assert read_ledger(str(tmp_path)) == {unit.unit_id: entry}
+    assert finished_units(str(tmp_path), [unit]) == {unit.unit_id: entry}
     score_unit(unit, str(tmp_path), ensemble(), SETTINGS)
     assert {path.name: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()} == before
+    (tmp_path / f"{archive.chips[5].chip_id}.tif").unlink()
+    assert finished_units(str(tmp_path), [unit]) == {}, "a mask is gone, so the unit is to be done again"
 
 
 def test_bad_chip_is_a_problem_and_the_others_are_scored(own_chips: Path, tmp_path: Path) -> None:
-    archive = open_archive(str(own_chips), BANDS, with_labels=False)
+    archive = open_archive(str(own_chips), BANDS, for_training=False)
     bad = archive.chips[3]
     Path(bad.bands["B04"]).write_bytes(b"II*\x00 nothing")
     (unit,) = chip_units(archive.chips)
@@ -203,6 +215,46 @@ def test_bad_chip_is_a_problem_and_the_others_are_scored(own_chips: Path, tmp_pa
     assert [subject for subject, _ in entry.problems] == [bad.chip_id]
     assert "B04" in entry.problems[0][1]
     assert len(entry.outputs) == 11
+    assert finished_units(str(tmp_path), [unit]) == {}, "the chip may have been mended"
+
+
+def test_chip_gone_bad_keeps_no_mask_of_its_former_pixels(own_chips: Path, tmp_path: Path) -> None:
+    (unit,) = chip_units(open_archive(str(own_chips), BANDS, for_training=False).chips)
+    out = tmp_path / "masks"
+    assert len(score_unit(unit, str(out), ensemble(), SETTINGS).outputs) == 12
+    bad = unit.items[3]
+    Path(bad.sources["B04"]).write_bytes(b"")
+    assert score_unit(unit, str(out), ensemble(), SETTINGS).problems == ((bad.item_id, "B04: an empty file (0 bytes)"),)
+    assert not (out / f"{bad.item_id}.tif").exists()
+    assert len(list(out.glob("*.tif"))) == 11
+
+
+def test_scene_that_cannot_be_read_is_a_problem_and_a_full_disk_is_not(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Path(shutil.copytree(scenes / "scenes", tmp_path / "scenes"))
+    first, second = scene_units(str(source))
+    for bad in (b"", b"II*\x00 nothing", Path(first.items[0].sources["scene"]).read_bytes()[:-3000]):
+        Path(first.items[0].sources["scene"]).write_bytes(bad)
+        ((item_id, found),) = score_unit(first, str(tmp_path / "out"), ensemble(), SETTINGS).problems
+        assert item_id == first.items[0].item_id
+        assert "is not a readable GeoTIFF" in found
+
+    def full(*arguments: object, **options: object) -> None:
+        raise RasterioError("No space left on device")
+
+    monkeypatch.setattr("raytrain.scoring.scenes._write_strip", full)
+    with pytest.raises(RasterioError):
+        score_unit(second, str(tmp_path / "out"), ensemble(), SETTINGS)
+    assert not list((tmp_path / "out").glob("*.tif"))
+
+
+def test_scenes_of_one_name_in_two_folders_are_refused(scenes: Path, tmp_path: Path) -> None:
+    for year in ("2020", "2021"):
+        shutil.copytree(scenes / "scenes", tmp_path / "scenes" / year)
+    with pytest.raises(ConfigError, match=r"scenes/2020/.*\.tif lies deeper than"):
+        scene_units(str(tmp_path))
+    assert len(scene_units(str(tmp_path / "scenes" / "2020"))) == 2
 
 
 def test_scene_units_never_take_the_labels(scenes: Path) -> None:
@@ -212,12 +264,28 @@ def test_scene_units_never_take_the_labels(scenes: Path) -> None:
 
 
 def test_destination_of_another_ensemble_or_other_settings_is_refused(tmp_path: Path) -> None:
-    claim_destination(str(tmp_path), Scoring(ensemble="a", settings=SETTINGS))
-    claim_destination(str(tmp_path), Scoring(ensemble="a", settings=SETTINGS))
+    other = Scoring(ensemble="b", settings=SETTINGS)
+    claim_destination(str(tmp_path), other)
+    ours = Scoring(ensemble="a", settings=SETTINGS)
+    check_destination(str(tmp_path), ours)  # nothing was made yet
+    claim_destination(str(tmp_path), ours)
+    (tmp_path / "scene.tif").write_bytes(b"a mask")
+    check_destination(str(tmp_path), ours)
     with pytest.raises(ConfigError, match="ensemble: a -> b"):
-        claim_destination(str(tmp_path), Scoring(ensemble="b", settings=SETTINGS))
+        check_destination(str(tmp_path), other)
     with pytest.raises(ConfigError, match=r"settings\.threshold: 0\.5 -> 0\.4"):
-        claim_destination(str(tmp_path), Scoring(ensemble="a", settings=change(SETTINGS, {"threshold": 0.4})))
+        check_destination(str(tmp_path), Scoring(ensemble="a", settings=change(SETTINGS, {"threshold": 0.4})))
+    slower = Scoring(ensemble="a", settings=change(SETTINGS, {"threads": 2, "windows_per_pass": 1}))
+    check_destination(str(tmp_path), slower)
+
+
+def test_weights_that_are_gone_or_changed_are_the_callers_mistake(tmp_path: Path) -> None:
+    manifest = EnsembleManifest(raytrain_version="1", shards="s", members=(trained(0),))
+    with pytest.raises(ConfigError, match=r"w: no such file, but the ensemble names it as the weights of m"):
+        Ensemble.load(str(tmp_path), manifest, SETTINGS, torch.device("cpu"))
+    (tmp_path / "w").write_bytes(b"other weights")
+    with pytest.raises(ConfigError, match=r"weights of member .*: sha256 is .*, but the ensemble names 0"):
+        Ensemble.load(str(tmp_path), manifest, SETTINGS, torch.device("cpu"))
 
 
 def trained(fold: int | None) -> TrainedMember:

@@ -228,6 +228,17 @@ def test_an_interrupted_run_leaves_no_metadata_and_nothing_half_written(tmp_path
             image.read()
 
 
+def test_images_of_another_run_are_not_mixed_in(tmp_path: Path) -> None:
+    write_scenes(tmp_path, count=2, size_px=32, seed=0)
+    write_chips(tmp_path, count=2, size_px=32, seed=0, num_places=2)
+    before = files_of(tmp_path)
+    with pytest.raises(ConfigError, match="holds images of another run"):
+        write_scenes(tmp_path, count=1, size_px=32, seed=0)
+    with pytest.raises(ConfigError, match="holds images of another run"):
+        write_chips(tmp_path, count=1, size_px=32, seed=0, num_places=1)
+    assert files_of(tmp_path) == before
+
+
 def test_memory_does_not_grow_with_the_scene(tmp_path: Path) -> None:
     # The bands of the whole scene, as the float32 that they are made in, would alone take 67 MB.
     size_px = 2048

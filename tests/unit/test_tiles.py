@@ -169,6 +169,23 @@ def test_folds_of_the_real_locations_differ_by_less_than_a_tenth(real_imagery: P
     assert max(sizes.values()) < 1.1 * min(sizes.values())
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"chip_id,fold\na,1\na,2\n", "chip a: two rows name its fold"),
+        (b"chip_id,fold\na\n", "chip a: expected a whole number in column fold, found ''"),
+        (b"chip_id,fold\n\xe9,1\n", "not a UTF-8 text file"),
+        (b"chip,fold\na,1\n", "expected columns chip_id and fold or split"),
+        (b"", "expected columns chip_id and fold or split"),
+    ],
+)
+def test_folds_from_a_csv_that_cannot_be_meant_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "folds.csv"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        assign_folds(str(path), {"a": "X"}, 0)
+
+
 def test_folds_from_a_csv_by_split_or_number(tmp_path: Path) -> None:
     path = tmp_path / "folds.csv"
     path.write_text("chip_id,split\na,train\nb,val\n")

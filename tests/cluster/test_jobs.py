@@ -1,0 +1,129 @@
+"""`ray job submit -- python jobs/VERB.py ...` against a head of its own, started with a token."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+RAY = Path(sys.executable).with_name("ray")
+START_S = 90
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+class Head:
+    """A Ray head on loopback with a token, its own ports and its own session folder."""
+
+    def __init__(self) -> None:
+        gcs, self.dashboard, agent, agent_grpc, metrics, client = free_ports(6)
+        # Short: Ray puts sockets below it, whose names may have about 100 characters.
+        self.folder = Path(tempfile.mkdtemp(prefix="rt"))
+        self.environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        self.environment |= {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{self.dashboard}",
+            "PATH": f"{RAY.parent}:{os.environ['PATH']}",
+        }
+        options = {
+            "node-ip-address": "127.0.0.1",
+            "port": gcs,
+            "dashboard-host": "127.0.0.1",
+            "dashboard-port": self.dashboard,
+            "dashboard-agent-listen-port": agent,
+            "dashboard-agent-grpc-port": agent_grpc,
+            "metrics-export-port": metrics,
+            "ray-client-server-port": client,
+            "num-cpus": 2,
+            "object-store-memory": 150_000_000,
+            "temp-dir": self.folder,
+        }
+        self.log = (self.folder / "start.log").open("w")
+        self.process = subprocess.Popen(
+            [RAY, "start", "--head", "--block", *(f"--{name}={value}" for name, value in options.items())],
+            env=self.environment,
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def wait_until_ready(self) -> None:
+        deadline = time.monotonic() + START_S
+        while self.ray("job", "list").returncode != 0:
+            assert self.process.poll() is None, (self.folder / "start.log").read_text()
+            assert time.monotonic() < deadline, (self.folder / "start.log").read_text()
+            time.sleep(1)
+
+    def ray(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [RAY, *arguments], env=self.environment | environment, cwd=ROOT, capture_output=True, text=True, timeout=300
+        )
+
+    def submit(self, verb: str, *arguments: str) -> str:
+        """Run a job to its end and return its log; it must succeed."""
+        done = self.ray("job", "submit", "--working-dir", str(ROOT), "--", "python", f"jobs/{verb}.py", *arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def stop(self) -> None:
+        """End what was started here, and only that: the process group of the head."""
+        os.killpg(self.process.pid, signal.SIGTERM)
+        try:
+            self.process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.log.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    head = Head()
+    try:
+        head.wait_until_ready()
+        yield head
+    finally:
+        head.stop()
+
+
+def test_jobs_do_what_the_commands_do_on_a_cluster_with_a_token(head: Head, chips: Path, tmp_path: Path) -> None:
+    shards, runs, masks, scores = (str(tmp_path / name) for name in ("shards", "runs", "masks", "scores"))
+    assert "12 tiles of 6 locations" in head.submit("shard", str(chips), shards)
+    tiny = ["epochs=1", "crop_px=32", "crops_per_tile=1", "global_batch=4", "decoder_channels=[8,8,8,4,4]"]
+    log = head.submit(
+        "train", "--shards", shards, "--out", runs, "--members", "small-byob-3b", "--workers", "2", "--set", *tiny
+    )
+    assert f"ensemble: {runs}/main" in log
+    assert "12 masks" in head.submit("score", str(chips), masks, "--ensemble", f"{runs}/main")
+    metadata, labels = str(chips / "train_metadata.csv"), str(chips / "train_labels")
+    head.submit("evaluate", masks, labels, "--metadata", metadata, "--out", scores)
+    assert json.loads((tmp_path / "scores" / "metrics.json").read_text())["num_chips"] == 12
+
+
+def test_job_without_the_token_is_refused(head: Head) -> None:
+    refused = head.ray("job", "list", RAY_AUTH_TOKEN="0" * 64)
+    assert refused.returncode != 0
+    assert "12 tiles" not in refused.stdout
