@@ -124,14 +124,14 @@ def make_places(count: int, seed: int, first: int = 0) -> list[Place]:
 
 
 def make_acquisition(place: Place, scene_seed: int) -> Acquisition:
-    """Return the day that `scene_seed` names; about one in nine is cloudless and one in twelve nearly overcast."""
+    """Return the day that `scene_seed` names; about one in nine is cloudless and one in 25 nearly overcast."""
     draw = random.Random(mixed_seed(place.ground_seed, scene_seed, 1))
     when = datetime(2018, 1, 1, tzinfo=UTC) + timedelta(
         days=draw.randrange(6 * 365), hours=10.5 - place.longitude / 15, seconds=draw.randrange(1800)
     )
     azimuth, elevation = _sun(place.latitude, when.timetuple().tm_yday)
     sky = draw.random()
-    cover = 0.0 if sky < 0.11 else draw.uniform(0.93, 0.99) if sky < 0.19 else draw.uniform(*place.cover_range)
+    cover = 0.0 if sky < 0.11 else draw.uniform(0.93, 0.99) if sky < 0.15 else draw.uniform(*place.cover_range)
     style = draw.choice(("cumulus", "cumulus", "towers", "sheet", "cirrus", "cirrus"))
     coarsest, stretch, gain, steepness, limit, height_m = {
         "cumulus": (6, draw.uniform(0.7, 1.0), 0.56, draw.uniform(4, 9), 30.0, draw.uniform(450, 900)),
@@ -196,7 +196,7 @@ def _make_place(index: int, seed: int) -> Place:
     spectra = {kind: _tinted(spectrum, draw) for kind, spectrum in _SPECTRA.items()}
     if character == "salt flats":
         spectra["sand"] = spectra["salt"]
-    lowest = draw.uniform(0.08, 0.35)
+    lowest = draw.uniform(0.07, 0.32)
     return Place(
         index=index,
         name=f"{draw.choice(_NAME_STARTS)}{draw.choice(_NAME_MIDDLES)}{draw.choice(_NAME_ENDS)} {index:02d}",
@@ -223,7 +223,7 @@ def _make_place(index: int, seed: int) -> Place:
         block_px=draw.uniform(8, 14),
         gain=draw.uniform(0.82, 1.12),
         haze_opacity=draw.uniform(0.01, 0.17),
-        cover_range=(lowest, lowest + draw.uniform(0.25, 0.5)),
+        cover_range=(lowest, lowest + draw.uniform(0.22, 0.48)),
     )
 
 

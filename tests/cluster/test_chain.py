@@ -24,6 +24,7 @@ from raytrain.errors import ConfigError
 from raytrain.scoring.manifest import read_manifest
 from raytrain.tiles.selection import Selection
 
+BEFORE_RAY = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 pytestmark = pytest.mark.usefixtures("local_ray")
 TINY = {"epochs": 2, "crop_px": 32, "crops_per_tile": 2, "global_batch": 8, "decoder_channels": [8, 8, 8, 4, 4]}
 SCORE = ScoreSettings(window_px=96, overlap_px=32, windows_per_pass=2)
@@ -125,8 +126,7 @@ def test_two_members_on_two_workers_make_an_ensemble(trained: tuple[TrainJob, Tr
 
 def test_signals_are_answered_by_this_process_after_a_training(trained: tuple[TrainJob, TrainReport]) -> None:
     """Ray sets answers of its own: to SIGTERM as it starts, to Ctrl-C with each training."""
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert {number: signal.getsignal(number) for number in BEFORE_RAY} == BEFORE_RAY
 
 
 def test_training_some_members_again_keeps_the_others_in_the_ensemble(trained: tuple[TrainJob, TrainReport]) -> None:

@@ -250,11 +250,11 @@ def test_memory_does_not_grow_with_the_scene(tmp_path: Path) -> None:
 
 
 def pixels_of(first: int, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return B02 and the mask of three chips of each place, on three days."""
+    """Return B02 and the mask of six chips of each place, on two days, as `write_chips` lays them."""
     windows = [
-        generate_window(place, day, 0, 160 * day, 96, 96)
+        generate_window(place, number // 3, 0, 160 * number, 96, 96)
         for place in make_places(count, seed, first)
-        for day in range(3)
+        for number in range(6)
     ]
     return np.stack([bands[0] for bands, _ in windows]), np.stack([label == 1 for _, label in windows])
 
@@ -263,11 +263,11 @@ def iou(guess: np.ndarray, truth: np.ndarray) -> float:
     return float((guess & truth).sum() / (guess | truth).sum())
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", range(4))
 def test_the_best_threshold_on_blue_stays_poor_on_places_held_out(seed: int) -> None:
-    blue, cloud = pixels_of(0, 20, seed)
+    blue, cloud = pixels_of(0, 30, seed)
     best = max(range(1000, 8000, 200), key=lambda threshold: iou(blue > threshold, cloud))
-    held_out_blue, held_out_cloud = pixels_of(20, 20, seed)
+    held_out_blue, held_out_cloud = pixels_of(30, 20, seed)
     assert 0.25 < held_out_cloud.mean() < 0.6
     assert 0.3 < iou(held_out_blue > best, held_out_cloud) < 0.75
 
@@ -275,7 +275,7 @@ def test_the_best_threshold_on_blue_stays_poor_on_places_held_out(seed: int) -> 
 def test_some_days_are_cloudless_and_some_nearly_overcast() -> None:
     covers = [make_acquisition(place, day).cover_fraction for place in make_places(20, seed=0) for day in range(10)]
     assert 0.04 < np.mean(np.array(covers) == 0) < 0.2
-    assert 0.03 < np.mean(np.array(covers) > 0.92) < 0.2
+    assert 0.01 < np.mean(np.array(covers) > 0.92) < 0.1
 
 
 @pytest.mark.parametrize(
