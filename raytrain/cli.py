@@ -251,7 +251,7 @@ class Train(ClusterCommand):
             "trained": [member.model_dump(mode="json") for member in report.trained],
             "failed": report.failed,
         }
-        line = f"ensemble of {report.num_members}: {report.ensemble_uri}"
+        line = f"ensemble: {report.ensemble_uri} ({report.num_members} nets)"
         self._print(result, [line] if report.ensemble_uri else [])
         for name, reason in report.failed.items():
             narrator.say(f"raytrain: {name} is not finished: {reason}; the same command goes on")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from raytrain import storage
 from raytrain.cluster import session
@@ -71,37 +71,21 @@ class DemoReport:
     seconds: float
 
 
-@dataclass(frozen=True)
-class _Folders:
-    out: Path
+class _Folders(NamedTuple):
+    """The folders of the demo, below one, of the same names."""
 
-    @property
-    def archive(self) -> Path:
-        return self.out / "archive"
+    archive: Path
+    unseen: Path
+    scenes: Path
+    shards: Path
+    runs: Path
+    masks: Path
+    scene_masks: Path
+    scores: Path
 
-    @property
-    def unseen(self) -> Path:
-        return self.out / "unseen"
-
-    @property
-    def scenes(self) -> Path:
-        return self.out / "scenes"
-
-    @property
-    def shards(self) -> Path:
-        return self.out / "shards"
-
-    @property
-    def scores(self) -> Path:
-        return self.out / "scores"
-
-    @property
-    def masks(self) -> Path:
-        return self.out / "masks"
-
-    @property
-    def scene_masks(self) -> Path:
-        return self.out / "scene-masks"
+    @classmethod
+    def below(cls, out: Path) -> _Folders:
+        return cls(*(out / name.replace("_", "-") for name in cls._fields))
 
 
 def demo(out: Path, cluster: session.Cluster, narrator: Narrator) -> DemoReport:
@@ -110,7 +94,7 @@ def demo(out: Path, cluster: session.Cluster, narrator: Narrator) -> DemoReport:
     Raises `WorkNotFinished` if a member fails.
     """
     start = time.monotonic()
-    folders = _Folders(out)
+    folders = _Folders.below(out)
     _generate(folders, narrator)
     with session.joined(cluster, [str(out)]):
         problems = _shard(folders, cluster, narrator)
@@ -134,7 +118,7 @@ def demo(out: Path, cluster: session.Cluster, narrator: Narrator) -> DemoReport:
         "masks": folders.masks,
         "scene mask": folders.scene_masks,
         "metrics": folders.scores / "metrics.json",
-        "ensemble": out / "runs" / "main" / "ensemble.json",
+        "ensemble": folders.runs / "main" / "ensemble.json",
     }
     storage.write_bytes(str(paths["picture"]), picture.png)
     storage.write_bytes(str(paths["report"]), render_report(page).encode())
@@ -179,7 +163,7 @@ def _shard(folders: _Folders, cluster: session.Cluster, narrator: Narrator) -> l
 
 
 def _train(folders: _Folders, cluster: session.Cluster, narrator: Narrator) -> list[TrainedMember]:
-    job = TrainJob(shards=str(folders.shards), out=str(folders.out / "runs"), members=("small",), workers=WORKERS)
+    job = TrainJob(shards=str(folders.shards), out=str(folders.runs), members=("small",), workers=WORKERS)
     with narrator.step(f"train: two members, {WORKERS} workers each"):
         report = train(job, cluster, lambda post: narrator.epoch(post.run, post.num_epochs, post.metrics))
     if report.failed:
@@ -190,7 +174,7 @@ def _train(folders: _Folders, cluster: session.Cluster, narrator: Narrator) -> l
 
 def _score(folders: _Folders, cluster: session.Cluster, narrator: Narrator) -> list[DataError]:
     problems: list[DataError] = []
-    ensemble = str(folders.out / "runs" / "main")
+    ensemble = str(folders.runs / "main")
     for src, dst, what in (
         (folders.unseen, folders.masks, "chips of unseen places"),
         (folders.scenes, folders.scene_masks, "a scene"),
