@@ -372,7 +372,7 @@ def print_scores(found: Any) -> None:
         ["mean over locations", f"{found.iou_location_weighted:.4f}"],
         ["mean over locations of the mean over chips", f"{found.iou_mean_location_weighted:.4f}"],
     ]
-    print_table(f"IoU of cloud, {found.num_chips} chips ({rule})", ["", "IoU"], rows)
+    print_table(f"IoU of cloud, chips: {found.num_chips} ({rule})", ["", "IoU"], rows)
     ordered = sorted(found.locations.items(), key=lambda item: item[1].iou)
     places = [[name, f"{each.iou:.4f}", str(each.num_chips)] for name, each in ordered]
     print_table("Locations, worst first", ["location", "IoU", "chips"], places)

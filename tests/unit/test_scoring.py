@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,18 @@ def test_pixelwise_member_is_not_changed_by_windows(tmp_path: Path) -> None:
     found = np.concatenate([strip.probability for strip in strips])
     expected = 1 / (1 + np.exp(-8 * (pixels.astype(np.float64).mean(0) / 5000 - 1)))
     assert np.abs(found - expected).max() < 1e-5
+
+
+def test_memory_is_that_of_some_rows_of_a_scene(tmp_path: Path) -> None:
+    # Each constant block compresses to nothing; as one array the four bands would take 17 MB.
+    shape = (8192, 256)
+    uri = write_scene(tmp_path / "s.tif", np.full((4, *shape), 7000, np.uint16), compress="deflate", tiled=True)
+    net = ensemble()
+    tracemalloc.start()
+    score_scene(uri, str(tmp_path / "m.tif"), net, SETTINGS)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 0.1 * np.prod(shape) * 4 * 2
 
 
 def test_mask_is_a_cog_with_the_sources_place_and_no_data(tmp_path: Path) -> None:
