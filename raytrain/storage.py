@@ -28,7 +28,7 @@ FileInfo = dict[str, Any]
 GDAL_CACHE_BYTES = 128 * 2**20
 """GDAL's own default is 5 % of the machine's memory in every process."""
 
-_PLAIN_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _PARTIAL_NAME = re.compile(r"^\.(?P<name>.+)\.[0-9a-f]{32}\.partial$")
 
 
@@ -61,7 +61,7 @@ def name_of(uri: str) -> str:
 
 def is_plain_name(text: str) -> bool:
     """Tell whether `text` can be the name of one file anywhere: letters, digits, '.', '_', '-', no dot in front."""
-    return bool(_PLAIN_NAME.match(text))
+    return bool(_PLAIN_NAME.fullmatch(text))
 
 
 def partial_of(name: str) -> str | None:

@@ -148,6 +148,8 @@ def read_tile(chip: Chip) -> shards.Tile:
             found = rasters.read_label("label", storage.read_bytes(chip.label), raster.valid.shape)
         except DataError as error:
             raise DataError(chip.chip_id, str(error)) from error
+        except FileNotFoundError as error:
+            raise DataError(chip.chip_id, f"the label vanished after the listing: {error}") from error
         label = np.where(raster.valid, found, np.uint8(rasters.LABEL_IGNORE))
         known = label != rasters.LABEL_IGNORE
         cloud_fraction = float((label == rasters.LABEL_CLOUD).sum() / known.sum()) if known.any() else None

@@ -58,10 +58,10 @@ def test_missing_band_missing_label_missing_row_and_missing_files_are_named(own_
     assert len(open_archive(str(own_chips), BANDS).chips) == 12 - 4
 
 
-@pytest.mark.parametrize("bad", ["../evil", "a/b", "", ".hidden", "a\\b", "/etc/passwd"])
+@pytest.mark.parametrize("bad", ["../evil", "a/b", "", ".hidden", "a\\b", "/etc/passwd", "a\n"])
 def test_chip_id_with_a_path_in_it_is_refused(tmp_path: Path, bad: str) -> None:
     path = tmp_path / "m.csv"
-    path.write_text(f"chip_id,location,datetime\n{bad},Here,\ngood,Here,\n")
+    path.write_text(f'chip_id,location,datetime\n"{bad}",Here,\ngood,Here,\n')
     rows, problem_rows = read_metadata(str(path))
     problems = [row.error for row in problem_rows]
     assert [row.chip_id for row in rows] == ["good"]

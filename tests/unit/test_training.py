@@ -12,7 +12,7 @@ from torch import nn
 
 from raytrain.cluster.shard import ShardJob, read_tile
 from raytrain.config import LossWeights, MemberSettings, OptimiserSettings, ShardSettings, change
-from raytrain.errors import ConfigError, TrainingDiverged
+from raytrain.errors import ConfigError, DataError, TrainingDiverged
 from raytrain.recipes import members, published_members
 from raytrain.tiles.archive import open_archive
 from raytrain.tiles.reader import TileReader, select_tiles
@@ -245,6 +245,14 @@ def test_weights_of_another_hash_are_refused(data: TrainingData, tmp_path: Path)
     run(settings, data, tmp_path)
     with pytest.raises(ConfigError, match=r"sha256 is .* but the ensemble names 00"):
         load_weights(settings, tmp_path / "0" / "weights.safetensors", "00")
+
+
+def test_label_that_vanishes_after_the_listing_costs_its_chip_only(own_chips: Path) -> None:
+    chip = open_archive(str(own_chips), ("B02",)).chips[0]
+    assert chip.label is not None
+    Path(chip.label).unlink()
+    with pytest.raises(DataError, match=f"{chip.chip_id}: the label vanished"):
+        read_tile(chip)
 
 
 def test_tile_of_a_chip_has_zero_and_ignore_where_there_is_no_data(own_chips: Path) -> None:
