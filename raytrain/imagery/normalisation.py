@@ -6,6 +6,7 @@ The band maxima are those of the published recipe. Must not know models.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,40 +29,48 @@ def check_bands(normalisation: Normalisation, bands: Sequence[str]) -> None:
         )
 
 
-def normalise(
+@dataclass(frozen=True)
+class Scale:
+    """The value of each band that becomes -1, and the distance to the one that becomes 1, each `[C, 1, 1] float32`."""
+
+    low: NDArray[np.float32]
+    span: NDArray[np.float32]
+
+
+def scale_of(
     pixels: NDArray[np.uint16], valid: NDArray[np.bool_], bands: Sequence[str], normalisation: Normalisation
-) -> NDArray[np.float32]:
+) -> Scale:
+    """Return the scale of an image, `pixels` `[C, H, W]` and `valid` `[H, W]`; parts of the image share it.
+
+    No-data pixels enter no minimum or maximum.
+    """
+    zeros = np.zeros((len(pixels), 1, 1), np.float32)
+    if normalisation.kind == "minmax":
+        low, high = _valid_range(pixels, valid)
+        return Scale(low, np.where(high > low, high - low, np.float32(1)))
+    if normalisation.maximum is not None:
+        return Scale(zeros, zeros + np.float32(normalisation.maximum))
+    return Scale(zeros, np.array([BAND_MAXIMUM[band] for band in bands], np.float32)[:, None, None])
+
+
+def normalise(pixels: NDArray[np.uint16], valid: NDArray[np.bool_], scale: Scale) -> NDArray[np.float32]:
     """Return `[C, H, W] float32` in [-1, 1] from `pixels` `[C, H, W] uint16` and `valid` `[H, W] bool`.
 
-    No-data pixels become `NO_DATA_VALUE` and enter no minimum or maximum; a constant band becomes -1 under min-max.
+    No-data pixels become `NO_DATA_VALUE`; a constant band becomes -1 under min-max.
     """
     values = pixels.astype(np.float32)
-    low, span = _range(values, valid, bands, normalisation)
-    values = np.asarray(np.clip((values - low) / span, 0, 1) * 2 - 1, np.float32)
+    values = np.asarray(np.clip((values - scale.low) / scale.span, 0, 1) * 2 - 1, np.float32)
     values[:, ~valid] = NO_DATA_VALUE
     return values
 
 
-def _range(
-    values: NDArray[np.float32], valid: NDArray[np.bool_], bands: Sequence[str], normalisation: Normalisation
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return the value that becomes -1 and the distance to the one that becomes 1, each `[C, 1, 1] float32`."""
-    zeros = np.zeros((len(values), 1, 1), np.float32)
-    if normalisation.kind == "minmax":
-        low, high = _valid_range(values, valid)
-        return low, np.where(high > low, high - low, np.float32(1))
-    if normalisation.maximum is not None:
-        return zeros, zeros + np.float32(normalisation.maximum)
-    return zeros, np.array([BAND_MAXIMUM[band] for band in bands], np.float32)[:, None, None]
-
-
 def _valid_range(
-    values: NDArray[np.float32], valid: NDArray[np.bool_]
+    pixels: NDArray[np.uint16], valid: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return the minimum and maximum `[C, 1, 1]` of each band over its valid pixels; zeros where there are none."""
     if not valid.any():
-        zeros = np.zeros((len(values), 1, 1), np.float32)
+        zeros = np.zeros((len(pixels), 1, 1), np.float32)
         return zeros, zeros
-    low = np.min(values, axis=(1, 2), keepdims=True, where=valid, initial=np.inf)
-    high = np.max(values, axis=(1, 2), keepdims=True, where=valid, initial=-np.inf)
-    return low, high
+    low = np.min(pixels, axis=(1, 2), keepdims=True, where=valid, initial=np.iinfo(np.uint16).max)
+    high = np.max(pixels, axis=(1, 2), keepdims=True, where=valid, initial=0)
+    return low.astype(np.float32), high.astype(np.float32)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from raytrain import storage
 from raytrain.config import MemberSettings, ScoreSettings
 from raytrain.errors import ConfigError
-from raytrain.imagery.normalisation import normalise
+from raytrain.imagery.normalisation import normalise, scale_of
 from raytrain.imagery.windows import reflect_up, round_up
 from raytrain.scoring.manifest import EnsembleManifest, ensemble_folder
 from raytrain.training.models import compute_dtype, load_weights
@@ -108,7 +108,8 @@ class Ensemble:
         shape = (self._settings.windows_per_pass, len(channels), *masks[0].shape)
         filled = np.zeros(shape, np.float32)
         for i, (window, mask) in enumerate(zip(pixels, masks, strict=True)):
-            filled[i] = normalise(window[channels], mask, member.bands, member.normalisation)
+            chosen = window[channels]
+            filled[i] = normalise(chosen, mask, scale_of(chosen, mask, member.bands, member.normalisation))
         batch = torch.from_numpy(filled).to(self._device)
         if self._settings.horizontal_flip:
             batch = torch.cat([batch, batch.flip(-1)])

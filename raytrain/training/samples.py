@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raytrain.config import MemberSettings
-from raytrain.imagery.normalisation import normalise
+from raytrain.imagery.normalisation import Scale, normalise, scale_of
 from raytrain.imagery.rasters import LABEL_IGNORE
 from raytrain.imagery.windows import reflect_up, round_up
 
@@ -32,7 +32,7 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainingTransform:
-    """Make the training sample of a tile: a random crop, augmented, normalised."""
+    """Make the training sample of a tile: a random crop, augmented, and normalised by the range of the whole tile."""
 
     settings: MemberSettings
 
@@ -40,11 +40,12 @@ class TrainingTransform:
         """Return the sample of `bands` `[C, H, W]` and `label` `[H, W]`, sides `crop_px`."""
         settings = self.settings
         generator = np.random.default_rng((settings.seed, epoch, sample))
+        scale = _scale(bands, settings)
         bands, label = _random_crop(bands, label, settings.crop_px, generator)
         augment = _augmentation(settings)
         augment.set_random_seed(int(generator.integers(2**31)))
         changed = augment(image=np.ascontiguousarray(bands.transpose(1, 2, 0)), mask=label)
-        return _to_sample(np.ascontiguousarray(changed["image"].transpose(2, 0, 1)), changed["mask"], settings)
+        return _to_sample(np.ascontiguousarray(changed["image"].transpose(2, 0, 1)), changed["mask"], scale)
 
 
 @dataclass(frozen=True)
@@ -57,14 +58,23 @@ class ValidationTransform:
         """Return the sample of `bands` `[C, H, W]` and `label` `[H, W]`."""
         height, width = label.shape
         padded = np.full((round_up(height), round_up(width)), LABEL_IGNORE, np.uint8)
-        image, known = _to_sample(bands, label, self.settings)
+        image, known = _to_sample(bands, label, _scale(bands, self.settings))
         padded[:height, :width] = known.numpy()
         return Sample(torch.from_numpy(reflect_up(image.numpy(), *padded.shape)), torch.from_numpy(padded))
 
 
-def _to_sample(bands: NDArray[np.uint16], label: NDArray[np.uint8], settings: MemberSettings) -> Sample:
-    valid = np.any(bands != 0, axis=0)
-    image = normalise(bands, valid, settings.bands, settings.normalisation)
+def _scale(tile: NDArray[np.uint16], settings: MemberSettings) -> Scale:
+    return scale_of(tile, _valid(tile), settings.bands, settings.normalisation)
+
+
+def _valid(bands: NDArray[np.uint16]) -> NDArray[np.bool_]:
+    """Return where a tile has data, `[H, W]`: its pixels without are 0 in every band."""
+    return np.asarray(np.any(bands != 0, axis=0))
+
+
+def _to_sample(bands: NDArray[np.uint16], label: NDArray[np.uint8], scale: Scale) -> Sample:
+    valid = _valid(bands)
+    image = normalise(bands, valid, scale)
     ignored = np.where(valid, label, np.uint8(LABEL_IGNORE))
     return Sample(torch.from_numpy(image), torch.from_numpy(ignored))
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from raytrain.config import Normalisation
 from raytrain.errors import ConfigError
-from raytrain.imagery.normalisation import check_bands, normalise
+from raytrain.imagery.normalisation import check_bands, normalise, scale_of
 from raytrain.imagery.rasters import valid_pixels
 from raytrain.imagery.windows import ramp_weights, reflect_up, round_up, window_starts
 
@@ -17,12 +17,16 @@ BANDS = ("B02", "B03", "B04", "B08")
 KINDS = [Normalisation(), Normalisation(kind="minmax"), Normalisation(kind="fixed-maximum", maximum=20000)]
 
 
+def normalised(pixels: np.ndarray, valid: np.ndarray, bands: tuple[str, ...], kind: Normalisation) -> np.ndarray:
+    return normalise(pixels, valid, scale_of(pixels, valid, bands, kind))
+
+
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)
 def test_normalised_values_lie_in_minus_one_to_one_and_no_data_is_minus_one(kind: Normalisation) -> None:
     pixels = np.random.default_rng(0).integers(1, 65535, (4, 9, 7)).astype(np.uint16)
     valid = np.ones((9, 7), bool)
     valid[:2] = False
-    values = normalise(pixels, valid, BANDS, kind)
+    values = normalised(pixels, valid, BANDS, kind)
     assert values.dtype == np.float32
     assert values.min() >= -1
     assert values.max() <= 1
@@ -31,19 +35,19 @@ def test_normalised_values_lie_in_minus_one_to_one_and_no_data_is_minus_one(kind
 
 def test_band_maximum_divides_each_band_by_its_own() -> None:
     pixels = np.array([22500, 21000, 19500, 8500], np.uint16).reshape(4, 1, 1)
-    assert normalise(pixels, np.ones((1, 1), bool), BANDS, KINDS[0]).ravel().tolist() == [1, 1, 1, 0]
+    assert normalised(pixels, np.ones((1, 1), bool), BANDS, KINDS[0]).ravel().tolist() == [1, 1, 1, 0]
 
 
 def test_minmax_of_a_constant_band_is_finite_and_no_data_enters_no_minimum() -> None:
     pixels = np.full((1, 2, 3), 700, np.uint16)
     valid = np.array([[True, True, True], [True, True, False]])
-    assert (normalise(pixels, valid, ("B02",), KINDS[1]) == -1).all()
+    assert (normalised(pixels, valid, ("B02",), KINDS[1]) == -1).all()
     pixels[0, 0] = [100, 200, 300]
     pixels[0, 1] = [200, 200, 0]
-    found = normalise(pixels, valid, ("B02",), KINDS[1])[0]
+    found = normalised(pixels, valid, ("B02",), KINDS[1])[0]
     assert found[0].tolist() == [-1, 0, 1]
     assert found[1].tolist() == [0, 0, -1]
-    assert (normalise(pixels, np.zeros((2, 3), bool), ("B02",), KINDS[1]) == -1).all()
+    assert (normalised(pixels, np.zeros((2, 3), bool), ("B02",), KINDS[1]) == -1).all()
 
 
 def test_band_without_a_maximum_is_refused_with_the_remedy() -> None:
