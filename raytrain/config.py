@@ -11,7 +11,7 @@ import json
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -20,13 +20,15 @@ from raytrain.errors import ConfigError
 EmptyUnionRule = Literal["one", "zero"]
 CellEncoding = Literal["raw", "blosc2-bitshuffle-lz4", "blosc2-bitshuffle-zstd"]
 
+Channels = Annotated[int, Field(ge=1)]
+
 SettingsT = TypeVar("SettingsT", bound="Settings")
 
 
 class Settings(BaseModel):
-    """Base of all settings: frozen, and an unknown name is an error."""
+    """Base of all settings: frozen; an unknown name is an error, and so is a number that JSON does not have."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def digest(self) -> str:
         """Return the sha256 (hex) of the canonical JSON of these settings."""
@@ -86,7 +88,7 @@ class MemberSettings(Settings):
     pretrained: bool = True
     bands: tuple[str, ...] = Field(min_length=1)
     normalisation: Normalisation = Normalisation()
-    decoder_channels: tuple[int, int, int, int, int] = (256, 128, 64, 32, 16)
+    decoder_channels: tuple[Channels, Channels, Channels, Channels, Channels] = (256, 128, 64, 32, 16)
     epochs: int = Field(default=60, ge=1)
     global_batch: int = Field(default=16, ge=1)
     crop_px: int = Field(default=512, ge=32, multiple_of=32)
@@ -146,12 +148,12 @@ def one_line(error: ValidationError) -> str:
     return "; ".join(parts)
 
 
-def parse(kind: type[SettingsT], values: Mapping[str, Any]) -> SettingsT:
-    """Return settings of `kind` from plain values; raise `ConfigError` in one line."""
+def parse(kind: type[SettingsT], values: Mapping[str, Any], source: str = "") -> SettingsT:
+    """Return settings of `kind` from plain values; raise `ConfigError` in one line, which names their `source`."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(one_line(error)) from error
+        raise ConfigError(f"{source}: {one_line(error)}" if source else one_line(error)) from error
 
 
 def known_paths(kind: type[BaseModel], prefix: str = "") -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -139,6 +140,17 @@ def read_text(uri: str, what: str) -> str:
         raise ConfigError(f"{uri}: not a UTF-8 text file, expected a {what}") from error
 
 
+def read_json(uri: str) -> dict[str, Any]:
+    """Return the JSON object that stands at `uri`; raise `FileNotFoundError`, or `ConfigError` for anything else."""
+    try:
+        values = json.loads(read_bytes(uri))
+    except ValueError as error:
+        raise ConfigError(f"{uri}: damaged, not a JSON file: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{uri}: damaged, expected a JSON object")
+    return values
+
+
 def read_range(uri: str, start: int, end: int) -> bytes:
     """Return bytes `start` to `end` (exclusive) of the object in one request."""
     return bytes(filesystem(uri).cat_file(path_of(uri), start=start, end=end))
@@ -184,10 +196,32 @@ def remove(uri: str) -> None:
 
 
 def find(uri: str) -> dict[str, FileInfo]:
-    """Return `{name relative to uri: file info}` of all objects below `uri`, by one listing, in the order of names."""
+    """Return `{name relative to uri: file info}` of all objects below `uri`, by one listing, in the order of names.
+
+    Links to files and folders are followed. Raises `OSError` for a folder that can't be listed.
+    """
     root = path_of(uri).rstrip("/")
-    found = filesystem(uri).find(root, detail=True)
+    found = dict(_walk(root)) if is_local(uri) else filesystem(uri).find(root, detail=True)
     return {path.removeprefix(root).lstrip("/"): info for path, info in sorted(found.items())}
+
+
+def _walk(folder: str, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[tuple[str, FileInfo]]:
+    """Yield the files below a local folder, nothing where there is none; a link to a folder above is not entered."""
+    try:
+        status = os.stat(folder)
+        entries = list(os.scandir(folder))
+    except (FileNotFoundError, NotADirectoryError):  # it may have gone since its own folder was listed
+        return
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        return
+    for entry in entries:
+        if entry.is_dir():
+            yield from _walk(entry.path, above | {here})
+            continue
+        with contextlib.suppress(FileNotFoundError):  # gone as well, or a link to nothing
+            found = entry.stat()
+            yield entry.path, {"size": found.st_size, "mtime": found.st_mtime}
 
 
 def identity(info: FileInfo) -> str:

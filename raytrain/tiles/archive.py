@@ -7,8 +7,6 @@ are judged where they are read. Must not know the shard format.
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,6 +16,7 @@ from datetime import UTC, datetime
 from raytrain import storage
 from raytrain.errors import ConfigError, DataError
 from raytrain.imagery import rasters
+from raytrain.tiles.tables import read_table
 
 _FEATURE = re.compile(r"^(?P<base>(?:[^/]+/)?)(?P<split>[^/]+)_features/(?P<chip>[^/]+)/(?P<band>[^/]+)\.tif$")
 
@@ -71,20 +70,16 @@ def read_metadata(uri: str, *, with_location: bool = True) -> tuple[list[Metadat
     A bad row has a chip id twice, a chip id that is no plain file name, or an unreadable datetime; a blank datetime is
     fine. Raises `ConfigError` where the file or one of the columns is missing.
     """
-    reader = csv.DictReader(io.StringIO(storage.read_text(uri, "metadata file")))
+    known, raw = read_table(uri, "metadata file")
     wanted = {"chip_id", "location"} if with_location else {"chip_id"}
-    missing = wanted - set(reader.fieldnames or [])
+    missing = wanted - set(known)
     if missing:
-        raise ConfigError(
-            f"{uri}: no column {', '.join(sorted(missing))} (found: {', '.join(reader.fieldnames or [])})"
-        )
-    raw = list(reader)
+        raise ConfigError(f"{uri}: no column {', '.join(sorted(missing))} (found: {', '.join(known)})")
     counts = Counter(row["chip_id"] for row in raw)
     rows, bad = [], []
-    for row in raw:
-        columns = {name: value for name, value in row.items() if name is not None and isinstance(value, str)}
+    for columns in raw:
         try:
-            rows.append(_parse_row(columns, counts[row["chip_id"]], with_location))
+            rows.append(_parse_row(columns, counts[columns["chip_id"]], with_location))
         except DataError as error:
             bad.append(BadRow(error, columns))
     return rows, bad
@@ -96,7 +91,7 @@ def problems_of(bad: Sequence[BadRow]) -> list[DataError]:
 
 
 def _parse_row(columns: Mapping[str, str], count: int, with_location: bool) -> MetadataRow:
-    chip_id = columns.get("chip_id", "")
+    chip_id = columns["chip_id"]
     location, text = columns.get("location", "").strip(), columns.get("datetime", "").strip()
     if not storage.is_plain_name(chip_id):
         raise DataError(repr(chip_id), "chip id is not a plain file name (letters, digits, '.', '_', '-')")
@@ -105,12 +100,15 @@ def _parse_row(columns: Mapping[str, str], count: int, with_location: bool) -> M
     if with_location and not location:
         raise DataError(chip_id, "blank location in the metadata, but folds and scores group by it")
     try:
-        taken = datetime.fromisoformat(text) if text else None
-    except ValueError as error:
+        taken = _in_utc(datetime.fromisoformat(text)) if text else None
+    except (ValueError, OverflowError) as error:
         raise DataError(chip_id, f"unreadable datetime {text!r} in the metadata") from error
-    if taken is not None:
-        taken = taken.replace(tzinfo=UTC) if taken.tzinfo is None else taken.astimezone(UTC)
     return MetadataRow(chip_id, location, taken, columns)
+
+
+def _in_utc(time: datetime) -> datetime:
+    """Return `time` in UTC, which it is in where it names no zone; raise `OverflowError` beyond the years 1 to 9999."""
+    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
 
 
 def holds_chips(uri: str) -> bool:
@@ -141,7 +139,7 @@ def open_archive(uri: str, bands: Sequence[str], *, for_training: bool = True) -
     label_folder = f"{base}{split}_labels/"
     labels = [name for name in files if for_training and name.startswith(label_folder) and name.endswith(".tif")]
     archive = ChipArchive(problems=problems_of(bad))
-    named = {row.chip_id for row in rows} | {row.columns.get("chip_id", "") for row in bad}
+    named = {row.chip_id for row in rows} | {row.columns["chip_id"] for row in bad}
     for chip_id in sorted(set(chips) - named):
         archive.problems.append(DataError(chip_id, "files without a row in the metadata"))
     for name in sorted(set(labels) - {f"{label_folder}{chip_id}.tif" for chip_id in named | set(chips)}):

@@ -6,15 +6,13 @@ pixels.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from raytrain import storage
 from raytrain.errors import ConfigError
+from raytrain.tiles.tables import read_table
 
 SPLIT_FOLDS = {"val": 0, "train": 1}
 """A CSV with a column `split` means one fold: `train --fold 0` trains on `train` and validates on `val`."""
@@ -39,17 +37,16 @@ def deal_folds(locations: Sequence[str], num_folds: int, seed: int) -> dict[str,
 
 def read_folds(uri: str) -> dict[str, int]:
     """Return `{chip_id: fold}` from a CSV with chip_id and a column fold (integers) or split (train, val)."""
-    reader = csv.DictReader(io.StringIO(storage.read_text(uri, "file of folds")))
-    columns = set(reader.fieldnames or [])
-    if "chip_id" not in columns or not columns & {"fold", "split"}:
-        raise ConfigError(f"{uri}: expected columns chip_id and fold or split, found {', '.join(sorted(columns))}")
+    columns, rows = read_table(uri, "file of folds")
+    if "chip_id" not in columns or not {"fold", "split"} & set(columns):
+        raise ConfigError(f"{uri}: expected columns chip_id and fold or split, found {', '.join(columns)}")
     column = "fold" if "fold" in columns else "split"
     folds: dict[str, int] = {}
-    for row in reader:
-        chip_id = row["chip_id"] or ""
+    for row in rows:
+        chip_id = row["chip_id"]
         if chip_id in folds:
             raise ConfigError(f"{uri}: chip {chip_id}: two rows name its fold")
-        folds[chip_id] = _fold_of(uri, chip_id, column, (row[column] or "").strip())
+        folds[chip_id] = _fold_of(uri, chip_id, column, row[column].strip())
     return folds
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -13,22 +13,43 @@ from numpy.typing import NDArray
 
 from raytrain import storage
 from raytrain.config import CellEncoding
-from raytrain.errors import ConfigError, DataError
+from raytrain.errors import ConfigError, DataError, first_line
 from raytrain.tiles import format as shards
 
 MANIFEST, INDEX = "manifest.json", "index.parquet"
+_MANIFEST_NAMES = {"bands", "cell_encoding", "shards", "settings", "source", "left_out"}
 
 
 def read_manifest(uri: str) -> dict[str, Any]:
     """Return the manifest of the shards at `uri`; raise `ConfigError` where there is none or of another version."""
     try:
-        manifest = json.loads(storage.read_bytes(storage.join(uri, MANIFEST)))
+        manifest = storage.read_json(storage.join(uri, MANIFEST))
     except FileNotFoundError as error:
         raise ConfigError(f"{uri}: no {MANIFEST}, so no finished shards; make them with raytrain shard") from error
     if manifest.get("format_version") != shards.FORMAT_VERSION:
         found = manifest.get("format_version")
         raise ConfigError(f"{uri}: shards of format version {found}; this raytrain reads {shards.FORMAT_VERSION}")
-    return cast(dict[str, Any], manifest)
+    missing = _MANIFEST_NAMES - manifest.keys()
+    if missing:
+        raise ConfigError(f"{uri}: {MANIFEST} is damaged, it has no {', '.join(sorted(missing))}")
+    return manifest
+
+
+def shards_digest(manifest: Mapping[str, Any]) -> str:
+    """Return a hash of what a net learns from shards: their bytes and their folds."""
+    learnt_from = [manifest["shards"], manifest["source"]["folds_digest"]]
+    return storage.sha256_of(json.dumps(learnt_from, sort_keys=True).encode())
+
+
+def read_index(uri: str) -> pa.Table:
+    """Return the index of the shards at `uri`; raise `ConfigError` where it can't be read."""
+    path = storage.join(uri, INDEX)
+    try:
+        return pq.read_table(pa.BufferReader(storage.read_bytes(path)))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file, but {MANIFEST} stands beside it") from error
+    except pa.ArrowException as error:
+        raise ConfigError(f"{path}: damaged: {first_line(error)}") from error
 
 
 class TileReader:
@@ -44,7 +65,7 @@ class TileReader:
             raise ConfigError(f"{uri}: no band {', '.join(missing)} (the shards have {', '.join(manifest['bands'])})")
         self.uri = uri
         self.bands = tuple(bands)
-        self.index: pa.Table = pq.read_table(pa.BufferReader(storage.read_bytes(storage.join(uri, INDEX))))
+        self.index: pa.Table = read_index(uri)
         self._encoding: CellEncoding = manifest["cell_encoding"]
         columns = ["height", "width", *(f"{cell}_{part}" for cell in ("label", *bands) for part in ("offset", "bytes"))]
         self._numbers = {name: self.index[name].fill_null(-1).to_numpy() for name in columns}
@@ -75,7 +96,8 @@ class TileReader:
     def read(self, i: int) -> tuple[NDArray[np.uint16], NDArray[np.uint8] | None]:
         """Return the bands `[C, H, W] uint16` and the label `[H, W] uint8` (None without) of tile `i`.
 
-        Raises `DataError` that names tile and shard if its bytes can't be read or decoded.
+        Raises `DataError` that names tile and shard if its bytes are not there or can't be decoded; a store that can't
+        be reached is an `OSError`.
         """
         cells = [cell for cell in ("label", *self.bands) if self._number(f"{cell}_bytes", i) >= 0]
         starts = [self._number(f"{cell}_offset", i) for cell in cells]
@@ -84,15 +106,21 @@ class TileReader:
         shard = storage.join(self.uri, self._shards[i])
         try:
             data = memoryview(storage.read_range(shard, first, last))
+        except FileNotFoundError as error:
+            raise DataError(self._subject(i), "no such file, but the index names it") from error
+        try:
             if len(data) != last - first:
                 raise ValueError(f"{len(data)} bytes where the index names {last - first}")
             arrays = {
                 cell: self._decode(data[start - first : end - first], cell, i)
                 for cell, start, end in zip(cells, starts, ends, strict=True)
             }
-        except (OSError, ValueError, RuntimeError) as error:
-            raise DataError(f"tile {self.tile_ids[i]} in {shard}", f"can't be read: {error}") from error
+        except (ValueError, RuntimeError) as error:
+            raise DataError(self._subject(i), f"can't be read: {error}") from error
         return np.stack([arrays[band] for band in self.bands]), arrays.get("label")
+
+    def _subject(self, i: int) -> str:
+        return f"tile {self.tile_ids[i]} in {storage.join(self.uri, self._shards[i])}"
 
     def _number(self, column: str, i: int) -> int:
         return int(self._numbers[column][i])

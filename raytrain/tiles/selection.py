@@ -73,14 +73,19 @@ class Selection(Settings):
 def select_chips(archive: ChipArchive, selection: Selection) -> ChipArchive:
     """Return the chips of `archive` that are chosen, and the problems of those and of their rows; without filters all.
 
-    Raises `ConfigError` if no chip is left.
+    A chosen chip that the archive does not know is a problem. Raises `ConfigError` if it knows none of them.
     """
     if selection.metadata is None:
         return archive
     rows, bad = read_metadata(selection.metadata, with_location=False)
     chosen = {row.chip_id for row in select_rows(rows, selection.where)}
     chips = [chip for chip in archive.chips if chip.chip_id in chosen]
-    if not chips:
-        raise ConfigError(f"none of the {len(archive.chips)} chips is among the {len(chosen)} rows that --where leaves")
     problems = [problem for problem in archive.problems if problem.subject in chosen]
-    return ChipArchive(chips, [*select_problems(bad, selection.where), *problems])
+    if not chips and not problems:
+        raise ConfigError(f"none of the {len(archive.chips)} chips is among the {len(chosen)} rows that --where leaves")
+    unknown = chosen - {chip.chip_id for chip in chips} - {problem.subject for problem in problems}
+    absent = [
+        DataError(chip_id, f"chosen by the filters on {selection.metadata}, but not in the archive")
+        for chip_id in sorted(unknown)
+    ]
+    return ChipArchive(chips, [*select_problems(bad, selection.where), *problems, *absent])

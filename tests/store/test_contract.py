@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,24 @@ def test_listing_has_names_sizes_and_an_identity_that_changes(store: str) -> Non
     storage.write_bytes(storage.join(store, "z"), b"Z")
     after = {name: storage.identity(info) for name, info in storage.find(store).items()}
     assert [name for name in after if after[name] != before[name]] == ["z"]
+
+
+def test_local_links_are_followed_and_their_targets_change_is_seen(tmp_path: Path) -> None:
+    target = tmp_path / "elsewhere" / "b"
+    target.parent.mkdir()
+    target.write_bytes(b"one")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "file").symlink_to(target)
+    (folder / "linked").symlink_to(target.parent)
+    (folder / "round").symlink_to(folder)
+    (folder / "nowhere").symlink_to(tmp_path / "absent")
+    before = storage.find(str(folder))
+    assert list(before) == ["file", "linked/b"]
+    target.write_bytes(b"two")
+    os.utime(target, (1, 1))
+    after = storage.find(str(folder))
+    assert all(storage.identity(after[name]) != storage.identity(before[name]) for name in before)
 
 
 def test_file_is_moved_in_and_objects_are_removed(store: str, tmp_path: Path) -> None:

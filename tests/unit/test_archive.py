@@ -80,21 +80,27 @@ def test_duplicate_chip_is_named_once_and_never_taken(tmp_path: Path) -> None:
 
 def test_blank_datetime_is_fine_and_an_unreadable_one_is_named(tmp_path: Path) -> None:
     path = tmp_path / "m.csv"
-    path.write_text("chip_id,location,datetime\na,X,\nb,X,2020-04-29T08:20:47Z\nc,X,yesterday\nd,,\n")
+    path.write_text(
+        "chip_id,location,datetime\na,X,\nb,X,2020-04-29T08:20:47Z\nc,X,yesterday\nd,,\ne,X,0001-01-01T00:00:00+14:00\n"
+    )
     rows, bad = read_metadata(str(path))
     problems = [row.error for row in bad]
     assert [(row.chip_id, row.taken and row.taken.isoformat()) for row in rows] == [
         ("a", None),
         ("b", "2020-04-29T08:20:47+00:00"),
     ]
-    assert [problem.subject for problem in problems] == ["c", "d"]
+    assert [problem.subject for problem in problems] == ["c", "d", "e"]
     assert "'yesterday'" in problems[0].found
+    assert "unreadable datetime '0001-01-01T00:00:00+14:00'" in problems[2].found
 
 
 def test_missing_metadata_or_column_is_the_callers_mistake(own_chips: Path) -> None:
     path = own_chips / "train_metadata.csv"
     path.write_text("chip,place\na,b\n")
     with pytest.raises(ConfigError, match="no column chip_id, location"):
+        open_archive(str(own_chips), BANDS)
+    path.write_text('chip_id,location\n"' + "x" * 200_000)
+    with pytest.raises(ConfigError, match=r"train_metadata\.csv: not a CSV file"):
         open_archive(str(own_chips), BANDS)
     path.unlink()
     with pytest.raises(ConfigError, match="no such metadata file"):
@@ -172,6 +178,24 @@ def test_selection_keeps_the_chosen_chips_and_their_problems(own_chips: Path) ->
     assert [problem.subject for problem in chosen.problems] == [first]
     with pytest.raises(ConfigError, match="none of the"):
         select_chips(archive, Selection(where=("split=train",), metadata=str(split)))
+
+
+def test_chosen_chip_that_the_archive_does_not_know_is_named(own_chips: Path) -> None:
+    first, *_ = chip_ids(own_chips)
+    split = own_chips / "split.csv"
+    split.write_text(f"chip_id,split\n{first},val\ngone,val\n")
+    chosen = select_chips(open_archive(str(own_chips), BANDS), Selection(where=("split=val",), metadata=str(split)))
+    assert [chip.chip_id for chip in chosen.chips] == [first]
+    assert [str(each) for each in chosen.problems] == [
+        f"gone: chosen by the filters on {split}, but not in the archive"
+    ]
+
+
+def test_folders_and_files_behind_links_are_found(chips: Path, tmp_path: Path) -> None:
+    for path in chips.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    assert open_archive(str(tmp_path), BANDS).problems == []
+    assert len(open_archive(str(tmp_path), BANDS).chips) == 12
 
 
 def _rewrite(path: str, change) -> None:  # type: ignore[no-untyped-def]

@@ -50,6 +50,9 @@ def test_unknown_setting_is_an_error_that_lists_the_known_ones() -> None:
 def test_wrong_value_names_setting_and_value() -> None:
     with pytest.raises(ConfigError, match=r"optimiser\.lr: .*greater than 0 \(found -1\)"):
         change(member(), {"optimiser.lr": -1})
+    for changes in ({"optimiser.clip_norm": float("inf")}, {"decoder_channels": [8, 8, 0, 8, 8]}):
+        with pytest.raises(ConfigError, match=next(iter(changes))):
+            change(member(), changes)
     with pytest.raises(ConfigError, match="crop_px"):
         change(member(), {"crop_px": 100})
     with pytest.raises(ConfigError, match="overlap_px 400 must be at most half"):

@@ -22,7 +22,7 @@ from raytrain.errors import ConfigError, DataError
 from raytrain.tiles.folds import assign_folds, deal_folds
 from raytrain.tiles.format import ShardWriter, Tile, index_schema
 from raytrain.tiles.order import check_batch, epoch_batches, rank_share
-from raytrain.tiles.reader import TileReader, select_tiles
+from raytrain.tiles.reader import TileReader, select_tiles, shards_digest
 
 ENCODINGS: tuple[CellEncoding, ...] = ("raw", "blosc2-bitshuffle-lz4", "blosc2-bitshuffle-zstd")
 BANDS = ("B02", "B03", "B04", "B08", "B11")
@@ -53,7 +53,10 @@ def write_shards(folder: Path, tiles: list[Tile], encoding: CellEncoding) -> Non
     rows = [row | {"fold": i % 2} for i, row in enumerate(rows)]
     pq.write_table(pa.Table.from_pylist(rows, schema=index_schema(BANDS)), folder / "index.parquet")
     (folder / "manifest.json").write_text(
-        json.dumps({"format_version": 1, "cell_encoding": encoding, "bands": list(BANDS)})
+        json.dumps(
+            {"format_version": 1, "cell_encoding": encoding, "bands": list(BANDS)}
+            | {"shards": [], "settings": {}, "source": {"folds_digest": ""}, "left_out": []}
+        )
     )
 
 
@@ -116,6 +119,21 @@ def test_damaged_cell_names_tile_and_shard(tmp_path: Path) -> None:
     path.write_bytes(data[:1000])
     with pytest.raises(DataError, match="tile tile1"):
         TileReader(str(tmp_path), ("B02",)).read(1)
+    path.unlink()
+    with pytest.raises(DataError, match=r"tile tile1 in .*: no such file, but the index names it"):
+        TileReader(str(tmp_path), ("B02",)).read(1)
+
+
+def test_store_out_of_reach_is_no_fault_of_the_tile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_shards(tmp_path, TILES, "raw")
+    reader = TileReader(str(tmp_path), ("B02",))
+
+    def unreachable(uri: str, start: int, end: int) -> bytes:
+        raise ConnectionError("no route to the store")
+
+    monkeypatch.setattr(storage, "read_range", unreachable)
+    with pytest.raises(ConnectionError, match="no route"):
+        reader.read(1)
 
 
 def test_hash_covers_bands_in_the_formats_order_and_the_label() -> None:
@@ -134,6 +152,36 @@ def test_missing_shards_other_version_and_unknown_band_are_refused(tmp_path: Pat
     (tmp_path / "manifest.json").write_text('{"format_version": 9}')
     with pytest.raises(ConfigError, match="format version 9"):
         TileReader(str(tmp_path), ("B02",))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("manifest.json", b"", r"manifest\.json: damaged, not a JSON file"),
+        ("manifest.json", b"[]", r"manifest\.json: damaged, expected a JSON object"),
+        ("manifest.json", b'{"format_version": 1, "bands": []}', r"is damaged, it has no cell_encoding, left_out"),
+        ("index.parquet", b"PAR1", r"index\.parquet: damaged"),
+        ("index.parquet", None, r"index\.parquet: no such file, but manifest\.json stands beside it"),
+    ],
+)
+def test_damaged_manifest_and_index_are_named(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
+    write_shards(tmp_path, TILES, "raw")
+    if content is None:
+        (tmp_path / name).unlink()
+    else:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        TileReader(str(tmp_path), ("B02",))
+
+
+def test_what_nets_learn_from_is_told_apart_by_pixels_and_by_folds() -> None:
+    manifest = {"shards": [{"name": "a", "sha256": "1"}], "source": {"folds_digest": "x"}}
+    others = [
+        {**manifest, "shards": [{"name": "a", "sha256": "2"}]},
+        {**manifest, "source": {"folds_digest": "y"}},
+    ]
+    assert shards_digest({**manifest, "versions": {}}) == shards_digest(manifest)
+    assert len({shards_digest(each) for each in (manifest, *others)}) == 3
 
 
 def test_training_and_validation_tiles_share_nothing_and_have_labels(tmp_path: Path) -> None:
@@ -175,6 +223,7 @@ def test_folds_of_the_real_locations_differ_by_less_than_a_tenth(real_imagery: P
         (b"chip_id,fold\na,1\na,2\n", "chip a: two rows name its fold"),
         (b"chip_id,fold\na\n", "chip a: expected a whole number in column fold, found ''"),
         (b"chip_id,fold\n\xe9,1\n", "not a UTF-8 text file"),
+        (b'chip_id,fold\n"' + b"x" * 200_000, "not a CSV file"),
         (b"chip,fold\na,1\n", "expected columns chip_id and fold or split"),
         (b"", "expected columns chip_id and fold or split"),
     ],
