@@ -187,12 +187,12 @@ class Shard(ClusterCommand):
         with narrator.step(f"shards to {job.dst}") as on_progress:
             report = shard(job, self._cluster, on_progress)
         narrator.problems(report.problems, consequence="left out" if report.manifest else "nothing was written")
-        if report.manifest is not None:
-            found = report.manifest
-            summary = {name: found[name] for name in ("num_tiles", "num_labelled", "num_locations", "bytes")}
-            text = f"{found['num_tiles']} tiles of {found['num_locations']} locations, {found['bytes'] / 1e6:.1f} MB"
-            again = " (already there)" if report.was_done else ""
-            self._print({**summary, "uri": job.dst, "left_out": found["left_out"]}, [f"{text}: {job.dst}{again}"])
+        found = report.manifest or {"num_tiles": 0, "num_labelled": 0, "num_locations": 0, "bytes": 0}
+        summary = {name: found[name] for name in ("num_tiles", "num_labelled", "num_locations", "bytes")}
+        text = f"{found['num_tiles']} tiles of {found['num_locations']} locations, {found['bytes'] / 1e6:.1f} MB"
+        again = " (already there)" if report.was_done else ""
+        result = {**summary, "uri": job.dst if report.manifest else None, "left_out": _listed(report.problems)}
+        self._print(result, [f"{text}: {job.dst}{again}"] if report.manifest else [])
         return EXIT_DATA_WRONG if report.problems else EXIT_DONE
 
     def uris(self) -> list[str]:
@@ -299,7 +299,7 @@ class Score(ClusterCommand):
         narrator.problems(report.problems, consequence="not scored")
         again = f" ({report.num_skipped} were there)" if report.num_skipped else ""
         result = {"uri": job.dst, "num_masks": report.num_masks, "num_skipped": report.num_skipped}
-        result["problems"] = [[problem.subject, problem.found] for problem in report.problems]
+        result["problems"] = _listed(report.problems)
         result["unfinished"] = report.unfinished
         self._print(result, [f"{report.num_masks} masks: {job.dst}{again}"])
         if report.unfinished:
@@ -350,13 +350,14 @@ class Evaluate(ClusterCommand):
         with narrator.step("counting pixels") as on_progress:
             report = evaluate(job, self._cluster, on_progress)
         found = report.evaluation
-        narrator.problems(
-            [DataError(problem.subject, problem.found) for problem in found.problems], consequence="not counted"
-        )
+        narrator.problems(report.problems, consequence="not counted" if found else "nothing was written")
+        if found is None:
+            self._print({"problems": _listed(report.problems)}, [])
+            return EXIT_DATA_WRONG
         if not self.json_output:
             print_scores(found)
         self._print(found.model_dump(mode="json"), [f"metrics: {report.metrics_uri}", f"report: {report.page_uri}"])
-        return EXIT_DATA_WRONG if found.problems else EXIT_DONE
+        return EXIT_DATA_WRONG if report.problems else EXIT_DONE
 
     def uris(self) -> list[str]:
         """Return the inputs and the destination."""
@@ -414,6 +415,11 @@ COMMANDS: dict[str, Callable[..., Command]] = {
     "score": Score,
     "evaluate": Evaluate,
 }
+
+
+def _listed(problems: Sequence[DataError]) -> list[dict[str, str]]:
+    """Return the problems as `metrics.json` and `manifest.json` have them."""
+    return [{"subject": problem.subject, "found": problem.found} for problem in problems]
 
 
 def _selection(where: tuple[str, ...], metadata: str | None) -> Any:

@@ -109,6 +109,8 @@ def demo(out: Path, cluster: session.Cluster, narrator: Narrator) -> DemoReport:
         )
         with narrator.step("evaluate: masks against labels") as on_progress:
             report = evaluate(job, cluster, on_progress)
+    if report.evaluation is None:
+        raise report.problems[0]
     seconds = time.monotonic() - start
     picture = _scene_picture(folders)
     page = _page(folders, report.evaluation, report.counted, members, picture, seconds)
@@ -122,7 +124,7 @@ def demo(out: Path, cluster: session.Cluster, narrator: Narrator) -> DemoReport:
     }
     storage.write_bytes(str(paths["picture"]), picture.png)
     storage.write_bytes(str(paths["report"]), render_report(page).encode())
-    problems += [DataError(problem.subject, problem.found) for problem in report.evaluation.problems]
+    problems += report.problems
     return DemoReport(report.evaluation, problems, paths, seconds)
 
 

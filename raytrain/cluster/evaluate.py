@@ -9,7 +9,7 @@ from raytrain import storage
 from raytrain.cluster import session
 from raytrain.cluster.tasks import run_tasks
 from raytrain.config import EmptyUnionRule, Settings
-from raytrain.errors import ConfigError
+from raytrain.errors import DataError
 from raytrain.evaluation.gallery import find_images, make_gallery
 from raytrain.evaluation.masks import CountedPair, count_pairs, pair_up
 from raytrain.evaluation.report import evaluation_page, render_report
@@ -39,12 +39,16 @@ class EvaluateJob(Settings):
 
 @dataclass(frozen=True)
 class EvaluateReport:
-    """The scores, the counts behind them, and where both were written."""
+    """The scores, the counts behind them, and where both were written; nothing of it if no pair can be counted.
 
-    evaluation: Evaluation
+    `problems` are the pairs that were left out, each with the reason.
+    """
+
+    evaluation: Evaluation | None
     counted: list[CountedPair]
-    metrics_uri: str
-    page_uri: str
+    problems: list[DataError]
+    metrics_uri: str | None = None
+    page_uri: str | None = None
 
 
 def evaluate(
@@ -52,7 +56,7 @@ def evaluate(
 ) -> EvaluateReport:
     """Score all pairs and write `metrics.json` and `report.html`; what can't be used is a problem of the result.
 
-    Raises `ConfigError` where nothing can be counted.
+    Raises `ConfigError` where not one prediction has a label.
     """
     rows, bad_rows = read_metadata(job.metadata)
     images = find_images(job.images) if job.images else None
@@ -65,7 +69,7 @@ def evaluate(
             counted += found
             problems += bad
     if not counted:
-        raise ConfigError(f"none of the {len(pairs)} pairs can be counted; the first: {problems[0]}")
+        return EvaluateReport(None, [], problems)
     result = scores(
         [each.intersection for each in counted],
         [each.union for each in counted],
@@ -78,4 +82,4 @@ def evaluate(
     page = evaluation_page(evaluation, "Cloud masks against labels", make_gallery(counted, images))
     page_uri = storage.join(job.out, REPORT_FILE)
     storage.write_bytes(page_uri, render_report(page).encode())
-    return EvaluateReport(evaluation, counted, metrics_uri, page_uri)
+    return EvaluateReport(evaluation, counted, problems, metrics_uri, page_uri)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import ray.train.torch
 
 from raytrain.cluster.board import Post
 from raytrain.cluster.runs import METRICS, SCORE, RunSettings
-from raytrain.errors import ConfigError, DataError, TrainingDiverged
+from raytrain.config import MemberSettings
+from raytrain.errors import RaytrainError
 from raytrain.tiles.reader import TileReader, select_tiles
 from raytrain.training.checkpoints import TrainingState, restore_state, save_state
 from raytrain.training.loop import EpochReport, TrainingData, train_member
@@ -24,14 +26,14 @@ from raytrain.training.ranks import Ranks
 def train_on_rank(run: RunSettings, board: Any) -> None:
     """Train on this rank (called by Ray Train on every worker); rank 0 reports checkpoints and posts the news.
 
-    What a retry can't mend (wrong settings, a damaged tile, a diverged loss) condemns the run: its ranks are ended, and
-    those that Ray starts in their place end at once.
+    What a retry can't mend (wrong settings, a damaged tile, a diverged loss, no way to the hub) condemns the run: its
+    ranks are ended, and those that Ray starts in their place end at once.
     """
     if ray.get(board.verdict.remote()) is not None:
         return
     try:
         _train(run, board)
-    except (ConfigError, DataError, TrainingDiverged) as error:
+    except RaytrainError as error:
         ray.get(board.condemn.remote(error))
         raise
 
@@ -53,13 +55,13 @@ def _train(run: RunSettings, board: Any) -> None:
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
         board.post.remote(Post(run.name, run.member.epochs, metrics))
 
-    def restore(state: TrainingState) -> None:
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is not None:
-            with checkpoint.as_directory() as folder:
-                restore_state(Path(folder), state, run.member)
+    checkpoint = ray.train.get_checkpoint()
+    train_member(run.member, data, ranks, on_epoch, partial(_restore, checkpoint, run.member) if checkpoint else None)
 
-    train_member(run.member, data, ranks, on_epoch, restore)
+
+def _restore(checkpoint: ray.train.Checkpoint, member: MemberSettings, state: TrainingState) -> None:
+    with checkpoint.as_directory() as folder:
+        restore_state(Path(folder), state, member)
 
 
 def _metrics(report: EpochReport) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from raytrain.scoring.units import (
     chip_units,
     claim_destination,
     finished_units,
+    remove_masks,
     scene_units,
     score_unit,
 )
@@ -57,11 +58,15 @@ class ScoreReport:
 def score(
     job: ScoreJob, cluster: session.Cluster, on_progress: Callable[[int, int], None] | None = None
 ) -> ScoreReport:
-    """Score every unit of `job` that is not done at the destination; see `raytrain.scoring.units`."""
+    """Score every unit of `job` that is not done at the destination; see `raytrain.scoring.units`.
+
+    What can't be scored has no mask, not even one from an earlier run.
+    """
     manifest = read_manifest(job.ensemble).of_fold(job.fold)
     units, problems = _list_units(job, manifest.bands)
     scoring = Scoring(ensemble=manifest.nets_digest(), settings=job.settings)
-    check_destination(job.dst, scoring)
+    check_destination(job.dst, scoring, units)
+    remove_masks(job.dst, problems)
     done = finished_units(job.dst, units)
     todo = [unit for unit in units if unit.unit_id not in done]
     entries = list(done.values())

@@ -45,7 +45,10 @@ class ShardJob(Settings):
 
 @dataclass(frozen=True)
 class ShardReport:
-    """What came of it: the manifest (None if `strict` kept it from being written) and the chips that were left out."""
+    """What came of it: the manifest (None if nothing was written: no chip is good, or one is bad and `strict` is set).
+
+    `problems` are the chips that were left out, each with the reason.
+    """
 
     manifest: dict[str, Any] | None
     problems: list[DataError]
@@ -77,9 +80,7 @@ def shard(
     """
     archive = select_chips(open_archive(job.src, job.settings.bands), job.selection)
     if not archive.chips:
-        raise ConfigError(
-            f"{job.src}: no good chip is left of {len(archive.problems)}; the first: {archive.problems[0]}"
-        )
+        return ShardReport(None, archive.problems, was_done=False)
     folds = assign_folds(
         job.settings.folds, {chip.chip_id: chip.row.location for chip in archive.chips}, job.settings.seed
     )
@@ -98,7 +99,7 @@ def shard(
     problems = [*archive.problems, *(problem for result in results for problem in result.problems)]
     rows = [row | {"fold": folds[row["tile_id"]]} for result in results for row in result.rows]
     if not rows:
-        raise ConfigError(f"{job.src}: no good chip is left of {len(problems)}; the first: {problems[0]}")
+        return ShardReport(None, problems, was_done=False)
     _write_index(job, rows)
     records = [result.record for result in results if result.record is not None]
     manifest = _manifest(job, source, records, rows, problems)

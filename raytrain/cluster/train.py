@@ -32,7 +32,7 @@ from raytrain.recipes import members
 from raytrain.scoring.manifest import ENSEMBLE_FILE, EnsembleManifest, TrainedMember, write_manifest
 from raytrain.scoring.manifest import read_manifest as read_ensemble
 from raytrain.tiles.order import check_batch
-from raytrain.tiles.reader import TileReader, read_manifest, select_tiles
+from raytrain.tiles.reader import TileReader, read_manifest, select_tiles, shards_digest
 from raytrain.training import WEIGHTS_FILE
 
 MAX_FAILURES = 3
@@ -75,7 +75,7 @@ def train(job: TrainJob, cluster: session.Cluster, on_post: Callable[[Post], Non
     """
     runs = plan_runs(job)
     folder = storage.join(job.out, job.experiment)
-    earlier = _earlier_nets(folder, job)
+    earlier = _earlier_nets(folder, runs[0])
     for run in runs:
         _check_claim(storage.join(folder, run.name), run)
     trained: list[TrainedMember] = []
@@ -92,19 +92,26 @@ def train(job: TrainJob, cluster: session.Cluster, on_post: Callable[[Post], Non
         return TrainReport(None, 0, trained, failed)
     # An earlier net keeps its place, so that the same nets are the same ensemble.
     nets = {(net.name, net.fold): net for net in [*earlier, *trained]}
-    manifest = EnsembleManifest(raytrain_version=__version__, shards=job.shards, members=tuple(nets.values()))
+    manifest = EnsembleManifest(
+        raytrain_version=__version__,
+        shards=job.shards,
+        shards_digest=runs[0].shards_digest,
+        members=tuple(nets.values()),
+    )
     write_manifest(folder, manifest)
     return TrainReport(folder, len(nets), trained, failed)
 
 
-def _earlier_nets(folder: str, job: TrainJob) -> tuple[TrainedMember, ...]:
+def _earlier_nets(folder: str, run: RunSettings) -> tuple[TrainedMember, ...]:
     """Return the nets of the ensemble that stands in `folder`; raise `ConfigError` if they saw other shards."""
     if not storage.exists(storage.join(folder, ENSEMBLE_FILE)):
         return ()
     manifest = read_ensemble(folder)
-    if manifest.shards != job.shards:
+    if (manifest.shards, manifest.shards_digest) != (run.shards, run.shards_digest):
+        same = " as they are now" if manifest.shards == run.shards else ""
         raise ConfigError(
-            f"{folder} holds an ensemble trained on {manifest.shards}, not on {job.shards}; name another --experiment"
+            f"{folder} holds an ensemble trained on {manifest.shards}, not on {run.shards}{same}; "
+            "name another --experiment"
         )
     return manifest.members
 
@@ -121,7 +128,6 @@ def plan_runs(job: TrainJob) -> list[RunSettings]:
         raise ConfigError("name is no setting to change: it says which member, and where its run lies")
     chosen = [change(member, job.changes) for member in members(job.members)]
     manifest = read_manifest(job.shards)
-    digest = storage.sha256_of(json.dumps(manifest["shards"]).encode())
     reader = TileReader(job.shards, ())
     folds = _folds(job, reader)
     for member in chosen:
@@ -136,7 +142,7 @@ def plan_runs(job: TrainJob) -> list[RunSettings]:
             check_batch(num_samples, member.global_batch, job.workers)
             select_tiles(reader, fold, "validation")
     return [
-        RunSettings(member=member, shards=job.shards, shards_digest=digest, fold=fold)
+        RunSettings(member=member, shards=job.shards, shards_digest=shards_digest(manifest), fold=fold)
         for fold in folds
         for member in chosen
     ]
@@ -162,8 +168,9 @@ def _placement(workers: int) -> bool:
 
 def _check_claim(folder: str, run: RunSettings) -> None:
     """Raise `ConfigError` if something was learnt in `folder` with other settings than those of `run`."""
+    path = storage.join(folder, RUN_FILE)
     try:
-        found = parse(RunSettings, json.loads(storage.read_bytes(storage.join(folder, RUN_FILE))))
+        found = parse(RunSettings, storage.read_json(path), path)
     except FileNotFoundError:
         return
     changed = differences(found, run)
@@ -173,8 +180,9 @@ def _check_claim(folder: str, run: RunSettings) -> None:
 
 def _finished(folder: str, run: RunSettings) -> TrainedMember | None:
     """Return the net of `run` if its result is recorded and its weights stand."""
+    path = storage.join(folder, run.name, RESULT_FILE)
     try:
-        net = parse(TrainedMember, json.loads(storage.read_bytes(storage.join(folder, run.name, RESULT_FILE))))
+        net = parse(TrainedMember, storage.read_json(path), path)
     except FileNotFoundError:
         return None
     return net if storage.exists(storage.join(folder, net.weights)) else None

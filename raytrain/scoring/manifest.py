@@ -31,6 +31,7 @@ class EnsembleManifest(Settings):
     format_version: int = FORMAT_VERSION
     raytrain_version: str
     shards: str
+    shards_digest: str
     members: tuple[TrainedMember, ...]
 
     @property
@@ -64,14 +65,12 @@ def read_manifest(uri: str) -> EnsembleManifest:
     """Return the manifest of the ensemble at `uri`, the folder or the file; raise `ConfigError` where there is none."""
     path = storage.join(ensemble_folder(uri), ENSEMBLE_FILE)
     try:
-        values = json.loads(storage.read_bytes(path))
+        values = storage.read_json(path)
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no ensemble there; train writes it when all members are done") from error
-    except ValueError as error:
-        raise ConfigError(f"{path}: not an ensemble file: {error}") from error
-    if not isinstance(values, dict) or values.get("format_version") != FORMAT_VERSION:
+    if values.get("format_version") != FORMAT_VERSION:
         raise ConfigError(f"{path}: not an ensemble file of format version {FORMAT_VERSION}")
-    return parse(EnsembleManifest, values)
+    return parse(EnsembleManifest, values, path)
 
 
 def write_manifest(uri: str, manifest: EnsembleManifest) -> None:

@@ -12,6 +12,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
+from pydantic import ValidationError
+
 from raytrain import storage
 from raytrain.config import ScoreSettings, Settings, differences, parse
 from raytrain.errors import ConfigError, DataError
@@ -161,17 +163,37 @@ def finished_units(target_uri: str, units: Sequence[Unit]) -> dict[str, LedgerEn
     for unit in units:
         if f"{LEDGER}/{unit.unit_id}.json" not in standing:
             continue
-        entry = LedgerEntry.model_validate_json(storage.read_bytes(_ledger_uri(target_uri, unit)))
+        try:
+            entry = LedgerEntry.model_validate_json(storage.read_bytes(_ledger_uri(target_uri, unit)))
+        except ValidationError:  # a damaged entry: the unit is done again, to the same bytes
+            continue
         whole = all(f"{item_id}.tif" in standing for item_id in entry.outputs)
         if whole and entry.unit == unit and not entry.problems:
             entries[unit.unit_id] = entry
     return entries
 
 
-def check_destination(target_uri: str, scoring: Scoring) -> None:
-    """Raise `ConfigError` if masks stand at `target_uri` that were made with something else."""
+def check_destination(target_uri: str, scoring: Scoring, units: Sequence[Unit]) -> None:
+    """Raise `ConfigError` if masks of `units` would take the place of anything but masks made by `scoring`.
+
+    That is: a source; rasters that came from elsewhere; masks that were made with something else.
+    """
+    for unit in units:
+        for item in unit.items:
+            if _mask_uri(target_uri, item.item_id) in item.sources.values():
+                raise ConfigError(
+                    f"{target_uri}: the mask of {item.item_id} would overwrite its source; choose another"
+                )
     changed = _changes(target_uri, scoring)
-    if changed and any(name.endswith(".tif") for name in storage.find(target_uri)):
+    if changed == []:
+        return
+    standing = [name for name in storage.find(target_uri) if name.endswith(".tif") and "/" not in name]
+    if standing and changed is None:
+        raise ConfigError(
+            f"{target_uri} holds {len(standing)} .tif files that are no masks of ours (no {SCORING_FILE}), "
+            f"among them {standing[0]}; choose another destination"
+        )
+    if standing and changed:
         raise ConfigError(f"{target_uri} holds masks made otherwise ({'; '.join(changed)}); choose another destination")
 
 
@@ -181,10 +203,20 @@ def claim_destination(target_uri: str, scoring: Scoring) -> None:
         storage.write_bytes(storage.join(target_uri, SCORING_FILE), scoring.model_dump_json(indent=1).encode())
 
 
+def remove_masks(target_uri: str, problems: Sequence[DataError]) -> None:
+    """Remove the masks, from an earlier run, of chips that can't be scored any more."""
+    standing = set(storage.find(target_uri))
+    for problem in problems:
+        name = f"{problem.subject}.tif"
+        if name in standing and "/" not in name:
+            storage.remove(storage.join(target_uri, name))
+
+
 def _changes(target_uri: str, scoring: Scoring) -> list[str] | None:
     """Return what differs from what is recorded at `target_uri`; None if nothing is."""
+    path = storage.join(target_uri, SCORING_FILE)
     try:
-        found = parse(Scoring, json.loads(storage.read_bytes(storage.join(target_uri, SCORING_FILE))))
+        found = parse(Scoring, storage.read_json(path), path)
     except FileNotFoundError:
         return None
     return [text for text in differences(found, scoring) if not text.startswith(SPEED_SETTINGS)]

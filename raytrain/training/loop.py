@@ -70,12 +70,12 @@ def train_member(
 ) -> TrainingState:
     """Train the member of `settings` to its last epoch and return its state. All ranks call it with the same arguments.
 
-    `restore` brings the fresh state to a checkpoint; `on_epoch` is called on every rank after each epoch. Raises
-    `TrainingDiverged` on every rank at once if the loss of a step is not finite on any.
+    `restore`, where there is a checkpoint, brings the fresh state to it; `on_epoch` is called on every rank after each
+    epoch. Raises `TrainingDiverged` on every rank at once if the loss of a step is not finite on any.
     """
     num_samples = len(data.train) * settings.crops_per_tile
     check_batch(num_samples, settings.global_batch, ranks.world_size)
-    state = _fresh_state(settings, ranks)
+    state = _fresh_state(settings, ranks, pretrained=settings.pretrained and restore is None)
     if restore is not None:
         restore(state)
     net = _parallel(state.net, settings, ranks)
@@ -89,9 +89,9 @@ def train_member(
     return state
 
 
-def _fresh_state(settings: MemberSettings, ranks: Ranks) -> TrainingState:
+def _fresh_state(settings: MemberSettings, ranks: Ranks, *, pretrained: bool) -> TrainingState:
     torch.manual_seed(settings.seed)
-    net = over_all_ranks(build_model(settings), ranks).to(ranks.device)
+    net = over_all_ranks(build_model(settings, pretrained=pretrained), ranks).to(ranks.device)
     if settings.channels_last:
         net = net.to(memory_format=torch.channels_last)
     sgd = settings.optimiser

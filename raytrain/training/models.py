@@ -12,28 +12,32 @@ from safetensors.torch import load_file
 from torch import nn
 
 from raytrain.config import MemberSettings
-from raytrain.errors import ConfigError, first_line
+from raytrain.errors import ConfigError, WorkNotFinished, first_line
 
 
 def build_model(settings: MemberSettings, *, pretrained: bool | None = None) -> nn.Module:
     """Return the U-Net of `settings`: `[B, C, H, W]` float in [-1, 1] -> `[B, 1, H, W]` logits; H, W multiples of 32.
 
     `pretrained` overrides the setting (a net whose weights are loaded next needs none). Raises `ConfigError` for an
-    unknown encoder, or where its pretrained weights can't be had.
+    encoder that is unknown or has no pretrained weights, `WorkNotFinished` where they can't be fetched.
     """
     wanted = settings.pretrained if pretrained is None else pretrained
     try:
         net = smp.Unet(
             encoder_name=f"tu-{settings.encoder}",
-            encoder_weights="imagenet" if wanted else None,
+            encoder_weights=True if wanted else None,
             in_channels=len(settings.bands),
             classes=1,
             decoder_channels=settings.decoder_channels,
         )
-    except (RuntimeError, KeyError, ValueError, OSError) as error:
-        hint = "; pretrained weights come from timm's hub (pretrained=false trains from random ones)" if wanted else ""
+    except OSError as error:  # before the others: the hub's own errors are OSErrors of several kinds
+        raise WorkNotFinished(
+            f"member {settings.name}: can't fetch pretrained weights of {settings.encoder!r} from timm's hub: "
+            f"{first_line(error)} (pretrained=false trains from random ones)"
+        ) from error
+    except (RuntimeError, KeyError, ValueError) as error:
         raise ConfigError(
-            f"member {settings.name}: can't build encoder {settings.encoder!r}: {first_line(error)}{hint}"
+            f"member {settings.name}: can't build encoder {settings.encoder!r}: {first_line(error)}"
         ) from error
     return cast(nn.Module, net)
 

@@ -16,6 +16,8 @@ from raytrain.cluster.shard import ShardJob, shard
 from raytrain.cluster.train import RESULT_FILE, RUN_FILE, TrainJob, train
 from raytrain.config import ScoreSettings, ShardSettings
 from raytrain.errors import ConfigError
+from raytrain.scoring.manifest import read_manifest
+from raytrain.scoring.units import Scoring, claim_destination
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 TINY = {"epochs": 1, "crop_px": 32, "crops_per_tile": 1, "global_batch": 4, "decoder_channels": [8, 8, 8, 4, 4]}
@@ -89,6 +91,47 @@ def test_weights_that_are_gone_are_the_callers_mistake(runs: Path, scenes: Path,
     with pytest.raises(ConfigError, match=r"weights\.safetensors: no such file, but the ensemble names it"):
         score(job, Cluster())
     assert not list((tmp_path / "masks").glob("*.tif"))
+
+
+def test_chip_that_lost_a_band_loses_its_mask(runs: Path, own_chips: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(str(runs / "main"))
+    job = ScoreJob(src=str(own_chips), dst=str(tmp_path / "masks"), ensemble=str(runs / "main"), settings=SCORE)
+    claim_destination(job.dst, Scoring(ensemble=manifest.nets_digest(), settings=SCORE))
+    bad = sorted(path.name for path in (own_chips / "train_features").iterdir())[2]
+    (own_chips / "train_features" / bad / "B03.tif").unlink()
+    (tmp_path / "masks" / f"{bad}.tif").write_bytes(b"its mask when it was whole")
+    report = score(job, Cluster())
+    assert [problem.subject for problem in report.problems] == [bad]
+    assert report.num_masks == len(list((tmp_path / "masks").glob("*.tif"))) == 11
+    assert not (tmp_path / "masks" / f"{bad}.tif").exists()
+
+
+def test_when_all_is_bad_all_of_it_is_listed_and_nothing_is_written(
+    own_chips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ids = sorted(path.name for path in (own_chips / "train_features").iterdir())
+    for chip in ids:
+        (own_chips / "train_features" / chip / "B02.tif").write_bytes(b"")
+    assert cli.main(["shard", str(own_chips), str(tmp_path / "shards"), "--json"]) == 1
+    captured = capsys.readouterr()
+    assert [each["subject"] for each in json.loads(captured.out)["left_out"]] == ids
+    assert all(f"  {chip}: B02: an empty file" in captured.err for chip in ids)
+    labels, metadata = own_chips / "train_labels", own_chips / "train_metadata.csv"
+    masks = Path(shutil.copytree(labels, tmp_path / "masks"))
+    for path in masks.iterdir():
+        path.write_bytes(b"")
+    out = tmp_path / "scores"
+    arguments = ["evaluate", str(masks), str(labels), "--metadata", str(metadata), "--out", str(out)]
+    assert cli.main([*arguments, "--json"]) == 1
+    captured = capsys.readouterr()
+    assert sorted(each["subject"] for each in json.loads(captured.out)["problems"]) == ids
+    assert "12 bad in the data, nothing was written" in captured.err
+    for chip in ids:
+        (own_chips / "train_features" / chip / "B02.tif").unlink()
+    assert cli.main(["shard", str(own_chips), str(tmp_path / "shards")]) == 1
+    assert all(f"  {chip}: no band B02" in capsys.readouterr().err for chip in ids[:1])
+    assert not out.exists()
+    assert not (tmp_path / "shards").exists()
 
 
 def test_edited_folds_are_noticed(chips: Path, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from raytrain.scoring.units import (
     chip_units,
     claim_destination,
     finished_units,
+    remove_masks,
     scene_units,
     score_unit,
 )
@@ -280,20 +281,51 @@ def test_destination_of_another_ensemble_or_other_settings_is_refused(tmp_path: 
     other = Scoring(ensemble="b", settings=SETTINGS)
     claim_destination(str(tmp_path), other)
     ours = Scoring(ensemble="a", settings=SETTINGS)
-    check_destination(str(tmp_path), ours)  # nothing was made yet
+    check_destination(str(tmp_path), ours, [])  # nothing was made yet
     claim_destination(str(tmp_path), ours)
     (tmp_path / "scene.tif").write_bytes(b"a mask")
-    check_destination(str(tmp_path), ours)
+    check_destination(str(tmp_path), ours, [])
     with pytest.raises(ConfigError, match="ensemble: a -> b"):
-        check_destination(str(tmp_path), other)
+        check_destination(str(tmp_path), other, [])
     with pytest.raises(ConfigError, match=r"settings\.threshold: 0\.5 -> 0\.4"):
-        check_destination(str(tmp_path), Scoring(ensemble="a", settings=change(SETTINGS, {"threshold": 0.4})))
+        check_destination(str(tmp_path), Scoring(ensemble="a", settings=change(SETTINGS, {"threshold": 0.4})), [])
     slower = Scoring(ensemble="a", settings=change(SETTINGS, {"threads": 2, "windows_per_pass": 1}))
-    check_destination(str(tmp_path), slower)
+    check_destination(str(tmp_path), slower, [])
+
+
+def test_rasters_that_are_no_masks_of_ours_are_never_overwritten(scenes: Path, tmp_path: Path) -> None:
+    ours = Scoring(ensemble="a", settings=SETTINGS)
+    source = Path(shutil.copytree(scenes / "scenes", tmp_path / "scenes"))
+    with pytest.raises(ConfigError, match=r"the mask of .* would overwrite its source"):
+        check_destination(str(source), ours, scene_units(str(source)))
+    labels = Path(shutil.copytree(scenes / "scene_labels", tmp_path / "labels"))
+    with pytest.raises(ConfigError, match=r"holds 2 \.tif files that are no masks of ours"):
+        check_destination(str(labels), ours, scene_units(str(source)))
+    check_destination(str(tmp_path), ours, scene_units(str(source)))  # rasters in folders below are not in the way
+
+
+def test_chip_that_the_listing_finds_bad_keeps_no_mask(tmp_path: Path) -> None:
+    for name in ("bad.tif", "good.tif"):
+        (tmp_path / name).write_bytes(b"a mask")
+    below = tmp_path / "labels" / "x.tif"
+    below.parent.mkdir()
+    below.write_bytes(b"a label")
+    remove_masks(str(tmp_path), [DataError("bad", "x"), DataError("labels/x", "x"), DataError("'../x'", "x")])
+    assert sorted(path.name for path in tmp_path.rglob("*.tif")) == ["good.tif", "x.tif"]
+
+
+def test_damaged_ledger_entry_counts_for_nothing_and_a_damaged_record_is_named(chips: Path, tmp_path: Path) -> None:
+    (unit,) = chip_units(open_archive(str(chips), BANDS, for_training=False).chips)
+    score_unit(unit, str(tmp_path), ensemble(), SETTINGS)
+    (tmp_path / "ledger" / f"{unit.unit_id}.json").write_bytes(b"")
+    assert finished_units(str(tmp_path), [unit]) == {}
+    (tmp_path / "scoring.json").write_bytes(b"{}")
+    with pytest.raises(ConfigError, match=r"scoring\.json: ensemble: Field required"):
+        check_destination(str(tmp_path), Scoring(ensemble="a", settings=SETTINGS), [unit])
 
 
 def test_weights_that_are_gone_or_changed_are_the_callers_mistake(tmp_path: Path) -> None:
-    manifest = EnsembleManifest(raytrain_version="1", shards="s", members=(trained(0),))
+    manifest = EnsembleManifest(raytrain_version="1", shards="s", shards_digest="d", members=(trained(0),))
     with pytest.raises(ConfigError, match=r"w: no such file, but the ensemble names it as the weights of m"):
         Ensemble.load(str(tmp_path), manifest, SETTINGS, torch.device("cpu"))
     (tmp_path / "w").write_bytes(b"other weights")
@@ -306,7 +338,7 @@ def trained(fold: int | None) -> TrainedMember:
 
 
 def test_ensemble_file_by_folder_or_by_name_and_its_lowest_fold_by_default(tmp_path: Path) -> None:
-    manifest = EnsembleManifest(raytrain_version="1", shards="s", members=(trained(2), trained(1)))
+    manifest = EnsembleManifest(raytrain_version="1", shards="s", shards_digest="d", members=(trained(2), trained(1)))
     write_manifest(str(tmp_path), manifest)
     for uri in (str(tmp_path), str(tmp_path / "ensemble.json")):
         assert read_manifest(uri) == manifest

@@ -12,7 +12,7 @@ from torch import nn
 
 from raytrain.cluster.shard import ShardJob, read_tile
 from raytrain.config import LossWeights, MemberSettings, OptimiserSettings, ShardSettings, change
-from raytrain.errors import ConfigError, DataError, TrainingDiverged
+from raytrain.errors import ConfigError, DataError, TrainingDiverged, WorkNotFinished
 from raytrain.recipes import members, published_members
 from raytrain.tiles.archive import open_archive
 from raytrain.tiles.reader import TileReader, select_tiles
@@ -108,6 +108,20 @@ def test_sample_depends_on_seed_epoch_and_sample_alone() -> None:
     assert first.image.shape == (4, 32, 32)
 
 
+def test_minmax_of_a_crop_is_that_of_its_tile() -> None:
+    settings = tiny(bands=["B02"], **{"normalisation.kind": "minmax", "normalisation.maximum": None})
+    bands = np.full((1, 64, 64), 1000, np.uint16)
+    bands[0, :2, :2] = 9000
+    bands[0, 10:60, 10:60] = 1080
+    label = np.zeros((64, 64), np.uint8)
+    images = [TrainingTransform(settings)(bands, label, 0, sample).image for sample in range(20)]
+    expected = torch.tensor([-1, -0.98, 1])
+    assert all((image[..., None] - expected).abs().min(-1).values.max() < 1e-6 for image in images)
+    assert any(image.max() < 0 for image in images), "no crop without the bright corner was drawn"
+    whole = ValidationTransform(settings)(bands, label, 0, 0).image
+    assert whole[0, 30, 30] == pytest.approx(-0.98)
+
+
 def test_image_and_label_are_changed_together() -> None:
     bands = np.random.default_rng(0).integers(1, 9000, (1, 40, 40)).astype(np.uint16)
     label = (bands[0] > 4500).astype(np.uint8)
@@ -153,7 +167,7 @@ def write_shards(chips: Path, folder: Path) -> None:
     results = [module._write_shard(work) for work in module._plan(job, archive.chips, only_check=False)]
     rows = [row | {"fold": folds[row["tile_id"]]} for result in results for row in result.rows]
     module._write_index(job, rows)
-    manifest = module._manifest(job, "", [result.record for result in results if result.record], rows, [])
+    manifest = module._manifest(job, {}, [result.record for result in results if result.record], rows, [])
     module.storage.write_bytes(str(folder / "manifest.json"), module.json.dumps(manifest).encode())
 
 
@@ -238,6 +252,29 @@ def test_published_members_are_the_eight_of_the_recipe() -> None:
 def test_encoder_that_does_not_exist_is_refused() -> None:
     with pytest.raises(ConfigError, match="can't build encoder 'resnet1000'"):
         build_model(tiny(encoder="resnet1000"))
+
+
+def test_hub_out_of_reach_is_no_mistake_of_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*arguments: object, **options: object) -> None:
+        raise ConnectionError("no route to the hub")
+
+    monkeypatch.setattr("raytrain.training.models.smp.Unet", unreachable)
+    with pytest.raises(WorkNotFinished, match=r"can't fetch pretrained weights .* no route to the hub"):
+        build_model(tiny(pretrained=True))
+
+
+def test_resumed_run_asks_no_hub(data: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+
+    def build(settings: MemberSettings, *, pretrained: bool) -> nn.Module:
+        asked.append(pretrained)
+        return build_model(settings, pretrained=False)
+
+    monkeypatch.setattr("raytrain.training.loop.build_model", build)
+    wanted = tiny(epochs=2, pretrained=True)
+    run(wanted, data, tmp_path / "fresh")
+    run(wanted, data, tmp_path / "resumed", start=tmp_path / "fresh" / "0")
+    assert asked == [True, False]
 
 
 def test_weights_of_another_hash_are_refused(data: TrainingData, tmp_path: Path) -> None:
