@@ -48,6 +48,7 @@ from raytrain.errors import (
     RaytrainError,
 )
 
+MAX_CHIP_PX = 8192
 # --flag for True; no --no-flag beside it.
 _TYRO = (tyro.conf.FlagCreatePairsOff,)
 
@@ -101,8 +102,8 @@ class Synth(Command):
     """Chips in the challenge's layout, or scenes with their true masks beside them."""
     count: int = Field(default=32, ge=1)
     """How many chips or scenes."""
-    size_px: int = Field(default=512, ge=32)
-    """Their side."""
+    size_px: int = Field(default=512, ge=32, le=200_000)
+    """Their side; a chip's is at most 8192, since it is made in memory."""
     seed: int = Field(default=0, ge=0)
     """The same seed gives the same bytes."""
     places: int = Field(default=8, ge=1)
@@ -117,6 +118,8 @@ class Synth(Command):
         dst = storage.normalise(self.dst)
         if not storage.is_local(dst):
             raise ConfigError(f"{dst}: generated imagery is written to a local folder")
+        if self.kind == "chips" and self.size_px > MAX_CHIP_PX:
+            raise ConfigError(f"--size-px {self.size_px}: a chip has at most {MAX_CHIP_PX} px; make scenes instead")
         with narrator.step(f"{self.kind} to {dst}") as on_progress:
             common: dict[str, Any] = {
                 "count": self.count,
@@ -344,7 +347,7 @@ class Evaluate(ClusterCommand):
             metadata=storage.normalise(self.metadata),
             out=storage.normalise(self.out),
             where=self.where,
-            images=storage.normalise(self.images) if self.images else None,
+            images=None if self.images is None else storage.normalise(self.images),
             empty_union_rule=self.empty_union_rule,
         )
         with narrator.step("counting pixels") as on_progress:
@@ -425,7 +428,7 @@ def _listed(problems: Sequence[DataError]) -> list[dict[str, str]]:
 def _selection(where: tuple[str, ...], metadata: str | None) -> Any:
     from raytrain.tiles.selection import Selection
 
-    return parse(Selection, {"where": where, "metadata": storage.normalise(metadata) if metadata else None})
+    return parse(Selection, {"where": where, "metadata": None if metadata is None else storage.normalise(metadata)})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -13,13 +13,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from raytrain.errors import ConfigError
 
 EmptyUnionRule = Literal["one", "zero"]
 CellEncoding = Literal["raw", "blosc2-bitshuffle-lz4", "blosc2-bitshuffle-zstd"]
 
+
+def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) != len(names):
+        raise ValueError(f"bands must be distinct, found {list(names)}")
+    return names
+
+
+Bands = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_distinct)]
 Channels = Annotated[int, Field(ge=1)]
 
 SettingsT = TypeVar("SettingsT", bound="Settings")
@@ -86,7 +94,7 @@ class MemberSettings(Settings):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     encoder: str
     pretrained: bool = True
-    bands: tuple[str, ...] = Field(min_length=1)
+    bands: Bands
     normalisation: Normalisation = Normalisation()
     decoder_channels: tuple[Channels, Channels, Channels, Channels, Channels] = (256, 128, 64, 32, 16)
     epochs: int = Field(default=60, ge=1)
@@ -103,17 +111,11 @@ class MemberSettings(Settings):
     empty_union_rule: EmptyUnionRule = "one"
     seed: int = Field(default=0, ge=0)
 
-    @model_validator(mode="after")
-    def _bands_are_distinct(self) -> Self:
-        if len(set(self.bands)) != len(self.bands):
-            raise ValueError(f"bands must be distinct, found {list(self.bands)}")
-        return self
-
 
 class ShardSettings(Settings):
     """How chips become shards."""
 
-    bands: tuple[str, ...] = Field(default=("B02", "B03", "B04", "B08"), min_length=1)
+    bands: Bands = ("B02", "B03", "B04", "B08")
     tiles_per_shard: int = Field(default=64, ge=1)
     cell_encoding: CellEncoding = "blosc2-bitshuffle-zstd"
     folds: str = "4"
@@ -144,7 +146,8 @@ def one_line(error: ValidationError) -> str:
     for item in error.errors(include_url=False):
         path = ".".join(str(step) for step in item["loc"])
         found = "" if isinstance(item["input"], dict) else f" (found {item['input']!r})"
-        parts.append(f"{path}: {item['msg']}{found}" if path else str(item["msg"]))
+        text = item["msg"].removeprefix("Value error, ")
+        parts.append(f"{path}: {text}{found}" if path else text)
     return "; ".join(parts)
 
 

@@ -35,6 +35,8 @@ _PARTIAL_NAME = re.compile(r"^\.(?P<name>.+)\.[0-9a-f]{32}\.partial$")
 
 def normalise(uri: str) -> str:
     """Return `uri` in its one form: an absolute local path, or `s3://bucket/key` without a trailing slash."""
+    if not uri.strip():
+        raise ConfigError("an empty path; expected a local path or s3://bucket/prefix")
     scheme, separator, rest = uri.partition("://")
     if not separator:
         return os.path.abspath(os.path.expanduser(uri))

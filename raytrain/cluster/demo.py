@@ -93,6 +93,7 @@ def demo(out: Path, cluster: session.Cluster, narrator: Narrator) -> DemoReport:
 
     Raises `WorkNotFinished` if a member fails.
     """
+    session.check_address(cluster.address)
     start = time.monotonic()
     folders = _Folders.below(out)
     _generate(folders, narrator)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
+import socket
 import threading
 from collections.abc import Iterable, Iterator
 from typing import Any, cast
@@ -18,6 +20,8 @@ from raytrain.config import Settings
 from raytrain.errors import ConfigError, WorkNotFinished, first_line
 
 LOCAL = "local"
+CONNECT_S = 10
+"""How long an address may take to answer."""
 MIN_LOCAL_CPUS = 2
 """Ray counts at least this many CPUs on one machine: a run's ranks, or an actor and the task that feeds it."""
 
@@ -36,10 +40,7 @@ def joined(cluster: Cluster, uris: Iterable[str]) -> Iterator[None]:
     `uris` are all inputs and outputs: on more than one node a local path is refused, unless `shared_path` says that all
     nodes see it. Raises `ConfigError` for that and for an address that can't be joined.
     """
-    if cluster.address.startswith("ray://"):
-        raise ConfigError(
-            f"{cluster.address}: Ray Client is not supported; send the work with `ray job submit` instead"
-        )
+    check_address(cluster.address)
     with contextlib.ExitStack() as stack:
         if not ray.is_initialized():
             stack.callback(ray.shutdown)
@@ -53,6 +54,22 @@ def joined(cluster: Cluster, uris: Iterable[str]) -> Iterator[None]:
             raise WorkNotFinished(
                 f"a part of the cluster was lost: {first_line(error)}; the same command goes on"
             ) from error
+
+
+def check_address(address: str) -> None:
+    """Raise `ConfigError` for an address at which no Ray can be joined; Ray itself tries one for many minutes."""
+    if address.startswith("ray://"):
+        raise ConfigError(f"{address}: Ray Client is not supported; send the work with `ray job submit` instead")
+    named = os.environ.get("RAY_ADDRESS", "auto") if address == "auto" else address
+    if named in (LOCAL, "auto"):
+        return
+    host, colon, port = named.rpartition(":")
+    if not (host and colon and port.isdecimal()):
+        raise ConfigError(f"address {named!r}: expected local, auto or HOST:PORT of a Ray head's GCS")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"can't join Ray at {named}: {error}; expected HOST:PORT of its GCS (port 6379)") from error
 
 
 def _start(cluster: Cluster) -> None:

@@ -146,7 +146,7 @@ def read_tile(chip: Chip) -> shards.Tile:
     cloud_fraction = None
     if chip.label is not None:
         try:
-            found = rasters.read_label("label", storage.read_bytes(chip.label), raster.valid.shape)
+            found = rasters.read_label("label", storage.read_bytes(chip.label), raster)
         except DataError as error:
             raise DataError(chip.chip_id, str(error)) from error
         except FileNotFoundError as error:

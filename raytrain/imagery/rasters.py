@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
+from rasterio.crs import CRS
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader, MemoryFile
 
@@ -30,6 +31,21 @@ class Georeference:
 
     crs: str | None
     transform: tuple[float, ...] | None
+
+    def __str__(self) -> str:
+        corner = f"({self.transform[2]:.6g}, {self.transform[5]:.6g})" if self.transform else "an unknown corner"
+        return f"{corner} in {self.crs or 'an unknown CRS'}"
+
+    def agrees_with(self, other: Georeference) -> bool:
+        """Tell whether both mean the same place as far as both know it, to a tenth of a pixel at the corner."""
+        if self.crs and other.crs and self.crs != other.crs and CRS.from_string(self.crs) != CRS.from_string(other.crs):
+            return False
+        if self.transform is None or other.transform is None:
+            return True
+        tenth = abs(self.transform[0]) / 10
+        scales = [(self.transform[i], other.transform[i]) for i in (0, 1, 3, 4)]
+        corners = [(self.transform[i], other.transform[i]) for i in (2, 5)]
+        return all(abs(a - b) <= tenth / 100 for a, b in scales) and all(abs(a - b) <= tenth for a, b in corners)
 
 
 @dataclass(frozen=True)
@@ -92,7 +108,8 @@ def unreadable(uri: str, what: str, error: RasterioError) -> DataError:
 def read_chip(files: Mapping[str, bytes]) -> Raster:
     """Return the chip whose bands are the GeoTIFFs `files` (band name -> bytes), bands in the order given.
 
-    Raises `DataError` naming the band for what can't be decoded, is not uint16, or differs in size from the first.
+    Raises `DataError` naming the band for what can't be decoded, is not uint16, or differs in size or place from the
+    first; a band without a place fits any.
     """
     bands: list[NDArray[Any]] = []
     nodata: list[float | None] = []
@@ -105,18 +122,22 @@ def read_chip(files: Mapping[str, bytes]) -> Raster:
         nodata.append(value)
         places.append(place)
     first = next(iter(files))
-    for name, pixels in zip(files, bands, strict=True):
+    for name, pixels, place in zip(files, bands, places, strict=True):
         if pixels.shape != bands[0].shape:
             raise DataError(name, f"size {_size(pixels)} differs from the {_size(bands[0])} of {first}")
+        if not place.agrees_with(places[0]):
+            raise DataError(name, f"lies at {place}, but {first} at {places[0]}")
     stack = np.stack(bands)
     return Raster(stack, valid_pixels(stack, nodata), places[0])
 
 
-def read_label(name: str, data: bytes, shape: tuple[int, int]) -> NDArray[np.uint8]:
-    """Return the label `[H, W] uint8` of a chip of `shape`; raise `DataError` for another size or other values."""
-    pixels, _, _ = _read_single_band(name, data)
-    if pixels.shape != shape:
-        raise DataError(name, f"label of {_size(pixels)} px for bands of {shape[1]} x {shape[0]} px")
+def read_label(name: str, data: bytes, chip: Raster) -> NDArray[np.uint8]:
+    """Return the label `[H, W] uint8` of `chip`; raise `DataError` for another size, another place or other values."""
+    pixels, _, place = _read_single_band(name, data)
+    if pixels.shape != chip.valid.shape:
+        raise DataError(name, f"label of {_size(pixels)} px for bands of {_size(chip.valid)} px")
+    if not place.agrees_with(chip.georeference):
+        raise DataError(name, f"lies at {place}, but the bands at {chip.georeference}")
     strange = np.setdiff1d(np.unique(pixels), [LABEL_CLEAR, LABEL_CLOUD, LABEL_IGNORE])
     if strange.size:
         shown = ", ".join(str(value) for value in strange[:5])

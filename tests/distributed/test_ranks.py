@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -54,8 +55,11 @@ def test_n_ranks_equal_one_with_uneven_shares_and_uneven_ignored_pixels(
     for name, tensor in ours.items():
         assert torch.allclose(tensor.double(), theirs[name].double(), atol=2e-4, rtol=1e-3), name
     ours_text, theirs_text = ((folder / "reports.txt").read_text() for folder in (tmp_path, one_rank))
-    losses = [[float(line.split()[0]) for line in text.splitlines()] for text in (ours_text, theirs_text)]
+    losses = [[float(line) for line in text.splitlines()] for text in (ours_text, theirs_text)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    counts = [json.loads((folder / "validation.json").read_text()) for folder in (tmp_path, one_rank)]
+    assert counts[0] == counts[1], "each tile is counted once, on whichever rank"
+    assert sum(union for _, _, union in counts[0]) > 0
 
 
 def test_global_batch_norm_is_plain_batch_norm_on_the_whole_batch(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import rasterio
 
+from raytrain.cluster.shard import read_tile
 from raytrain.errors import ConfigError, DataError
 from raytrain.tiles.archive import open_archive, read_chip, read_metadata
 from raytrain.tiles.archive import problems_of as listed
@@ -137,6 +138,25 @@ def test_truncated_band_other_size_and_other_type_are_named_with_the_band(own_ch
             read_chip(chip.chip_id, chip.bands)
 
 
+def test_band_or_label_of_another_place_is_named_and_one_without_a_place_is_fine(own_chips: Path) -> None:
+    first, second, third, *_ = open_archive(str(own_chips), BANDS).chips
+    with rasterio.open(first.bands["B02"]) as source:
+        crs, transform = source.crs, source.transform
+    moved = transform @ rasterio.Affine.translation(1, 0)
+    _replace(first.bands["B08"], crs=crs, transform=moved)
+    with pytest.raises(DataError, match=rf"{first.chip_id}: B08: lies at \(.*\) in {crs}, but B02 at "):
+        read_chip(first.chip_id, first.bands)
+    _replace(first.bands["B08"], crs="EPSG:32601", transform=transform)
+    with pytest.raises(DataError, match=r"B08: lies at .* in EPSG:32601, but B02 at "):
+        read_chip(first.chip_id, first.bands)
+    _replace(second.bands["B08"], crs=None, transform=rasterio.Affine.identity())
+    assert read_chip(second.chip_id, second.bands).valid.any()
+    assert third.label is not None
+    _replace(third.label, transform=moved)
+    with pytest.raises(DataError, match=rf"{third.chip_id}: label: lies at .*, but the bands at "):
+        read_tile(third)
+
+
 def test_label_of_nothing_is_named_and_an_odd_name_only_once(own_chips: Path) -> None:
     shutil.copytree(own_chips / "train_features" / chip_ids(own_chips)[0], own_chips / "train_features" / "my chip")
     with (own_chips / "train_metadata.csv").open("a") as file:
@@ -196,6 +216,13 @@ def test_folders_and_files_behind_links_are_found(chips: Path, tmp_path: Path) -
         (tmp_path / path.name).symlink_to(path)
     assert open_archive(str(tmp_path), BANDS).problems == []
     assert len(open_archive(str(tmp_path), BANDS).chips) == 12
+
+
+def _replace(path: str, **changes: object) -> None:
+    with rasterio.open(path) as source:
+        pixels, profile = source.read(), source.profile
+    with rasterio.open(path, "w", **{**profile, **changes}) as target:
+        target.write(pixels)
 
 
 def _rewrite(path: str, change) -> None:  # type: ignore[no-untyped-def]

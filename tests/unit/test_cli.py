@@ -18,10 +18,9 @@ def failed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     assert cli.main(list(arguments)) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    lines = captured.err.strip().splitlines()
-    lines = [line for line in lines if line.startswith("raytrain: ")] if len(lines) > 1 else lines
-    assert len(lines) == 1, captured.err
-    return lines[0].removeprefix("raytrain: ")
+    (line,) = captured.err.strip().splitlines()
+    assert line.startswith("raytrain: ")
+    return line.removeprefix("raytrain: ")
 
 
 @pytest.mark.parametrize(
@@ -32,8 +31,15 @@ def failed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["shard", "a", "b", "--bogus", "1"], "Unrecognized options: --bogus"),
         (["synth", "/tmp/x", "--count", "0"], "greater than or equal to 1"),
         (["synth", "/tmp/x", "--count", "many"], "invalid literal for int"),
+        (["synth", ""], "an empty path"),
+        (["synth", "/tmp/x", "--size-px", "10000"], "a chip has at most 8192 px"),
+        (["synth", "/tmp/x", "--kind", "scenes", "--size-px", "1000000"], "less than or equal to 200000"),
         (["synth", "s3://bucket/x"], "written to a local folder"),
         (["shard", "/absent", "/tmp/never"], "no chips found"),
+        (["shard", "a", "b", "--bands", "B02", "B02"], "bands must be distinct"),
+        (["shard", "a", "b", "--metadata", ""], "an empty path"),
+        (["demo", "--out", "/tmp/never", "--address", "127.0.0.1:1"], "can't join Ray at 127.0.0.1:1"),
+        (["demo", "--out", "/tmp/never", "--address", "head"], "expected local, auto or HOST:PORT"),
         (["shard", "gs://bucket/x", "/tmp/never"], "expected a local path or s3://"),
         (["train", "--shards", "/absent", "--out", "/tmp/never"], "no finished shards"),
         (["train", "--shards", "/absent", "--out", "x", "--members", "r35"], "unknown member 'r35'"),

@@ -223,13 +223,46 @@ def test_diverged_loss_is_an_error_that_names_the_remedy(data: TrainingData) -> 
 
 
 def test_validation_counts_each_tile_once_whatever_the_grouping(data: TrainingData) -> None:
+    """The counts are those of a loop over tiles of three shapes, one tile a forward pass."""
     torch.manual_seed(0)
     settings = tiny()
-    net = build_model(settings)
-    everything = TrainingData(data.reader, data.train, np.arange(len(data.reader)))
-    found = validate(net, settings, everything, Ranks())
-    assert found.num_chips == len(data.reader)
-    assert sum(place.num_chips for place in found.locations.values()) == len(data.reader)
+    net = build_model(settings).eval()
+    reader = Cut(data.reader)
+    found = validate(net, settings, TrainingData(reader, data.train, np.arange(len(reader))), Ranks())
+    expected: dict[str, list[int]] = {}
+    for i, location in enumerate(reader.locations):
+        bands, label = reader.read(i)
+        image, padded = ValidationTransform(settings)(bands, label, 0, i)
+        with torch.no_grad():
+            cloud = net(image[None])[0, 0].numpy() > 0
+        counts = expected.setdefault(location, [0, 0, 0])
+        known, truth = padded.numpy() != 255, padded.numpy() == 1
+        assert known.sum() == (bands != 0).any(0).sum() - (label[(bands != 0).any(0)] == 255).sum()
+        counts[0] += int((cloud & truth & known).sum())
+        counts[1] += int(((cloud | truth) & known).sum())
+        counts[2] += 1
+    assert {
+        name: [place.intersection, place.union, place.num_chips] for name, place in found.locations.items()
+    } == expected
+    assert sum(intersection for intersection, _, _ in expected.values()) > 0
+    assert len(set(reader.shapes)) == 3
+
+
+class Cut(TileReader):
+    """The tiles of another reader, cut to three shapes."""
+
+    def __init__(self, whole: TileReader) -> None:
+        self.__dict__.update(whole.__dict__)
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        return [((64, 64), (50, 64), (33, 40))[i % 3] for i in range(len(self))]
+
+    def read(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        bands, label = super().read(i)
+        assert label is not None
+        height, width = self.shapes[i]
+        return bands[:, :height, :width].copy(), label[:height, :width].copy()
 
 
 @pytest.mark.parametrize("name", ["small-effnet-4b-20k", "small-byob-3b"])
@@ -244,9 +277,13 @@ def test_published_members_are_the_eight_of_the_recipe() -> None:
     encoders = {member.encoder for member in published_members()}
     assert len(published_members()) == 8
     assert all("." in encoder for encoder in encoders)
+
+
+@pytest.mark.parametrize("settings", published_members(), ids=lambda settings: settings.name)
+def test_published_member_goes_from_image_to_logits_of_its_size(settings: MemberSettings) -> None:
     with torch.device("meta"):
-        net = build_model(change(published_members()[4], {"pretrained": False}))
-    assert isinstance(net, nn.Module)
+        net = build_model(settings, pretrained=False)
+        assert net(torch.zeros(1, len(settings.bands), 64, 96)).shape == (1, 1, 64, 96)
 
 
 def test_encoder_that_does_not_exist_is_refused() -> None:
