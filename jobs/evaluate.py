@@ -3,9 +3,7 @@
 The options are those of `raytrain evaluate`; it runs on the cluster that runs the job.
 """
 
-import sys
-
-from raytrain.cli import job
+from raytrain.cli import job, leave
 
 if __name__ == "__main__":
-    sys.exit(job("evaluate"))
+    leave(job("evaluate"))

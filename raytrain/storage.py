@@ -7,11 +7,13 @@ endpoints come from the environment (`AWS_*`). This module must not know what th
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
 from functools import cache
@@ -218,11 +220,17 @@ def _walk(folder: str, above: frozenset[tuple[int, int]] = frozenset()) -> Itera
     if here in above:
         return
     for entry in entries:
-        if entry.is_dir():
-            yield from _walk(entry.path, above | {here})
-            continue
-        with contextlib.suppress(FileNotFoundError):  # gone as well, or a link to nothing
+        try:
             found = entry.stat()
+        except FileNotFoundError:  # gone as well, or a link to nothing
+            continue
+        except OSError as error:
+            if error.errno == errno.ELOOP:  # a link to itself
+                continue
+            raise
+        if stat.S_ISDIR(found.st_mode):
+            yield from _walk(entry.path, above | {here})
+        else:
             yield entry.path, {"size": found.st_size, "mtime": found.st_mtime}
 
 

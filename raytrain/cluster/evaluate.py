@@ -13,7 +13,7 @@ from raytrain.errors import DataError
 from raytrain.evaluation.gallery import find_images, make_gallery
 from raytrain.evaluation.masks import CountedPair, count_pairs, pair_up
 from raytrain.evaluation.report import evaluation_page, render_report
-from raytrain.evaluation.results import Evaluation, Inputs, write_metrics
+from raytrain.evaluation.results import METRICS_NAME, Evaluation, Inputs, write_metrics
 from raytrain.tiles.archive import read_metadata
 from raytrain.tiles.selection import select_problems, select_rows
 from raytrain.training.metrics import scores
@@ -54,7 +54,9 @@ class EvaluateReport:
 def evaluate(
     job: EvaluateJob, cluster: session.Cluster, on_progress: Callable[[int, int], None] | None = None
 ) -> EvaluateReport:
-    """Score all pairs and write `metrics.json` and `report.html`; what can't be used is a problem of the result.
+    """Score all pairs and write `report.html` and, last, `metrics.json`; what can't be used is a problem of the result.
+
+    Those of an earlier evaluation go, so that nobody takes them for this one's.
 
     Raises `ConfigError` where not one prediction has a label.
     """
@@ -68,6 +70,9 @@ def evaluate(
         for found, bad in run_tasks(count_pairs, batches, on_progress):
             counted += found
             problems += bad
+    page_uri = storage.join(job.out, REPORT_FILE)
+    for earlier in (storage.join(job.out, METRICS_NAME), page_uri):
+        storage.remove(earlier)
     if not counted:
         return EvaluateReport(None, [], problems)
     result = scores(
@@ -78,8 +83,7 @@ def evaluate(
     )
     inputs = Inputs(predictions=job.predictions, labels=job.labels, metadata=job.metadata, where=job.where)
     evaluation = Evaluation.of(result, problems, inputs)
-    metrics_uri = write_metrics(job.out, evaluation)
     page = evaluation_page(evaluation, "Cloud masks against labels", make_gallery(counted, images))
-    page_uri = storage.join(job.out, REPORT_FILE)
     storage.write_bytes(page_uri, render_report(page).encode())
+    metrics_uri = write_metrics(job.out, evaluation)
     return EvaluateReport(evaluation, counted, problems, metrics_uri, page_uri)

@@ -64,9 +64,8 @@ def score(
     """
     manifest = read_manifest(job.ensemble).of_fold(job.fold)
     units, problems = _list_units(job, manifest.bands)
-    scoring = Scoring(ensemble=manifest.nets_digest(), settings=job.settings)
+    scoring = Scoring(source=job.src, ensemble=manifest.nets_digest(), settings=job.settings)
     check_destination(job.dst, scoring, units)
-    remove_masks(job.dst, problems)
     done = finished_units(job.dst, units)
     todo = [unit for unit in units if unit.unit_id not in done]
     entries = list(done.values())
@@ -77,6 +76,7 @@ def score(
             claim_destination(job.dst, scoring)
             found, unfinished = _run(job, manifest, todo, on_progress)
             entries += found
+    remove_masks(job.dst, problems)
     for entry in entries:
         problems += [DataError(subject, what) for subject, what in entry.problems]
     return ScoreReport(sum(len(entry.outputs) for entry in entries), num_skipped, problems, unfinished)

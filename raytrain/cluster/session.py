@@ -67,9 +67,21 @@ def check_address(address: str) -> None:
     if not (host and colon and port.isdecimal()):
         raise ConfigError(f"address {named!r}: expected local, auto or HOST:PORT of a Ray head's GCS")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
-    except (OSError, OverflowError) as error:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S) as connection:
+            found = _is_grpc(connection)
+    except (OSError, OverflowError, ValueError) as error:
         raise ConfigError(f"can't join Ray at {named}: {error}; expected HOST:PORT of its GCS (port 6379)") from error
+    if not found:
+        raise ConfigError(f"can't join Ray at {named}: no GCS answers there; expected its HOST:PORT (port 6379)")
+
+
+def _is_grpc(connection: socket.socket) -> bool:
+    """Tell whether a server speaks HTTP/2, as gRPC does: its first frame is one of settings (RFC 9113, section 3.4)."""
+    if os.environ.get("RAY_USE_TLS", "0") != "0":
+        return True  # it would have to be asked in TLS
+    empty_settings = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+    connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + empty_settings)
+    return connection.recv(9)[3:4] == b"\x04"
 
 
 def _start(cluster: Cluster) -> None:

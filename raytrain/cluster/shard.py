@@ -27,10 +27,10 @@ from raytrain.imagery import rasters
 from raytrain.tiles import format as shards
 from raytrain.tiles.archive import Chip, ChipArchive, open_archive, read_chip
 from raytrain.tiles.folds import assign_folds
-from raytrain.tiles.reader import INDEX, MANIFEST, read_manifest
+from raytrain.tiles.reader import INDEX, MANIFEST, is_ours, read_manifest
 from raytrain.tiles.selection import Selection, select_chips
 
-_SHARD_NAME = re.compile(r"^shard-\d{5}\.parquet$")
+_WRITTEN = re.compile(rf"^(shard-\d{{5}}\.parquet|{re.escape(INDEX)})$")
 
 
 class ShardJob(Settings):
@@ -89,12 +89,14 @@ def shard(
     if done is not None:
         return ShardReport(done, _problems_of(done), was_done=True)
     with session.joined(cluster, [job.src, job.dst]):
+        remains = _remains_at(job.dst)
         if job.strict:
             checked = list(run_tasks(_write_shard, _plan(job, archive.chips, only_check=True), on_progress))
             problems = [*archive.problems, *(problem for result in checked for problem in result.problems)]
             if problems:
                 return ShardReport(None, problems, was_done=False)
-        _remove_remains(job.dst)
+        for name in remains:
+            storage.remove(storage.join(job.dst, name))
         results = list(run_tasks(_write_shard, _plan(job, archive.chips, only_check=False), on_progress))
     problems = [*archive.problems, *(problem for result in results for problem in result.problems)]
     rows = [row | {"fold": folds[row["tile_id"]]} for result in results for row in result.rows]
@@ -199,11 +201,16 @@ def _finished(job: ShardJob, source: dict[str, str]) -> dict[str, Any] | None:
     return manifest
 
 
-def _remove_remains(dst: str) -> None:
-    """Remove shards that a run without an end left behind: there is no manifest, so nobody reads them."""
-    for name in storage.find(dst):
-        if _SHARD_NAME.match(storage.partial_of(name) or name):
-            storage.remove(storage.join(dst, name))
+def _remains_at(dst: str) -> list[str]:
+    """Return the names of what a run without an end left behind: there is no manifest, so nobody reads it.
+
+    Raises `ConfigError` if files of these names came from elsewhere.
+    """
+    names = [name for name in storage.find(dst) if _WRITTEN.match(storage.partial_of(name) or name)]
+    for name in names:
+        if storage.partial_of(name) is None and not is_ours(storage.join(dst, name)):
+            raise ConfigError(f"{dst} holds a {name} that raytrain did not write; choose another destination")
+    return names
 
 
 def _write_index(job: ShardJob, rows: list[dict[str, Any]]) -> None:

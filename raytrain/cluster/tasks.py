@@ -27,13 +27,16 @@ def run_tasks(
     task: Any = ray.remote(num_cpus=1, max_retries=RETRIES)(function)
     limit = IN_FLIGHT_PER_CPU * max(session.num_cpus(), 1)
     pending: list[Any] = []
-    for done in range(len(work)):
-        while len(pending) < limit and done + len(pending) < len(work):
-            pending.append(task.remote(work[done + len(pending)]))
-        try:
-            result: ResultT = ray.get(pending.pop(0))
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause from error
-        if on_done is not None:
-            on_done(done + 1, len(work))
-        yield result
+    try:
+        for done in range(len(work)):
+            while len(pending) < limit and done + len(pending) < len(work):
+                pending.append(task.remote(work[done + len(pending)]))
+            try:
+                result: ResultT = ray.get(pending.pop(0))
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from error
+            if on_done is not None:
+                on_done(done + 1, len(work))
+            yield result
+    finally:
+        pending.clear()  # while Ray still runs: a traceback would keep the references

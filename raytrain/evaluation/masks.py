@@ -16,7 +16,7 @@ from rasterio.windows import Window
 
 from raytrain import storage
 from raytrain.errors import ConfigError, DataError
-from raytrain.imagery.rasters import LABEL_CLEAR, LABEL_CLOUD, LABEL_IGNORE, open_geotiff, unreadable
+from raytrain.imagery.rasters import LABEL_CLEAR, LABEL_CLOUD, LABEL_IGNORE, georeference_of, open_geotiff, unreadable
 from raytrain.tiles.archive import MetadataRow
 from raytrain.training import metrics
 
@@ -86,7 +86,7 @@ def count_pair(pair: Pair, strip_pixels: int = STRIP_PIXELS) -> tuple[int, int]:
 
     No more than about `strip_pixels` of each file are in memory; the counts don't depend on it.
     Raises `DataError` naming the chip and the file for what is no readable GeoTIFF, has several bands, is no mask of
-    0, 1 and 255, or where the two differ in size.
+    0, 1 and 255, or where the two differ in size or place.
     """
     intersection = union = 0
     try:
@@ -99,6 +99,9 @@ def count_pair(pair: Pair, strip_pixels: int = STRIP_PIXELS) -> tuple[int, int]:
                 raise DataError(
                     pair.prediction, f"prediction of {_size(prediction)} px for a label of {_size(label)} px"
                 )
+            place, true_place = georeference_of(prediction), georeference_of(label)
+            if not place.agrees_with(true_place):
+                raise DataError(pair.prediction, f"prediction lies at {place}, but the label at {true_place}")
             for window in strips(prediction.height, prediction.width, strip_pixels):
                 counts = metrics.count_pixels(
                     _read_mask(prediction, window, pair.prediction, "prediction"),

@@ -107,34 +107,53 @@ def write_scenes(
 
     `dst/scenes/<id>.tif` (uint16, nodata 0), `dst/scene_labels/<id>.tif` (uint8: 0 clear, 1 cloud, 255 no data),
     `dst/scenes_metadata.csv` and, last of all, `dst/scenes.json`. Files of the same names are overwritten.
-    `on_progress` gets the strips of `BLOCK_PX` rows done and their number over all scenes. Place k is the ground of
-    place k of `write_chips` with the same seed, on another day. Raises ConfigError for a count or size under 1, or a
-    folder with scenes of other names.
+    The scenes come to their folder when all of them are made. `on_progress` gets the strips of `BLOCK_PX` rows done
+    and their number over all scenes. Place k is the ground of place k of `write_chips` with the same seed, on another
+    day. Raises ConfigError for a count or size under 1, or a folder with scenes of other names.
     """
     _check(count=count, size_px=size_px)
     _check_first(first_place)
     places = make_places(count, seed, first_place)
     ids = [f"p{place.index:02d}s00" for place in places]
-    _refuse_others(dst / "scenes", [f"{scene_id}.tif" for scene_id in ids])
+    folders = (dst / "scene_labels", dst / "scenes")
+    for folder in folders:
+        _refuse_others(folder, [f"{scene_id}.tif" for scene_id in ids])
     collection, metadata = dst / "scenes.json", dst / "scenes_metadata.csv"
     collection.unlink(missing_ok=True)
     metadata.unlink(missing_ok=True)
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+    with _scratch_beside(collection) as scratch:
+        items, rows = _write_all(places, ids, size_px, scratch, on_progress)
+        for folder in folders:
+            os.replace(scratch / folder.name, folder)
+    _write_whole(metadata, _csv(rows))
+    _write_whole(collection, json.dumps({"type": "FeatureCollection", "features": items}, indent=1).encode())
+    return collection
+
+
+def _write_all(
+    places: list[Place], ids: list[str], size_px: int, folder: Path, on_progress: OnProgress | None
+) -> tuple[list[dict[str, Any]], list[tuple[str, str, str, str]]]:
+    """Write a scene of each place and its label below `folder`; return the STAC items and the rows of the metadata."""
     num_strips = -(-size_px // BLOCK_PX)
     items, rows = [], []
     for number, (scene_id, place) in enumerate(zip(ids, places, strict=True)):
 
         def strip_done(strips: int, before: int = number * num_strips) -> None:
             if on_progress is not None:
-                on_progress(before + strips, count * num_strips)
+                on_progress(before + strips, len(ids) * num_strips)
 
         day, cloud_fraction = _write_scene(
-            place, size_px, dst / "scenes" / f"{scene_id}.tif", dst / "scene_labels" / f"{scene_id}.tif", strip_done
+            place,
+            size_px,
+            folder / "scenes" / f"{scene_id}.tif",
+            folder / "scene_labels" / f"{scene_id}.tif",
+            strip_done,
         )
         items.append(_item(scene_id, place, day, size_px, cloud_fraction))
         rows.append((scene_id, place.name, _iso(day), f"./scenes/{scene_id}.tif"))
-    _write_whole(metadata, _csv(rows))
-    _write_whole(collection, json.dumps({"type": "FeatureCollection", "features": items}, indent=1).encode())
-    return collection
+    return items, rows
 
 
 def _write_chip(place: Place, number: int, size_px: int, features: Path, label_path: Path) -> Acquisition:

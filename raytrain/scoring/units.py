@@ -57,8 +57,9 @@ SPEED_SETTINGS = ("settings.windows_per_pass", "settings.threads")
 
 
 class Scoring(Settings):
-    """What all outputs of a destination were made with."""
+    """What all outputs of a destination were made from and with: a source's URI, a hash of the nets, the settings."""
 
+    source: str
     ensemble: str
     settings: ScoreSettings
 
@@ -194,7 +195,7 @@ def check_destination(target_uri: str, scoring: Scoring, units: Sequence[Unit]) 
             f"among them {standing[0]}; choose another destination"
         )
     if standing and changed:
-        raise ConfigError(f"{target_uri} holds masks made otherwise ({'; '.join(changed)}); choose another destination")
+        raise ConfigError(f"{target_uri} holds masks of other work ({'; '.join(changed)}); choose another destination")
 
 
 def claim_destination(target_uri: str, scoring: Scoring) -> None:

@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 from raytrain.config import CellEncoding
 
 FORMAT_VERSION = 1
+VERSION_KEY = "raytrain.format_version"
+"""What the metadata of every Parquet file of this format has."""
 FIRST_BANDS = ("B02", "B03", "B04", "B08")
 """The order of bands in a shard: these first, so that a 3-band member reads one range, then others by name."""
 
@@ -89,7 +91,7 @@ def shard_schema(bands: Sequence[str], encoding: CellEncoding) -> pa.Schema:
     cells = [pa.field("label", pa.binary())] + [
         pa.field(band, pa.binary(), nullable=False) for band in band_order(bands)
     ]
-    metadata = {"raytrain.format_version": str(FORMAT_VERSION), "raytrain.cell_encoding": encoding}
+    metadata = {VERSION_KEY: str(FORMAT_VERSION), "raytrain.cell_encoding": encoding}
     return pa.schema([*row_schema(bands), *cells], metadata=metadata)
 
 
@@ -99,7 +101,7 @@ def index_schema(bands: Sequence[str]) -> pa.Schema:
         pa.field(f"{cell}_{part}", pa.int64()) for cell in ["label", *band_order(bands)] for part in ("offset", "bytes")
     ]
     where = [pa.field("shard", pa.string()), pa.field("row_group", pa.int32()), pa.field("fold", pa.int32())]
-    return pa.schema([*row_schema(bands), *where, *places], metadata={"raytrain.format_version": str(FORMAT_VERSION)})
+    return pa.schema([*row_schema(bands), *where, *places], metadata={VERSION_KEY: str(FORMAT_VERSION)})
 
 
 def encode_cell(array: NDArray[Any], encoding: CellEncoding) -> bytes:

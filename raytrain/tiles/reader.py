@@ -52,6 +52,15 @@ def read_index(uri: str) -> pa.Table:
         raise ConfigError(f"{path}: damaged: {first_line(error)}") from error
 
 
+def is_ours(uri: str) -> bool:
+    """Tell whether the file at `uri` is a shard or an index, of any version of the format."""
+    try:
+        schema = pq.read_schema(storage.path_of(uri), filesystem=storage.arrow_filesystem(uri))
+    except pa.ArrowInvalid:
+        return False
+    return shards.VERSION_KEY.encode() in (schema.metadata or {})
+
+
 class TileReader:
     """Random access to the tiles of a set of shards, by position in the index.
 

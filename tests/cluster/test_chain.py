@@ -67,7 +67,12 @@ def test_shards_do_not_depend_on_who_writes_them_and_a_rerun_writes_nothing(
     assert files_of(shards) == before
     other = tmp_path / "other"
     other.mkdir()
-    (other / "shard-00007.parquet").write_bytes(b"a remain of an unfinished run")
+    (other / "shard-00007.parquet").write_bytes(b"a table of somebody else")
+    with pytest.raises(ConfigError, match=r"holds a shard-00007\.parquet that raytrain did not write"):
+        shard(ShardJob(src=str(chips), dst=str(other), settings=settings), Cluster())
+    assert [path.name for path in other.iterdir()] == ["shard-00007.parquet"]
+    shutil.copy(shards / "shard-00000.parquet", other / "shard-00007.parquet")  # a remain of an unfinished run
+    shutil.copy(shards / "index.parquet", other / "index.parquet")
     shard(ShardJob(src=str(chips), dst=str(other), settings=settings), Cluster())
     assert {name: data for name, (data, _) in files_of(other).items()} == {n: data for n, (data, _) in before.items()}
     job = ShardJob(src=str(chips), dst=str(shards), settings=settings.model_copy(update={"seed": 1}))
@@ -244,7 +249,7 @@ def test_masks_of_another_ensemble_are_not_mixed_in(
     out, _ = evaluated
     other = ScoreSettings(**{**SCORE.model_dump(), "threshold": 0.3})
     job = ScoreJob(src=str(chips), dst=str(out / "masks"), ensemble=f"{trained[0].out}/main", settings=other)
-    with pytest.raises(ConfigError, match=r"made otherwise \(settings\.threshold: 0\.5 -> 0\.3\)"):
+    with pytest.raises(ConfigError, match=r"of other work \(settings\.threshold: 0\.5 -> 0\.3\)"):
         score(job, Cluster())
 
 

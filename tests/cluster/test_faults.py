@@ -96,7 +96,7 @@ def test_weights_that_are_gone_are_the_callers_mistake(runs: Path, scenes: Path,
 def test_chip_that_lost_a_band_loses_its_mask(runs: Path, own_chips: Path, tmp_path: Path) -> None:
     manifest = read_manifest(str(runs / "main"))
     job = ScoreJob(src=str(own_chips), dst=str(tmp_path / "masks"), ensemble=str(runs / "main"), settings=SCORE)
-    claim_destination(job.dst, Scoring(ensemble=manifest.nets_digest(), settings=SCORE))
+    claim_destination(job.dst, Scoring(source=str(own_chips), ensemble=manifest.nets_digest(), settings=SCORE))
     bad = sorted(path.name for path in (own_chips / "train_features").iterdir())[2]
     (own_chips / "train_features" / bad / "B03.tif").unlink()
     (tmp_path / "masks" / f"{bad}.tif").write_bytes(b"its mask when it was whole")
@@ -121,6 +121,9 @@ def test_when_all_is_bad_all_of_it_is_listed_and_nothing_is_written(
     for path in masks.iterdir():
         path.write_bytes(b"")
     out = tmp_path / "scores"
+    out.mkdir()
+    for name in ("metrics.json", "report.html"):
+        (out / name).write_text("an earlier result")
     arguments = ["evaluate", str(masks), str(labels), "--metadata", str(metadata), "--out", str(out)]
     assert cli.main([*arguments, "--json"]) == 1
     captured = capsys.readouterr()
@@ -130,7 +133,7 @@ def test_when_all_is_bad_all_of_it_is_listed_and_nothing_is_written(
         (own_chips / "train_features" / chip / "B02.tif").unlink()
     assert cli.main(["shard", str(own_chips), str(tmp_path / "shards")]) == 1
     assert all(f"  {chip}: no band B02" in capsys.readouterr().err for chip in ids[:1])
-    assert not out.exists()
+    assert not list(out.iterdir())
     assert not (tmp_path / "shards").exists()
 
 

@@ -58,6 +58,7 @@ def test_local_links_are_followed_and_their_targets_change_is_seen(tmp_path: Pat
     (folder / "linked").symlink_to(target.parent)
     (folder / "round").symlink_to(folder)
     (folder / "nowhere").symlink_to(tmp_path / "absent")
+    (folder / "itself").symlink_to(folder / "itself")
     before = storage.find(str(folder))
     assert list(before) == ["file", "linked/b"]
     target.write_bytes(b"two")

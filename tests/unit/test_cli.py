@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import errno
 import json
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from botocore.exceptions import EndpointConnectionError, NoCredentialsError
 
 from raytrain import __version__, cli
 from raytrain.errors import ConfigError, DataError, RaytrainError, TrainingDiverged, WorkNotFinished
+
+
+class Quiet(BaseHTTPRequestHandler):
+    """A web server that says nothing on stderr."""
+
+    def log_message(self, *arguments: object) -> None:
+        pass
 
 
 def failed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -67,6 +76,16 @@ def test_mistakes_end_with_2_and_one_line(
 
 def test_address_of_ray_client_is_refused_with_the_way_out(chips: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "ray job submit" in failed(capsys, "shard", str(chips), "/tmp/never", "--address", "ray://head:10001")
+
+
+def test_address_of_a_web_server_is_refused_at_once(chips: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"127.0.0.1:{server.server_port}"
+        message = failed(capsys, "shard", str(chips), "/tmp/never", "--address", address)
+        server.shutdown()
+    assert f"can't join Ray at {address}: no GCS answers there" in message
+    assert "can't join Ray at ..:6379" in failed(capsys, "shard", str(chips), "/tmp/never", "--address", "..:6379")
 
 
 def test_synth_prints_its_result_for_machines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

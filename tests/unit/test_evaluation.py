@@ -144,6 +144,17 @@ def test_what_is_no_mask_is_named(tmp_path: Path, prediction: NDArray[Any], labe
     assert str(tmp_path) in caught.value.found
 
 
+def test_a_mask_of_another_place_is_named(tmp_path: Path) -> None:
+    pair = pair_of(tmp_path, GOOD, GOOD)
+    for changes in ({"crs": "EPSG:32637"}, {"transform": TRANSFORM @ rasterio.Affine.translation(0, 1)}):
+        with rasterio.open(pair.label) as source:
+            profile = source.profile | changes
+        with rasterio.open(pair.prediction, "w", **profile) as target:
+            target.write(GOOD, 1)
+        with pytest.raises(DataError, match=r"prediction lies at \(.*\) in EPSG:.*, but the label at \("):
+            masks.count_pair(pair)
+
+
 def test_a_truncated_or_foreign_file_is_named(tmp_path: Path) -> None:
     pair = pair_of(tmp_path, random_mask(0, (200, 200)), random_mask(1, (200, 200)))
     whole = Path(pair.prediction).read_bytes()

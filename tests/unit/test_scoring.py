@@ -278,9 +278,9 @@ def test_scene_units_never_take_the_labels(scenes: Path) -> None:
 
 
 def test_destination_of_another_ensemble_or_other_settings_is_refused(tmp_path: Path) -> None:
-    other = Scoring(ensemble="b", settings=SETTINGS)
+    other = Scoring(source="s", ensemble="b", settings=SETTINGS)
     claim_destination(str(tmp_path), other)
-    ours = Scoring(ensemble="a", settings=SETTINGS)
+    ours = Scoring(source="s", ensemble="a", settings=SETTINGS)
     check_destination(str(tmp_path), ours, [])  # nothing was made yet
     claim_destination(str(tmp_path), ours)
     (tmp_path / "scene.tif").write_bytes(b"a mask")
@@ -288,13 +288,17 @@ def test_destination_of_another_ensemble_or_other_settings_is_refused(tmp_path: 
     with pytest.raises(ConfigError, match="ensemble: a -> b"):
         check_destination(str(tmp_path), other, [])
     with pytest.raises(ConfigError, match=r"settings\.threshold: 0\.5 -> 0\.4"):
-        check_destination(str(tmp_path), Scoring(ensemble="a", settings=change(SETTINGS, {"threshold": 0.4})), [])
-    slower = Scoring(ensemble="a", settings=change(SETTINGS, {"threads": 2, "windows_per_pass": 1}))
+        check_destination(
+            str(tmp_path), Scoring(source="s", ensemble="a", settings=change(SETTINGS, {"threshold": 0.4})), []
+        )
+    with pytest.raises(ConfigError, match="source: s -> t"):
+        check_destination(str(tmp_path), ours.model_copy(update={"source": "t"}), [])
+    slower = Scoring(source="s", ensemble="a", settings=change(SETTINGS, {"threads": 2, "windows_per_pass": 1}))
     check_destination(str(tmp_path), slower, [])
 
 
 def test_rasters_that_are_no_masks_of_ours_are_never_overwritten(scenes: Path, tmp_path: Path) -> None:
-    ours = Scoring(ensemble="a", settings=SETTINGS)
+    ours = Scoring(source="s", ensemble="a", settings=SETTINGS)
     source = Path(shutil.copytree(scenes / "scenes", tmp_path / "scenes"))
     with pytest.raises(ConfigError, match=r"the mask of .* would overwrite its source"):
         check_destination(str(source), ours, scene_units(str(source)))
@@ -320,8 +324,8 @@ def test_damaged_ledger_entry_counts_for_nothing_and_a_damaged_record_is_named(c
     (tmp_path / "ledger" / f"{unit.unit_id}.json").write_bytes(b"")
     assert finished_units(str(tmp_path), [unit]) == {}
     (tmp_path / "scoring.json").write_bytes(b"{}")
-    with pytest.raises(ConfigError, match=r"scoring\.json: ensemble: Field required"):
-        check_destination(str(tmp_path), Scoring(ensemble="a", settings=SETTINGS), [unit])
+    with pytest.raises(ConfigError, match=r"scoring\.json: source: Field required"):
+        check_destination(str(tmp_path), Scoring(source="s", ensemble="a", settings=SETTINGS), [unit])
 
 
 def test_weights_that_are_gone_or_changed_are_the_callers_mistake(tmp_path: Path) -> None:

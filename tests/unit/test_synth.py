@@ -218,7 +218,8 @@ def test_an_interrupted_run_leaves_no_metadata_and_nothing_half_written(tmp_path
     assert not list(tmp_path.glob("*.csv"))
     write_scenes(tmp_path, count=1, size_px=20, seed=0)
     with pytest.raises(Stop):
-        write_scenes(tmp_path, count=2, size_px=600, seed=0, on_progress=stop_after(1))
+        write_scenes(tmp_path, count=2, size_px=600, seed=0, on_progress=stop_after(3))
+    assert not (tmp_path / "scenes").exists(), "one scene of two would be taken for all"
     assert not (tmp_path / "scenes.json").exists()
     assert not (tmp_path / "scenes_metadata.csv").exists()
     assert not list(tmp_path.rglob("*.partial"))
