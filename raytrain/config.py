@@ -123,7 +123,10 @@ class ShardSettings(Settings):
 
 
 class ScoreSettings(Settings):
-    """What a mask depends on besides the ensemble and the source; recorded with the output."""
+    """What a mask depends on besides the ensemble and the source; recorded with the output.
+
+    `windows_per_pass` is for a GPU; a CPU takes one window at a time.
+    """
 
     threshold: float = Field(default=0.5, gt=0, lt=1)
     horizontal_flip: bool = True

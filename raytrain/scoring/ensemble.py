@@ -43,6 +43,9 @@ class Ensemble:
     ) -> None:
         self.bands = tuple(dict.fromkeys(band for member, _ in members for band in member.bands))
         self._settings = settings
+        # On a CPU the last bits of an elementwise function depend on the place in the batch (the tail behind the last
+        # whole vector goes another way), so each window has a pass of its own; that is no slower there.
+        self._per_pass = settings.windows_per_pass if device.type == "cuda" else 1
         self._device = device
         self._dtype = compute_dtype(settings.precision, device)
         self._nets: list[tuple[str, nn.Module]] = []
@@ -78,17 +81,16 @@ class Ensemble:
         height, width = valid[0].shape
         size = (round_up(height), round_up(width))
         results: list[NDArray[np.float32]] = []
-        per_pass = self._settings.windows_per_pass
-        for start in range(0, len(windows), per_pass):
-            pixels = [reflect_up(window, *size) for window in windows[start : start + per_pass]]
-            masks = [reflect_up(mask, *size) for mask in valid[start : start + per_pass]]
+        for start in range(0, len(windows), self._per_pass):
+            pixels = [reflect_up(window, *size) for window in windows[start : start + self._per_pass]]
+            masks = [reflect_up(mask, *size) for mask in valid[start : start + self._per_pass]]
             mean_BHW = self._forward(pixels, masks)
             results += [mean[:height, :width] for mean in mean_BHW[: len(pixels)]]
         return results
 
     @torch.inference_mode()
     def _forward(self, pixels: list[NDArray[np.uint16]], masks: list[NDArray[np.bool_]]) -> NDArray[np.float32]:
-        """Return the mean probability `[windows_per_pass, H, W] float32` over all members and flips."""
+        """Return the mean probability `[windows of a pass, H, W] float32` over all members and flips."""
         inputs = {key: self._to_input(each, pixels, masks) for key, each in self._inputs.items()}
         sum_BHW: Tensor | None = None
         for key, net in self._nets:
@@ -103,9 +105,9 @@ class Ensemble:
         return np.asarray((sum_BHW / len(self._nets)).cpu().numpy())
 
     def _to_input(self, each: _Input, pixels: list[NDArray[np.uint16]], masks: list[NDArray[np.bool_]]) -> Tensor:
-        """Return `[windows_per_pass (twice with flips), C, H, W]`, filled up with zeros behind the last window."""
+        """Return `[windows of a pass (twice with flips), C, H, W]`, filled up with zeros behind the last window."""
         member, channels = each.member, list(each.channels)
-        shape = (self._settings.windows_per_pass, len(channels), *masks[0].shape)
+        shape = (self._per_pass, len(channels), *masks[0].shape)
         filled = np.zeros(shape, np.float32)
         for i, (window, mask) in enumerate(zip(pixels, masks, strict=True)):
             chosen = window[channels]
