@@ -4,6 +4,7 @@
     ├── ConfigError       the caller's mistake: settings, names, missing inputs          exit 2
     ├── DataError         one object of the data is wrong; collected, the rest goes on   exit 1
     └── WorkNotFinished   nodes, memory or the store failed; the same command goes on    exit 3
+        ├── StoreOutOfReach    a store did not answer, however often it was asked        exit 3
         └── TrainingDiverged   the loss is not finite; never retried blindly             exit 3
 
 Messages say what was found, where, and what to do. This module must not know any other.
@@ -49,6 +50,10 @@ class WorkNotFinished(RaytrainError):
     """The work could not be finished here and now; the same command goes on where it stopped."""
 
     exit_code = EXIT_NOT_FINISHED
+
+
+class StoreOutOfReach(WorkNotFinished):
+    """A store gave no usable answer in as many attempts as it gets; another time or another machine may do better."""
 
 
 class TrainingDiverged(WorkNotFinished):

@@ -14,8 +14,7 @@ from raytrain.evaluation.gallery import find_images, make_gallery
 from raytrain.evaluation.masks import CountedPair, count_pairs, pair_up
 from raytrain.evaluation.report import evaluation_page, render_report
 from raytrain.evaluation.results import METRICS_NAME, Evaluation, Inputs, write_metrics
-from raytrain.tiles.archive import read_metadata
-from raytrain.tiles.selection import select_problems, select_rows
+from raytrain.tiles.metadata import read_metadata
 from raytrain.training.metrics import scores
 
 PAIRS_PER_TASK = 32
@@ -60,10 +59,10 @@ def evaluate(
 
     Raises `ConfigError` where not one prediction has a label.
     """
-    rows, bad_rows = read_metadata(job.metadata)
+    metadata = read_metadata(job.metadata, job.where)
     images = find_images(job.images) if job.images else None
-    pairs, problems = pair_up(job.predictions, job.labels, select_rows(rows, job.where))
-    problems += select_problems(bad_rows, job.where)
+    pairs, problems = pair_up(job.predictions, job.labels, metadata.rows)
+    problems += metadata.problems
     batches = [pairs[start : start + PAIRS_PER_TASK] for start in range(0, len(pairs), PAIRS_PER_TASK)]
     counted: list[CountedPair] = []
     with session.joined(cluster, [job.predictions, job.labels, job.metadata, job.out]):

@@ -17,7 +17,7 @@ from rasterio.windows import Window
 from raytrain import storage
 from raytrain.errors import ConfigError, DataError
 from raytrain.imagery.rasters import LABEL_CLEAR, LABEL_CLOUD, LABEL_IGNORE, georeference_of, open_geotiff, unreadable
-from raytrain.tiles.archive import MetadataRow
+from raytrain.tiles.metadata import MetadataRow
 from raytrain.training import metrics
 
 # About 100 MB with the copies that counting makes, whatever the size of a scene.

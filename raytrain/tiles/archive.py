@@ -7,52 +7,71 @@ are judged where they are read. Must not know the shard format.
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 
 from raytrain import storage
 from raytrain.errors import ConfigError, DataError
 from raytrain.imagery import rasters
-from raytrain.tiles.tables import read_table
+from raytrain.tiles.metadata import MetadataRow, read_metadata
 
 _FEATURE = re.compile(r"^(?P<base>(?:[^/]+/)?)(?P<split>[^/]+)_features/(?P<chip>[^/]+)/(?P<band>[^/]+)\.tif$")
+_LABEL = re.compile(r"^(?P<base>(?:[^/]+/)?)(?P<split>[^/]+)_labels/(?P<chip>.+)\.tif$")
+_IDENTITY_BYTES = 16
 
 
-@dataclass(frozen=True)
-class MetadataRow:
-    """One row of a metadata CSV: the chip, its place, and its time where it is known."""
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What the names of all chips of an archive share: `<root>/<prefix>_features/...`; the bands that are wanted."""
 
-    chip_id: str
-    location: str
-    taken: datetime | None
-    columns: Mapping[str, str]
+    root: str
+    prefix: str
+    bands: tuple[str, ...]
+    labelled: bool
+
+    def folder(self, chip_id: str) -> str:
+        """Return the URI of the folder of a chip's bands."""
+        return storage.join(self.root, f"{self.prefix}_features", chip_id)
+
+    def label(self, chip_id: str) -> str:
+        """Return the URI of a chip's label."""
+        return storage.join(self.root, f"{self.prefix}_labels", f"{chip_id}.tif")
 
 
-@dataclass(frozen=True)
-class BadRow:
-    """A row of a metadata CSV that can't be used, and why."""
-
-    error: DataError
-    columns: Mapping[str, str]
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Chip:
-    """One chip as listed: URIs of its bands and of its label (None in an archive without labels)."""
+    """One chip as listed. An archive may have millions: what follows from the layout is not held."""
 
     row: MetadataRow
-    bands: dict[str, str]
-    label: str | None
-    source_uri: str
-    identity: str
+    layout: Layout
+    digest: int
 
     @property
     def chip_id(self) -> str:
         """The chip's id."""
         return self.row.chip_id
+
+    @property
+    def bands(self) -> dict[str, str]:
+        """The URIs of the bands, by name."""
+        return {band: f"{self.source_uri}/{band}.tif" for band in self.layout.bands}
+
+    @property
+    def label(self) -> str | None:
+        """The URI of the label; None in an archive without labels."""
+        return self.layout.label(self.chip_id) if self.layout.labelled else None
+
+    @property
+    def source_uri(self) -> str:
+        """The URI of the folder of the bands."""
+        return self.layout.folder(self.chip_id)
+
+    @property
+    def identity(self) -> str:
+        """What changes when a file of the chip changes."""
+        return f"{self.digest:032x}"
 
 
 @dataclass
@@ -63,57 +82,38 @@ class ChipArchive:
     problems: list[DataError] = field(default_factory=list)
 
 
-def read_metadata(uri: str, *, with_location: bool = True) -> tuple[list[MetadataRow], list[BadRow]]:
-    """Return the rows of a metadata CSV (columns chip_id, location, datetime; further ones are kept) and its bad rows.
+@dataclass(slots=True)
+class _Listed:
+    """What a listing shows of a chip: its bands, and a hash of what changes when one of its files does."""
 
-    Without `with_location` a table that only says more about chips will do: the location may be absent, and is blank.
-    A bad row has a chip id twice, a chip id that is no plain file name, or an unreadable datetime; a blank datetime is
-    fine. Raises `ConfigError` where the file or one of the columns is missing.
-    """
-    known, raw = read_table(uri, "metadata file")
-    wanted = {"chip_id", "location"} if with_location else {"chip_id"}
-    missing = wanted - set(known)
-    if missing:
-        raise ConfigError(f"{uri}: no column {', '.join(sorted(missing))} (found: {', '.join(known)})")
-    counts = Counter(row["chip_id"] for row in raw)
-    rows, bad = [], []
-    for columns in raw:
-        try:
-            rows.append(_parse_row(columns, counts[columns["chip_id"]], with_location))
-        except DataError as error:
-            bad.append(BadRow(error, columns))
-    return rows, bad
+    bands: tuple[str, ...] = ()
+    digest: int = 0
+    has_label: bool = False
+
+    def add(self, name: str, info: storage.FileInfo) -> None:
+        """Let the hash depend on a file; the order in which files come does not matter."""
+        text = f"{name} {storage.identity(info)}".encode()
+        self.digest ^= int.from_bytes(hashlib.blake2b(text, digest_size=_IDENTITY_BYTES).digest())
+
+    def add_label(self, info: storage.FileInfo) -> None:
+        """Note the label."""
+        self.add("label", info)
+        self.has_label = True
 
 
-def problems_of(bad: Sequence[BadRow]) -> list[DataError]:
-    """Return what is wrong, each once: a chip id in several rows is one problem."""
-    return list({str(row.error): row.error for row in bad}.values())
+@dataclass
+class _Listing:
+    """The chips of one split by id, and the names of the labels that no bands belong to."""
 
-
-def _parse_row(columns: Mapping[str, str], count: int, with_location: bool) -> MetadataRow:
-    chip_id = columns["chip_id"]
-    location, text = columns.get("location", "").strip(), columns.get("datetime", "").strip()
-    if not storage.is_plain_name(chip_id):
-        raise DataError(repr(chip_id), "chip id is not a plain file name (letters, digits, '.', '_', '-')")
-    if count > 1:
-        raise DataError(chip_id, f"duplicate chip id: {count} rows of the metadata have it")
-    if with_location and not location:
-        raise DataError(chip_id, "blank location in the metadata, but folds and scores group by it")
-    try:
-        taken = _in_utc(datetime.fromisoformat(text)) if text else None
-    except (ValueError, OverflowError) as error:
-        raise DataError(chip_id, f"unreadable datetime {text!r} in the metadata") from error
-    return MetadataRow(chip_id, location, taken, columns)
-
-
-def _in_utc(time: datetime) -> datetime:
-    """Return `time` in UTC, which it is in where it names no zone; raise `OverflowError` beyond the years 1 to 9999."""
-    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    prefix: str
+    chips: dict[str, _Listed]
+    stray_labels: list[str]
+    has_labels: bool
 
 
 def holds_chips(uri: str) -> bool:
     """Tell whether a listing of `uri` shows chips in one of the layouts."""
-    return any(_FEATURE.match(name) for name in storage.find(uri))
+    return any(_FEATURE.match(name) for name, _ in storage.walk(uri))
 
 
 def open_archive(uri: str, bands: Sequence[str], *, for_training: bool = True) -> ChipArchive:
@@ -122,60 +122,66 @@ def open_archive(uri: str, bands: Sequence[str], *, for_training: bool = True) -
     Labels are looked at, and locations are needed, only where `for_training`. Raises `ConfigError` if `uri` holds no
     chips, or chips of more than one split.
     """
-    files = storage.find(uri)
-    found: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
-    for name in files:
-        match = _FEATURE.match(name)
-        if match:
-            place = (match["base"], match["split"])
-            found.setdefault(place, {}).setdefault(match["chip"], {})[match["band"]] = name
-    if not found:
-        raise ConfigError(f"{uri}: no chips found (expected <split>_features/<chip>/<band>.tif below it)")
-    if len(found) > 1:
-        names = ", ".join(base + split for base, split in sorted(found))
-        raise ConfigError(f"{uri}: chips of several splits ({names}); name the folder of one of them")
-    ((base, split), chips) = found.popitem()
-    rows, bad = read_metadata(storage.join(uri, f"{base}{split}_metadata.csv"), with_location=for_training)
-    label_folder = f"{base}{split}_labels/"
-    labels = [name for name in files if for_training and name.startswith(label_folder) and name.endswith(".tif")]
-    archive = ChipArchive(problems=problems_of(bad))
-    named = {row.chip_id for row in rows} | {row.columns["chip_id"] for row in bad}
-    for chip_id in sorted(set(chips) - named):
+    listing = _list(uri, set(bands), with_labels=for_training)
+    metadata = read_metadata(storage.join(uri, f"{listing.prefix}_metadata.csv"), with_location=for_training)
+    archive = ChipArchive(problems=metadata.problems)
+    named = {row.chip_id for row in metadata.rows} | {row.chip_id for row in metadata.bad}
+    for chip_id in sorted(listing.chips.keys() - named):
         archive.problems.append(DataError(chip_id, "files without a row in the metadata"))
-    for name in sorted(set(labels) - {f"{label_folder}{chip_id}.tif" for chip_id in named | set(chips)}):
+    for chip_id in sorted(set(listing.stray_labels) - named):
+        name = f"{listing.prefix}_labels/{chip_id}.tif"
         archive.problems.append(DataError(name, "a label without bands and without a row in the metadata"))
-    for row in sorted(rows, key=lambda each: each.chip_id):
-        label = f"{label_folder}{row.chip_id}.tif" if labels else None
+    layout = Layout(uri, listing.prefix, tuple(bands), listing.has_labels)
+    metadata.rows.sort(key=lambda row: row.chip_id)
+    for row in metadata.rows:
         try:
-            archive.chips.append(_listed_chip(uri, row, chips.get(row.chip_id), label, bands, files))
+            archive.chips.append(_listed_chip(layout, row, listing.chips.pop(row.chip_id, None)))
         except DataError as error:
             archive.problems.append(error)
     return archive
 
 
-def _listed_chip(
-    uri: str,
-    row: MetadataRow,
-    bands_found: Mapping[str, str] | None,
-    label: str | None,
-    bands: Sequence[str],
-    files: Mapping[str, storage.FileInfo],
-) -> Chip:
-    if bands_found is None:
+def _list(uri: str, wanted: set[str], *, with_labels: bool) -> _Listing:
+    """Return what a listing of `uri` shows, read once and held by chip."""
+    splits: dict[str, dict[str, _Listed]] = {}
+    strays: dict[str, dict[str, storage.FileInfo]] = {}
+    combinations: dict[tuple[str, ...], tuple[str, ...]] = {}
+    labelled: set[str] = set()
+    for name, info in storage.walk(uri):
+        if match := _FEATURE.match(name):
+            listed = splits.setdefault(match["base"] + match["split"], {}).setdefault(match["chip"], _Listed())
+            found = tuple(sorted((*listed.bands, match["band"])))
+            listed.bands = combinations.setdefault(found, found)  # the same few for all chips
+            if match["band"] in wanted:
+                listed.add(match["band"], info)
+        elif with_labels and (match := _LABEL.match(name)):
+            prefix = match["base"] + match["split"]
+            labelled.add(prefix)
+            owner = splits.get(prefix, {}).get(match["chip"])
+            if owner is not None:
+                owner.add_label(info)
+            else:  # a listing in the order of names has the features before
+                strays.setdefault(prefix, {})[match["chip"]] = info
+    if not splits:
+        raise ConfigError(f"{uri}: no chips found (expected <split>_features/<chip>/<band>.tif below it)")
+    if len(splits) > 1:
+        raise ConfigError(f"{uri}: chips of several splits ({', '.join(sorted(splits))}); name the folder of one of them")
+    ((prefix, chips),) = splits.items()
+    late = strays.get(prefix, {})
+    for chip_id in late.keys() & chips.keys():
+        chips[chip_id].add_label(late.pop(chip_id))
+    return _Listing(prefix, chips, list(late), prefix in labelled)
+
+
+def _listed_chip(layout: Layout, row: MetadataRow, listed: _Listed | None) -> Chip:
+    if listed is None:
         raise DataError(row.chip_id, "a row in the metadata, but no files")
-    missing = [band for band in bands if band not in bands_found]
+    missing = [band for band in layout.bands if band not in listed.bands]
     if missing:
-        raise DataError(row.chip_id, f"no band {', '.join(missing)} (found: {', '.join(sorted(bands_found))})")
-    if label is not None and label not in files:
+        raise DataError(row.chip_id, f"no band {', '.join(missing)} (found: {', '.join(sorted(listed.bands))})")
+    if layout.labelled and not listed.has_label:
         raise DataError(row.chip_id, "no label, where other chips have one")
-    names = [bands_found[band] for band in bands] + ([label] if label else [])
-    return Chip(
-        row=row,
-        bands={band: storage.join(uri, bands_found[band]) for band in bands},
-        label=storage.join(uri, label) if label else None,
-        source_uri=storage.join(uri, bands_found[bands[0]].rsplit("/", 1)[0]),
-        identity=" ".join(storage.identity(files[name]) for name in names),
-    )
+    return Chip(row, layout, listed.digest)
 
 
 def read_chip(chip_id: str, bands: Mapping[str, str]) -> rasters.Raster:

@@ -37,12 +37,12 @@ def deal_folds(locations: Sequence[str], num_folds: int, seed: int) -> dict[str,
 
 def read_folds(uri: str) -> dict[str, int]:
     """Return `{chip_id: fold}` from a CSV with chip_id and a column fold (integers) or split (train, val)."""
-    columns, rows = read_table(uri, "file of folds")
-    if "chip_id" not in columns or not {"fold", "split"} & set(columns):
-        raise ConfigError(f"{uri}: expected columns chip_id and fold or split, found {', '.join(columns)}")
-    column = "fold" if "fold" in columns else "split"
+    table = read_table(uri, "file of folds")
+    if "chip_id" not in table.columns or not {"fold", "split"} & set(table.columns):
+        raise ConfigError(f"{uri}: expected columns chip_id and fold or split, found {', '.join(table.columns)}")
+    column = "fold" if "fold" in table.columns else "split"
     folds: dict[str, int] = {}
-    for row in rows:
+    for row in table:
         chip_id = row["chip_id"]
         if chip_id in folds:
             raise ConfigError(f"{uri}: chip {chip_id}: two rows name its fold")

@@ -12,8 +12,8 @@ import rasterio
 
 from raytrain.cluster.shard import read_tile
 from raytrain.errors import ConfigError, DataError
-from raytrain.tiles.archive import open_archive, read_chip, read_metadata
-from raytrain.tiles.archive import problems_of as listed
+from raytrain.tiles.archive import open_archive, read_chip
+from raytrain.tiles.metadata import read_metadata
 from raytrain.tiles.selection import Selection, select_chips
 
 BANDS = ("B02", "B03", "B04", "B08")
@@ -63,9 +63,9 @@ def test_missing_band_missing_label_missing_row_and_missing_files_are_named(own_
 def test_chip_id_with_a_path_in_it_is_refused(tmp_path: Path, bad: str) -> None:
     path = tmp_path / "m.csv"
     path.write_text(f'chip_id,location,datetime\n"{bad}",Here,\ngood,Here,\n')
-    rows, problem_rows = read_metadata(str(path))
-    problems = [row.error for row in problem_rows]
-    assert [row.chip_id for row in rows] == ["good"]
+    metadata = read_metadata(str(path))
+    problems = metadata.problems
+    assert [row.chip_id for row in metadata.rows] == ["good"]
     assert [problem.subject for problem in problems] == [repr(bad)]
     assert "plain file name" in problems[0].found
 
@@ -73,10 +73,9 @@ def test_chip_id_with_a_path_in_it_is_refused(tmp_path: Path, bad: str) -> None:
 def test_duplicate_chip_is_named_once_and_never_taken(tmp_path: Path) -> None:
     path = tmp_path / "m.csv"
     path.write_text("chip_id,location,datetime\na,X,\nb,X,\na,Y,\n")
-    rows, bad = read_metadata(str(path))
-    problems = listed(bad)
-    assert [row.chip_id for row in rows] == ["b"]
-    assert [str(problem) for problem in problems] == ["a: duplicate chip id: 2 rows of the metadata have it"]
+    metadata = read_metadata(str(path))
+    assert [row.chip_id for row in metadata.rows] == ["b"]
+    assert [str(problem) for problem in metadata.problems] == ["a: duplicate chip id: 2 rows of the metadata have it"]
 
 
 def test_blank_datetime_is_fine_and_an_unreadable_one_is_named(tmp_path: Path) -> None:
@@ -84,9 +83,9 @@ def test_blank_datetime_is_fine_and_an_unreadable_one_is_named(tmp_path: Path) -
     path.write_text(
         "chip_id,location,datetime\na,X,\nb,X,2020-04-29T08:20:47Z\nc,X,yesterday\nd,,\ne,X,0001-01-01T00:00:00+14:00\n"
     )
-    rows, bad = read_metadata(str(path))
-    problems = [row.error for row in bad]
-    assert [(row.chip_id, row.taken and row.taken.isoformat()) for row in rows] == [
+    metadata = read_metadata(str(path))
+    problems = metadata.problems
+    assert [(row.chip_id, row.taken and row.taken.isoformat()) for row in metadata.rows] == [
         ("a", None),
         ("b", "2020-04-29T08:20:47+00:00"),
     ]

@@ -18,8 +18,7 @@ from PIL import Image
 
 from raytrain.errors import ConfigError, DataError
 from raytrain.evaluation import gallery, masks, pictures, report, results
-from raytrain.tiles.archive import MetadataRow
-from raytrain.tiles.selection import select_rows
+from raytrain.tiles.metadata import MetadataRow, read_metadata
 from raytrain.training import metrics
 
 TRANSFORM = rasterio.Affine(10, 0, 500_000, 0, -10, 4_000_000)
@@ -42,8 +41,8 @@ def random_mask(seed: int, shape: tuple[int, int]) -> NDArray[np.uint8]:
     return draw.choice(np.array([0, 1, 255], np.uint8), shape, p=[0.5, 0.4, 0.1])
 
 
-def row(chip_id: str, location: str = "Lodwar", **columns: str) -> MetadataRow:
-    return MetadataRow(chip_id, location, None, {"chip_id": chip_id, "location": location, **columns})
+def row(chip_id: str, location: str = "Lodwar") -> MetadataRow:
+    return MetadataRow(chip_id, location, None)
 
 
 def pair_of(tmp_path: Path, prediction: NDArray[Any], label: NDArray[Any], **profile: Any) -> masks.Pair:
@@ -189,13 +188,22 @@ def test_other_integer_types_with_mask_values_are_masks(tmp_path: Path) -> None:
 # Rows
 
 
-def test_rows_are_kept_where_every_filter_holds() -> None:
-    rows = [row("a", split="test", tile="x=1"), row("b", split="train"), row("c", "Jinja", split="test")]
-    assert select_rows(rows, []) == rows
-    assert [each.chip_id for each in select_rows(rows, ["split=test"])] == ["a", "c"]
-    assert [each.chip_id for each in select_rows(rows, ["split=test", "location=Jinja"])] == ["c"]
-    assert [each.chip_id for each in select_rows(rows, ["tile=x=1"])] == ["a"]
-    assert [each.chip_id for each in select_rows(rows, ["tile="])] == ["b", "c"]
+@pytest.fixture
+def table(tmp_path: Path) -> str:
+    path = tmp_path / "metadata.csv"
+    path.write_text("chip_id,location,split,tile\na,Lodwar,test,x=1\nb,Lodwar,train\nc,Jinja, test ,\n")
+    return str(path)
+
+
+def test_rows_are_kept_where_every_filter_holds(table: str) -> None:
+    def kept(*where: str) -> list[str]:
+        return [each.chip_id for each in read_metadata(table, where).rows]
+
+    assert kept() == ["a", "b", "c"]
+    assert kept("split=test") == ["a", "c"]
+    assert kept("split=test", "location=Jinja") == ["c"]
+    assert kept("tile=x=1") == ["a"]
+    assert kept("tile=") == ["b", "c"]
 
 
 @pytest.mark.parametrize(
@@ -208,10 +216,9 @@ def test_rows_are_kept_where_every_filter_holds() -> None:
         (["split=train", "location=Jinja"], "no row .* split=train and location=Jinja"),
     ],
 )
-def test_a_filter_that_cannot_be_meant_is_refused(where: list[str], message: str) -> None:
-    rows = [row("a", split="test"), row("b", split="train"), row("c", "Jinja", split="test")]
+def test_a_filter_that_cannot_be_meant_is_refused(table: str, where: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        select_rows(rows, where)
+        read_metadata(table, where)
 
 
 # metrics.json
