@@ -26,8 +26,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from raytrain import __version__, storage
 from raytrain.config import (
+    Baseline,
     CellEncoding,
     EmptyUnionRule,
+    LoaderSettings,
     ScoreSettings,
     ShardSettings,
     change,
@@ -115,9 +117,7 @@ class Synth(Command):
         """Write the imagery."""
         from raytrain.imagery import synth
 
-        dst = storage.normalise(self.dst)
-        if not storage.is_local(dst):
-            raise ConfigError(f"{dst}: generated imagery is written to a local folder")
+        dst = _local_folder("DST", self.dst)
         if self.kind == "chips" and self.size_px > MAX_CHIP_PX:
             raise ConfigError(f"--size-px {self.size_px}: a chip has at most {MAX_CHIP_PX} px; make scenes instead")
         with narrator.step(f"{self.kind} to {dst}") as on_progress:
@@ -153,6 +153,8 @@ class Shard(ClusterCommand):
     """Seed of the folds."""
     bands: tuple[str, ...] = ("B02", "B03", "B04", "B08")
     """The bands to take."""
+    baseline: Baseline = "before-04.00"
+    """What the values are: reflectance x 10000, or that + 1000 (Sentinel-2 baseline 04.00 and later)."""
     cell_encoding: CellEncoding = "blosc2-bitshuffle-zstd"
     """How pixels are stored; raw cells are read by any tool."""
     tiles_per_shard: int = 64
@@ -177,6 +179,7 @@ class Shard(ClusterCommand):
                     ShardSettings,
                     {
                         "bands": self.bands,
+                        "baseline": self.baseline,
                         "tiles_per_shard": self.tiles_per_shard,
                         "cell_encoding": self.cell_encoding,
                         "folds": self.folds if self.folds.isdecimal() else storage.normalise(self.folds),
@@ -194,7 +197,10 @@ class Shard(ClusterCommand):
         summary = {name: found[name] for name in ("num_tiles", "num_labelled", "num_locations", "bytes")}
         text = f"{found['num_tiles']} tiles of {found['num_locations']} locations, {found['bytes'] / 1e6:.1f} MB"
         again = " (already there)" if report.was_done else ""
+        if report.warning:
+            narrator.say(f"raytrain: warning: {report.warning}")
         result = {**summary, "uri": job.dst if report.manifest else None, "left_out": _listed(report.problems)}
+        result["warning"] = report.warning
         self._print(result, [f"{text}: {job.dst}{again}"] if report.manifest else [])
         return EXIT_DATA_WRONG if report.problems else EXIT_DONE
 
@@ -224,6 +230,14 @@ class Train(ClusterCommand):
     """TOML file of settings, applied to every member."""
     set: tuple[str, ...] = ()
     """path=value settings, applied to every member after --config, e.g. epochs=5 optimiser.lr=0.01."""
+    cache: str | None = None
+    """Folder on a local disk of every node, in which tiles from a store are kept."""
+    cache_limit_gb: float = 100.0
+    """What that folder may take, 10^9 bytes, over all processes of a node."""
+    loader_processes: int = 0
+    """Processes that read tiles for each rank; 0: threads of the rank do."""
+    loader_threads: int = 8
+    """Reads in flight in each such process."""
 
     def run(self, narrator: Narrator) -> int:
         """Train the members."""
@@ -240,6 +254,15 @@ class Train(ClusterCommand):
             fold=int(self.fold) if self.fold.isdecimal() else "all" if self.fold == "all" else "none",
             workers=self.workers,
             changes=changes,
+            loader=parse(
+                LoaderSettings,
+                {
+                    "processes": self.loader_processes,
+                    "threads": self.loader_threads,
+                    "cache_folder": self.cache and _local_folder("--cache", self.cache),
+                    "cache_limit_gb": self.cache_limit_gb,
+                },
+            ),
         )
         report = train(job, self._cluster, lambda post: narrator.epoch(post.run, post.num_epochs, post.metrics))
         if not self.json_output:
@@ -392,9 +415,7 @@ class Demo(ClusterCommand):
         """Run the demo."""
         from raytrain.cluster.demo import demo
 
-        out = storage.normalise(self.out)
-        if not storage.is_local(out):
-            raise ConfigError(f"{out}: the demo writes to a local folder")
+        out = _local_folder("--out", self.out)
         report = demo(Path(out), self._cluster, narrator)
         if not self.json_output:
             print_scores(report.evaluation)
@@ -423,6 +444,13 @@ COMMANDS: dict[str, Callable[..., Command]] = {
 def _listed(problems: Sequence[DataError]) -> list[dict[str, str]]:
     """Return the problems as `metrics.json` and `manifest.json` have them."""
     return [{"subject": problem.subject, "found": problem.found} for problem in problems]
+
+
+def _local_folder(option: str, uri: str) -> str:
+    """Return the absolute path of a folder that has to be on a disk of this machine."""
+    if not storage.is_local(uri):
+        raise ConfigError(f"{option} {uri}: expected a folder on a local disk")
+    return storage.normalise(uri)
 
 
 def _selection(where: tuple[str, ...], metadata: str | None) -> Any:

@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from raytrain.errors import ConfigError
 
 EmptyUnionRule = Literal["one", "zero"]
+Baseline = Literal["before-04.00", "from-04.00"]
 CellEncoding = Literal["raw", "blosc2-bitshuffle-lz4", "blosc2-bitshuffle-zstd"]
 
 
@@ -107,15 +108,33 @@ class MemberSettings(Settings):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     channels_last: bool = True
     compile: bool = False
-    loader_processes: int = Field(default=0, ge=0)
     empty_union_rule: EmptyUnionRule = "one"
     seed: int = Field(default=0, ge=0)
 
 
+class LoaderSettings(Settings):
+    """How tiles get to a rank: how fast, and never what, so that a run may go on with others.
+
+    Each process has `threads` reads in flight; with `processes` 0 they are those of the rank itself. `cache_folder` is
+    on a disk of each node, shared by its processes, and kept within `cache_limit_gb` (10^9 bytes).
+    """
+
+    processes: int = Field(default=0, ge=0)
+    threads: int = Field(default=8, ge=1)
+    cache_folder: str | None = None
+    cache_limit_gb: float = Field(default=100.0, gt=0)
+
+
 class ShardSettings(Settings):
-    """How chips become shards."""
+    """How chips become shards.
+
+    `baseline` says what the values of the source are: with the processing baseline 04.00 of Sentinel-2 (January 2022)
+    and later, reflectance x 10000 + 1000, which the shift is taken off again; before, and in archives that were brought
+    in line with it, reflectance x 10000.
+    """
 
     bands: Bands = ("B02", "B03", "B04", "B08")
+    baseline: Baseline = "before-04.00"
     tiles_per_shard: int = Field(default=64, ge=1)
     cell_encoding: CellEncoding = "blosc2-bitshuffle-zstd"
     folds: str = "4"

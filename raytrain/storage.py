@@ -1,8 +1,8 @@
 """URIs to files: one place that turns a local path or `s3://bucket/key` into reads, listings and atomic writes.
 
 Writes are atomic: a local file is renamed into place, an object appears when its upload is complete. Credentials and
-endpoints come from the environment (`AWS_*`). What a store may answer in passing (5xx, resets, timeouts) is asked again,
-with growing waits, here and only here: the clients below do not retry. This module must not know what the bytes mean.
+endpoints come from the environment (`AWS_*`). What a store answers only in passing (5xx, resets, timeouts) is asked
+again, with growing waits, here and nowhere else: the clients below do not retry. Must not know what the bytes mean.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Retries:
 
     def wait_s(self, attempt: int) -> float:
         """Return how long to wait after the attempt of this number, from 0."""
-        return min(self.first_wait_s * 2**attempt, self.longest_wait_s) * random.uniform(0.5, 1)
+        return min(self.first_wait_s * 2.0**attempt, self.longest_wait_s) * random.uniform(0.5, 1)
 
 
 RETRIES = Retries()
@@ -192,7 +192,7 @@ def persistently(uri: str, operation: Callable[[], ResultT], retries: Retries | 
             return operation()
         except PermissionError as error:
             raise _refused(uri, error) from error
-        except Exception as error:  # noqa: BLE001  # judged in the next line, by what it is
+        except Exception as error:
             if is_local(uri) or not is_passing(error):
                 raise
             last = error
@@ -321,6 +321,14 @@ def remove(uri: str) -> None:
     """Remove the object at `uri` if there is one."""
     with contextlib.suppress(FileNotFoundError):
         persistently(uri, lambda: filesystem(uri).rm_file(path_of(uri)))
+
+
+def remove_folder(uri: str) -> None:
+    """Remove all objects below `uri`, and the folder where there are folders."""
+    for name, _ in list(walk(uri)):
+        remove(join(uri, name))
+    if is_local(uri):
+        shutil.rmtree(path_of(uri), ignore_errors=True)
 
 
 def find(uri: str) -> dict[str, FileInfo]:

@@ -66,7 +66,7 @@ def evaluate(
     batches = [pairs[start : start + PAIRS_PER_TASK] for start in range(0, len(pairs), PAIRS_PER_TASK)]
     counted: list[CountedPair] = []
     with session.joined(cluster, [job.predictions, job.labels, job.metadata, job.out]):
-        for found, bad in run_tasks(count_pairs, batches, on_progress):
+        for found, bad in run_tasks(count_pairs, batches, len(batches), on_progress):
             counted += found
             problems += bad
     page_uri = storage.join(job.out, REPORT_FILE)

@@ -15,15 +15,15 @@ import ray.train.torch
 
 from raytrain.cluster.board import Post
 from raytrain.cluster.runs import METRICS, SCORE, RunSettings
-from raytrain.config import MemberSettings
-from raytrain.errors import RaytrainError
+from raytrain.config import LoaderSettings, MemberSettings
+from raytrain.errors import RaytrainError, StoreOutOfReach
 from raytrain.tiles.reader import TileReader, select_tiles
 from raytrain.training.checkpoints import TrainingState, restore_state, save_state
 from raytrain.training.loop import EpochReport, TrainingData, train_member
 from raytrain.training.ranks import Ranks
 
 
-def train_on_rank(run: RunSettings, board: Any) -> None:
+def train_on_rank(run: RunSettings, loader: LoaderSettings, board: Any) -> None:
     """Train on this rank (called by Ray Train on every worker); rank 0 reports checkpoints and posts the news.
 
     What a retry can't mend (wrong settings, a damaged tile, a diverged loss, no way to the hub) condemns the run: its
@@ -32,17 +32,20 @@ def train_on_rank(run: RunSettings, board: Any) -> None:
     if ray.get(board.verdict.remote()) is not None:
         return
     try:
-        _train(run, board)
+        _train(run, loader, board)
+    except StoreOutOfReach:
+        raise  # another attempt may find it
     except RaytrainError as error:
         ray.get(board.condemn.remote(error))
         raise
 
 
-def _train(run: RunSettings, board: Any) -> None:
+def _train(run: RunSettings, loader: LoaderSettings, board: Any) -> None:
     context = ray.train.get_context()
     ranks = Ranks(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
-    reader = TileReader(run.shards, run.member.bands)
-    data = TrainingData(reader, select_tiles(reader, run.fold, "train"), select_tiles(reader, run.fold, "validation"))
+    reader = TileReader(run.shards, run.member.bands, loader)
+    train, validation = (select_tiles(reader, run.fold, part) for part in ("train", "validation"))
+    data = TrainingData(reader, train, validation, loader)
 
     def on_epoch(report: EpochReport, state: TrainingState) -> None:
         metrics = _metrics(report)

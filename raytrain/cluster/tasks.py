@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import ray
@@ -17,26 +19,31 @@ RETRIES = 3
 
 
 def run_tasks(
-    function: Callable[[WorkT], ResultT], work: Sequence[WorkT], on_done: Callable[[int, int], None] | None = None
+    function: Callable[[WorkT], ResultT],
+    work: Iterable[WorkT],
+    total: int,
+    on_done: Callable[[int, int], None] | None = None,
 ) -> Iterator[ResultT]:
     """Yield `function(each)` for each of `work`, in its order, each computed in a Ray task of one CPU.
 
-    A task whose worker or node is lost is run again; an error of the function is raised here as it is. `on_done` gets
-    the number of results so far and the number of all.
+    Tasks are spread over the nodes, and `work` is consumed as they start. A task whose worker or node is lost is run
+    again; an error of the function is raised here as it is. `on_done` gets the number of results so far and `total`.
     """
-    task: Any = ray.remote(num_cpus=1, max_retries=RETRIES)(function)
+    task: Any = ray.remote(num_cpus=1, max_retries=RETRIES, scheduling_strategy="SPREAD")(function)
     limit = IN_FLIGHT_PER_CPU * max(session.num_cpus(), 1)
-    pending: list[Any] = []
+    source = iter(work)
+    pending: deque[Any] = deque(task.remote(each) for each in itertools.islice(source, limit))
+    done = 0
     try:
-        for done in range(len(work)):
-            while len(pending) < limit and done + len(pending) < len(work):
-                pending.append(task.remote(work[done + len(pending)]))
+        while pending:
             try:
-                result: ResultT = ray.get(pending.pop(0))
+                result: ResultT = ray.get(pending.popleft())
             except ray.exceptions.RayTaskError as error:
                 raise error.cause from error
+            pending.extend(task.remote(each) for each in itertools.islice(source, 1))
+            done += 1
             if on_done is not None:
-                on_done(done + 1, len(work))
+                on_done(done, total)
             yield result
     finally:
         pending.clear()  # while Ray still runs: a traceback would keep the references

@@ -25,7 +25,7 @@ from raytrain import __version__, storage
 from raytrain.cluster import session
 from raytrain.cluster.board import Board, Post, follow
 from raytrain.cluster.runs import METRICS, SCORE, RunSettings
-from raytrain.config import Settings, change, differences, parse
+from raytrain.config import LoaderSettings, Settings, change, differences, parse
 from raytrain.errors import ConfigError, DataError, RaytrainError, WorkNotFinished
 from raytrain.imagery.normalisation import check_bands
 from raytrain.recipes import members
@@ -43,7 +43,10 @@ _LEARNT = re.compile(rf"^({re.escape(RESULT_FILE)}$|{re.escape(WEIGHTS_FILE)}$|c
 
 
 class TrainJob(Settings):
-    """Which members to train on which shards; `changes` (dotted path -> value) apply to every member."""
+    """Which members to train on which shards; `changes` (dotted path -> value) apply to every member.
+
+    `loader` says how tiles get to the ranks, and is no part of what a run depends on.
+    """
 
     shards: str
     out: str
@@ -52,6 +55,7 @@ class TrainJob(Settings):
     fold: int | Literal["all", "none"] = 0
     workers: int = 1
     changes: dict[str, Any] = Field(default_factory=dict)
+    loader: LoaderSettings = LoaderSettings()
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ def train(job: TrainJob, cluster: session.Cluster, on_post: Callable[[Post], Non
         for run in runs:
             done = _finished(folder, run)
             try:
-                trained.append(done or _run(folder, run, job.workers, use_gpu, on_post))
+                trained.append(done or _run(folder, run, job, use_gpu, on_post))
             except (ray.train.TrainingFailedError, WorkNotFinished, DataError) as error:
                 failed[run.name] = _reason(error)
     if failed:
@@ -152,7 +156,7 @@ def _folds(job: TrainJob, reader: TileReader) -> list[int | None]:
     if job.fold == "none":
         return [None]
     if job.fold == "all":
-        return list(sorted({int(fold) for fold in reader.index["fold"].to_pylist()}))
+        return list(sorted({int(fold) for fold in reader.folds}))
     return [job.fold]
 
 
@@ -188,15 +192,19 @@ def _finished(folder: str, run: RunSettings) -> TrainedMember | None:
     return net if storage.exists(storage.join(folder, net.weights)) else None
 
 
-def _run(folder: str, run: RunSettings, workers: int, use_gpu: bool, on_post: Callable[[Post], None]) -> TrainedMember:
+def _run(folder: str, run: RunSettings, job: TrainJob, use_gpu: bool, on_post: Callable[[Post], None]) -> TrainedMember:
     """Train one run to its end (or from its last checkpoint to its end) and keep its best weights."""
     storage.write_bytes(storage.join(folder, run.name, RUN_FILE), run.model_dump_json(indent=1).encode())
     board: Any = ray.remote(num_cpus=0)(Board).remote()
     has_score = run.fold is not None
     trainer = _Trainer(
         _train_on_rank,
-        train_loop_config={"run": run.model_dump(mode="json"), "board": board},
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
+        train_loop_config={
+            "run": run.model_dump(mode="json"),
+            "loader": job.loader.model_dump(mode="json"),
+            "board": board,
+        },
+        scaling_config=ScalingConfig(num_workers=job.workers, use_gpu=use_gpu),
         run_config=RunConfig(
             name=run.name,
             storage_path=storage.path_of(folder),
@@ -287,4 +295,4 @@ def _train_on_rank(config: dict[str, Any]) -> None:
     # Here, since torch and timm take seconds to import; the driver and Ray Train's controller do without.
     from raytrain.cluster.rank import train_on_rank
 
-    train_on_rank(parse(RunSettings, config["run"]), config["board"])
+    train_on_rank(parse(RunSettings, config["run"]), parse(LoaderSettings, config["loader"]), config["board"])

@@ -165,7 +165,9 @@ def _list(uri: str, wanted: set[str], *, with_labels: bool) -> _Listing:
     if not splits:
         raise ConfigError(f"{uri}: no chips found (expected <split>_features/<chip>/<band>.tif below it)")
     if len(splits) > 1:
-        raise ConfigError(f"{uri}: chips of several splits ({', '.join(sorted(splits))}); name the folder of one of them")
+        raise ConfigError(
+            f"{uri}: chips of several splits ({', '.join(sorted(splits))}); name the folder of one of them"
+        )
     ((prefix, chips),) = splits.items()
     late = strays.get(prefix, {})
     for chip_id in late.keys() & chips.keys():

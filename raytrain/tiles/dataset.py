@@ -13,6 +13,8 @@ from raytrain.errors import DataError
 from raytrain.tiles.reader import TileReader
 
 SampleT = TypeVar("SampleT")
+Key = tuple[int, int]
+"""What a sample is asked by: the epoch, and its number in it."""
 
 
 class TileDataset(Dataset[SampleT], Generic[SampleT]):
@@ -36,7 +38,7 @@ class TileDataset(Dataset[SampleT], Generic[SampleT]):
     def __len__(self) -> int:
         return len(self._tiles) * self._samples_per_tile
 
-    def __getitem__(self, key: tuple[int, int]) -> SampleT:
+    def __getitem__(self, key: Key) -> SampleT:
         epoch, sample = key
         bands, label = self._reader.read(int(self._tiles[sample % len(self._tiles)]))
         if label is None:

@@ -7,7 +7,7 @@ pixels.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -59,13 +59,13 @@ def _fold_of(uri: str, chip_id: str, column: str, text: str) -> int:
     raise ConfigError(f"{uri}: chip {chip_id}: expected {wanted} in column {column}, found {text!r}")
 
 
-def assign_folds(spec: str, locations: Mapping[str, str], seed: int) -> dict[str, int]:
-    """Return `{chip_id: fold}` for `spec`, a number of folds or the URI of a CSV; `locations` is by chip id too."""
+def assign_folds(spec: str, chip_ids: Sequence[str], locations: Sequence[str], seed: int) -> list[int]:
+    """Return the fold of each chip for `spec`, a number of folds or the URI of a CSV; `locations` is by chip, too."""
     if spec.isdecimal():
-        by_location = deal_folds(list(locations.values()), int(spec), seed)
-        return {chip_id: by_location[location] for chip_id, location in locations.items()}
+        by_location = deal_folds(locations, int(spec), seed)
+        return [by_location[location] for location in locations]
     folds = read_folds(spec)
-    missing = [chip_id for chip_id in locations if chip_id not in folds]
+    missing = [chip_id for chip_id in chip_ids if chip_id not in folds]
     if missing:
         raise ConfigError(f"{spec}: no fold for {len(missing)} chips, among them {', '.join(missing[:3])}")
-    return {chip_id: folds[chip_id] for chip_id in locations}
+    return [folds[chip_id] for chip_id in chip_ids]

@@ -2,13 +2,16 @@
 
 Cells are encoded by themselves and Parquet's own codec is off, so a cell's bytes stand in the file as they are: the
 index keeps where, and a tile is one ranged read, without Parquet. `raw` cells are uint16 (label uint8), little-endian,
-row-major, for any tool; the blosc2 encodings are blosc2 chunks of the same bytes. Must not know where tiles come from.
+row-major, for any tool; the blosc2 encodings are blosc2 chunks of the same bytes. The index keeps a CRC-32 of each
+cell, too, so that no answer of a store and nothing in a cache is taken for what it is not. Must not know where tiles
+come from.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -96,9 +99,13 @@ def shard_schema(bands: Sequence[str], encoding: CellEncoding) -> pa.Schema:
 
 
 def index_schema(bands: Sequence[str]) -> pa.Schema:
-    """Return the schema of the index: all columns but the cells, and where each cell's bytes lie in which shard."""
+    """Return the schema of the index: all columns but the cells, and of each cell where it lies in which shard.
+
+    That is its offset, its size in bytes, and the CRC-32 of these bytes.
+    """
+    kinds = {"offset": pa.int64(), "bytes": pa.int64(), "crc32": pa.uint32()}
     places = [
-        pa.field(f"{cell}_{part}", pa.int64()) for cell in ["label", *band_order(bands)] for part in ("offset", "bytes")
+        pa.field(f"{cell}_{part}", kind) for cell in ["label", *band_order(bands)] for part, kind in kinds.items()
     ]
     where = [pa.field("shard", pa.string()), pa.field("row_group", pa.int32()), pa.field("fold", pa.int32())]
     return pa.schema([*row_schema(bands), *where, *places], metadata={VERSION_KEY: str(FORMAT_VERSION)})
@@ -164,7 +171,7 @@ class ShardWriter:
             store_schema=True,
         )
         self._rows: list[dict[str, Any]] = []
-        self._cell_sizes: list[dict[str, int | None]] = []
+        self._cells: list[dict[str, tuple[int, int] | None]] = []
 
     def add(self, tile: Tile) -> None:
         """Append `tile` as a row group of its own."""
@@ -176,21 +183,21 @@ class ShardWriter:
         table = pa.Table.from_pylist([{**row, **cells}], schema=self._schema)
         self._writer.write_table(table, row_group_size=1)
         self._rows.append(row)
-        self._cell_sizes.append({name: None if data is None else len(data) for name, data in cells.items()})
+        self._cells.append({k: None if data is None else (len(data), zlib.crc32(data)) for k, data in cells.items()})
 
     def finish(self) -> tuple[bytes, list[dict[str, Any]]]:
         """Return the shard's bytes and one row of the index per tile (without its fold)."""
         self._writer.close()
         data = self._buffer.getvalue()
         metadata = pq.ParquetFile(pa.BufferReader(data)).metadata
-        for row_group, (row, sizes) in enumerate(zip(self._rows, self._cell_sizes, strict=True)):
+        for row_group, (row, cells) in enumerate(zip(self._rows, self._cells, strict=True)):
             row |= {"shard": self._name, "row_group": row_group}
-            row |= _cell_places(metadata.row_group(row_group), sizes)
+            row |= _cell_places(metadata.row_group(row_group), cells)
         return data, self._rows
 
 
-def _cell_places(row_group: pq.RowGroupMetaData, sizes: Mapping[str, int | None]) -> dict[str, int | None]:
-    """Return `<cell>_offset` and `<cell>_bytes` of each cell of a row group.
+def _cell_places(row_group: pq.RowGroupMetaData, cells: Mapping[str, tuple[int, int] | None]) -> dict[str, int | None]:
+    """Return `<cell>_offset`, `<cell>_bytes` and `<cell>_crc32` of each cell of a row group; `cells` has the last two.
 
     An uncompressed column chunk of one value ends with that value (Parquet's PLAIN encoding).
     """
@@ -198,9 +205,10 @@ def _cell_places(row_group: pq.RowGroupMetaData, sizes: Mapping[str, int | None]
     for i in range(row_group.num_columns):
         column = row_group.column(i)
         name = column.path_in_schema
-        if name in sizes:
-            size = sizes[name]
+        if name in cells:
+            size, crc32 = cells[name] or (None, None)
             end = column.data_page_offset + column.total_compressed_size
             places[f"{name}_offset"] = None if size is None else end - size
             places[f"{name}_bytes"] = size
+            places[f"{name}_crc32"] = crc32
     return places

@@ -138,7 +138,7 @@ def _without_duplicates(found: Metadata, counts: Counter[str]) -> Metadata:
     if not twice:
         return found
     bad = [row for row in found.bad if row.chip_id not in twice]
-    for chip_id in dict.fromkeys(row.chip_id for row in [*found.rows, *found.bad] if row.chip_id in twice):
+    for chip_id in sorted(twice & ({row.chip_id for row in found.rows} | {row.chip_id for row in found.bad})):
         text = f"duplicate chip id: {counts[chip_id]} rows of the metadata have it"
         bad.append(BadRow(chip_id, DataError(chip_id, text)))
     return Metadata([row for row in found.rows if row.chip_id not in twice], bad)

@@ -5,19 +5,36 @@ Pure functions of integers. Must not know pixels, torch or who reads.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 from raytrain.errors import ConfigError
 
 
-def epoch_batches(num_samples: int, global_batch: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:
+@dataclass(frozen=True)
+class Position:
+    """How far a run has come: whole epochs, and in the one that is going on the samples done over all ranks.
+
+    With (seed, epoch) it is all that the rest of the order depends on: a run goes on from here on any number of ranks.
+    """
+
+    epoch: int = 0
+    samples_done: int = 0
+
+
+def epoch_batches(
+    num_samples: int, global_batch: int, seed: int, epoch: int, samples_done: int = 0
+) -> list[NDArray[np.int64]]:
     """Return the global batches of an epoch: every sample in exactly one of them, in an order drawn from (seed, epoch).
 
     The sizes differ by at most one and are at most `global_batch`: no sample is dropped, or seen twice to fill one up.
+    With `samples_done`, the rest of the epoch: where that many samples are whole batches, just the batches that are
+    left; with another `global_batch`, still each sample once.
     """
-    order = np.random.default_rng((seed, epoch)).permutation(num_samples)
-    return np.array_split(order, -(-num_samples // global_batch))
+    rest = np.random.default_rng((seed, epoch)).permutation(num_samples)[samples_done:]
+    return np.array_split(rest, -(-len(rest) // global_batch)) if len(rest) else []
 
 
 def rank_share(batch: NDArray[np.int64], rank: int, world_size: int) -> NDArray[np.int64]:

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import logging
+import time
+import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -12,12 +19,16 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raytrain import storage
-from raytrain.config import CellEncoding
-from raytrain.errors import ConfigError, DataError, first_line
+from raytrain.config import CellEncoding, LoaderSettings
+from raytrain.errors import ConfigError, DataError, StoreOutOfReach, first_line
 from raytrain.tiles import format as shards
+from raytrain.tiles.cache import ShardCache
 
 MANIFEST, INDEX = "manifest.json", "index.parquet"
-_MANIFEST_NAMES = {"bands", "cell_encoding", "shards", "settings", "source", "left_out"}
+_MANIFEST_NAMES = {"bands", "cell_encoding", "shards", "index", "settings", "source", "left_out"}
+_FETCHES = 4
+"""How often a tile is asked of a store that answers, but not with the bytes that the index names."""
+_logger = logging.getLogger(__name__)
 
 
 def read_manifest(uri: str) -> dict[str, Any]:
@@ -41,15 +52,23 @@ def shards_digest(manifest: Mapping[str, Any]) -> str:
     return storage.sha256_of(json.dumps(learnt_from, sort_keys=True).encode())
 
 
-def read_index(uri: str) -> pa.Table:
-    """Return the index of the shards at `uri`; raise `ConfigError` where it can't be read."""
+def read_index(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Return the index of the shards at `uri`, or `columns` of it; raise `ConfigError` where it can't be read.
+
+    Locations and the names of shards, which repeat, are dictionaries.
+    """
     path = storage.join(uri, INDEX)
     try:
-        return pq.read_table(pa.BufferReader(storage.read_bytes(path)))
+        data = pa.BufferReader(storage.read_bytes(path))
+        table = pq.read_table(data, columns=columns, read_dictionary=["location", "shard"])
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file, but {MANIFEST} stands beside it") from error
     except pa.ArrowException as error:
         raise ConfigError(f"{path}: damaged: {first_line(error)}") from error
+    missing = sorted(set(columns or ()) - set(table.column_names))
+    if missing:
+        raise ConfigError(f"{path}: damaged, it has no column {', '.join(missing)}")
+    return table
 
 
 def is_ours(uri: str) -> bool:
@@ -61,37 +80,69 @@ def is_ours(uri: str) -> bool:
     return shards.VERSION_KEY.encode() in (schema.metadata or {})
 
 
+@dataclass(frozen=True)
+class _Cell:
+    """Where the bytes of a cell lie in its shard, and their CRC-32."""
+
+    name: str
+    start: int
+    end: int
+    crc32: int
+
+    def within(self, data: memoryview, start: int) -> memoryview:
+        """Return the cell's bytes from `data`, which starts at `start`; raise `ValueError` if they are others."""
+        found = data[self.start - start : self.end - start]
+        if len(found) != self.end - self.start:
+            raise ValueError(f"{self.name}: {len(found)} bytes where the index names {self.end - self.start}")
+        if zlib.crc32(found) != self.crc32:
+            raise ValueError(f"{self.name}: its {len(found)} bytes are not those that the index names (CRC-32)")
+        return found
+
+
 class TileReader:
     """Random access to the tiles of a set of shards, by position in the index.
 
-    Only what a tile needs is read: its label and the asked bands, in one ranged read that spans them.
+    Only what a tile needs is read, its label and the asked bands, in one ranged read that spans them; what the cache of
+    `loader` has of it is not read again. Every cell is checked against the index. May be used by many threads, and sent
+    to other processes.
     """
 
-    def __init__(self, uri: str, bands: Sequence[str]) -> None:
+    def __init__(self, uri: str, bands: Sequence[str], loader: LoaderSettings | None = None) -> None:
         manifest = read_manifest(uri)
         missing = [band for band in bands if band not in manifest["bands"]]
         if missing:
             raise ConfigError(f"{uri}: no band {', '.join(missing)} (the shards have {', '.join(manifest['bands'])})")
         self.uri = uri
         self.bands = tuple(bands)
-        self.index: pa.Table = read_index(uri)
         self._encoding: CellEncoding = manifest["cell_encoding"]
-        columns = ["height", "width", *(f"{cell}_{part}" for cell in ("label", *bands) for part in ("offset", "bytes"))]
-        self._numbers = {name: self.index[name].fill_null(-1).to_numpy() for name in columns}
-        self._shards = self.index["shard"].to_pylist()
+        self._cells = ("label", *bands)
+        parts = ("offset", "bytes", "crc32")
+        numbers = ["height", "width", "fold", *(f"{cell}_{part}" for cell in self._cells for part in parts)]
+        index = read_index(uri, [*numbers, "tile_id", "location", "shard"])
+        self._numbers = {name: index[name].fill_null(0).to_numpy() for name in numbers}
+        self._has_label = index["label_bytes"].is_valid().to_numpy()
+        self._tile_ids = index["tile_id"].combine_chunks()
+        self._locations = index["location"].combine_chunks()
+        self._shards = index["shard"].combine_chunks()
+        self._cache = _open_cache(loader, manifest) if loader is not None else None
 
     def __len__(self) -> int:
-        return len(self._shards)
+        return len(self._tile_ids)
 
     @property
     def tile_ids(self) -> list[str]:
         """The ids of all tiles, in the order of the index."""
-        return cast(list[str], self.index["tile_id"].to_pylist())
+        return cast(list[str], self._tile_ids.to_pylist())
 
     @property
     def locations(self) -> list[str]:
         """The location of every tile."""
-        return cast(list[str], self.index["location"].to_pylist())
+        return cast(list[str], self._locations.to_pylist())
+
+    @property
+    def folds(self) -> NDArray[np.int32]:
+        """The fold of every tile, `[N] int32`."""
+        return np.asarray(self._numbers["fold"])
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
@@ -100,43 +151,97 @@ class TileReader:
 
     def labelled(self) -> NDArray[np.bool_]:
         """Tell of every tile whether it has a label, `[N] bool`."""
-        return np.asarray(self._numbers["label_bytes"] >= 0)
+        return np.asarray(self._has_label)
 
     def read(self, i: int) -> tuple[NDArray[np.uint16], NDArray[np.uint8] | None]:
         """Return the bands `[C, H, W] uint16` and the label `[H, W] uint8` (None without) of tile `i`.
 
-        Raises `DataError` that names tile and shard if its bytes are not there or can't be decoded; a store that can't
-        be reached is an `OSError`.
+        Raises `DataError` that names tile and shard if its bytes are not there, are others than those of the index, or
+        can't be decoded; `StoreOutOfReach`, which names them, too, if the store gives no answer.
         """
-        cells = [cell for cell in ("label", *self.bands) if self._number(f"{cell}_bytes", i) >= 0]
-        starts = [self._number(f"{cell}_offset", i) for cell in cells]
-        ends = [start + self._number(f"{cell}_bytes", i) for start, cell in zip(starts, cells, strict=True)]
-        first, last = min(starts), max(ends)
-        shard = storage.join(self.uri, self._shards[i])
+        cells = [self._place(cell, i) for cell in self._cells if cell != "label" or self._has_label[i]]
+        found = self._from_cache(cells, i)
+        missing = [cell for cell in cells if cell.name not in found]
+        if missing:
+            found |= self._fetch(missing, i)
         try:
-            data = memoryview(storage.read_range(shard, first, last))
-        except FileNotFoundError as error:
-            raise DataError(self._subject(i), "no such file, but the index names it") from error
-        try:
-            if len(data) != last - first:
-                raise ValueError(f"{len(data)} bytes where the index names {last - first}")
-            arrays = {
-                cell: self._decode(data[start - first : end - first], cell, i)
-                for cell, start, end in zip(cells, starts, ends, strict=True)
-            }
+            arrays = {name: self._decode(data, name, i) for name, data in found.items()}
         except (ValueError, RuntimeError) as error:
             raise DataError(self._subject(i), f"can't be read: {error}") from error
         return np.stack([arrays[band] for band in self.bands]), arrays.get("label")
 
+    def _from_cache(self, cells: Sequence[_Cell], i: int) -> dict[str, memoryview]:
+        """Return what the cache has of `cells`, checked."""
+        found: dict[str, memoryview] = {}
+        if self._cache is None:
+            return found
+        start = min(cell.start for cell in cells)
+        kept = self._cache.read(self._shard(i), start, max(cell.end for cell in cells))
+        if kept is not None:
+            for cell in cells:
+                with contextlib.suppress(ValueError):
+                    found[cell.name] = cell.within(memoryview(kept), start)
+        return found
+
+    def _fetch(self, cells: Sequence[_Cell], i: int) -> dict[str, memoryview]:
+        """Return `cells` by one ranged read of the store, and keep them in the cache.
+
+        Bytes that are not those of the index are asked for again: a store may have been interrupted without noticing.
+        """
+        start, end = min(cell.start for cell in cells), max(cell.end for cell in cells)
+        uri = storage.join(self.uri, self._shard(i))
+        attempts = 1 if storage.is_local(uri) else _FETCHES
+        for attempt in range(attempts):
+            try:
+                data = memoryview(storage.read_range(uri, start, end))
+                found = {cell.name: cell.within(data, start) for cell in cells}
+                break
+            except StoreOutOfReach as error:
+                raise StoreOutOfReach(f"tile {self._tile_ids[i]} in {error}") from error
+            except (FileNotFoundError, ValueError) as error:
+                gone = isinstance(error, FileNotFoundError)
+                what = "no such file, but the index names it" if gone else f"can't be read: {error}"
+                if attempt + 1 == attempts:
+                    raise DataError(self._subject(i), what) from error
+                _logger.info("%s: %s; asked again", self._subject(i), what)
+                time.sleep(storage.RETRIES.wait_s(attempt))
+        if self._cache is not None:
+            self._cache.write(self._shard(i), start, data)
+        return found
+
     def _subject(self, i: int) -> str:
-        return f"tile {self.tile_ids[i]} in {storage.join(self.uri, self._shards[i])}"
+        return f"tile {self._tile_ids[i]} in {storage.join(self.uri, self._shard(i))}"
+
+    def _shard(self, i: int) -> str:
+        return cast(str, self._shards[i].as_py())
 
     def _number(self, column: str, i: int) -> int:
         return int(self._numbers[column][i])
 
+    def _place(self, cell: str, i: int) -> _Cell:
+        start, size, crc32 = (self._number(f"{cell}_{part}", i) for part in ("offset", "bytes", "crc32"))
+        return _Cell(cell, start, start + size, crc32)
+
     def _decode(self, data: memoryview, cell: str, i: int) -> NDArray[Any]:
         shape = (self._number("height", i), self._number("width", i))
         return shards.decode_cell(data, shape, "u1" if cell == "label" else "<u2", self._encoding)
+
+
+def _open_cache(loader: LoaderSettings, manifest: Mapping[str, Any]) -> ShardCache | None:
+    """Return the cache that `loader` names; None without one, or where the disk has no room even for a folder.
+
+    Raises `ConfigError` for a place where there can be none.
+    """
+    if loader.cache_folder is None:
+        return None
+    digest = storage.sha256_of(json.dumps(manifest["shards"], sort_keys=True).encode())
+    try:
+        return ShardCache(Path(loader.cache_folder), int(loader.cache_limit_gb * 1e9), digest[:32])
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise ConfigError(f"no cache can be in {loader.cache_folder}: {error}") from error
+        _logger.warning("%s: the disk is full; tiles are read from the store each time", loader.cache_folder)
+        return None
 
 
 def select_tiles(reader: TileReader, fold: int | None, part: Literal["train", "validation"]) -> NDArray[np.int64]:
@@ -144,7 +249,7 @@ def select_tiles(reader: TileReader, fold: int | None, part: Literal["train", "v
 
     Without a fold all tiles are for training. Raises `ConfigError` if nothing is left, or for an unknown fold.
     """
-    folds = reader.index["fold"].to_numpy()
+    folds = reader.folds
     if fold is not None and fold not in folds:
         raise ConfigError(f"{reader.uri}: no fold {fold}; the shards have {sorted({int(each) for each in folds})}")
     inside = np.zeros(len(folds), bool) if fold is None else folds == fold

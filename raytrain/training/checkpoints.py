@@ -7,7 +7,7 @@ folder goes.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from raytrain.config import MemberSettings, differences, parse
 from raytrain.errors import ConfigError
+from raytrain.tiles.order import Position
 from raytrain.training import WEIGHTS_FILE
 
 MOMENTUM_FILE, STATE_FILE = "momentum.safetensors", "state.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass
@@ -28,7 +29,7 @@ class TrainingState:
 
     net: nn.Module
     optimiser: torch.optim.SGD
-    epochs_done: int = 0
+    position: Position = field(default_factory=Position)
 
 
 def save_state(folder: Path, state: TrainingState, settings: MemberSettings) -> None:
@@ -38,7 +39,7 @@ def save_state(folder: Path, state: TrainingState, settings: MemberSettings) -> 
     save_file(_momentum(state), folder / MOMENTUM_FILE)
     record = {
         "format_version": FORMAT_VERSION,
-        "epochs_done": state.epochs_done,
+        "position": asdict(state.position),
         "settings": settings.model_dump(mode="json"),
     }
     (folder / STATE_FILE).write_text(json.dumps(record, indent=1, sort_keys=True))
@@ -62,7 +63,7 @@ def restore_state(folder: Path, state: TrainingState, settings: MemberSettings) 
     for name, parameter in state.net.named_parameters():
         if name in buffers:
             state.optimiser.state[parameter]["momentum_buffer"] = buffers[name].to(parameter)
-    state.epochs_done = record["epochs_done"]
+    state.position = Position(**record["position"])
 
 
 def _momentum(state: TrainingState) -> dict[str, Tensor]:

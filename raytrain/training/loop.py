@@ -10,8 +10,8 @@ import contextlib
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import cast
 
 import numpy as np
@@ -19,12 +19,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 
-from raytrain.config import MemberSettings, OptimiserSettings
+from raytrain.config import LoaderSettings, MemberSettings, OptimiserSettings
 from raytrain.errors import TrainingDiverged
-from raytrain.tiles.dataset import TileDataset
-from raytrain.tiles.order import check_batch, epoch_batches, rank_share
+from raytrain.tiles.dataset import Key, TileDataset
+from raytrain.tiles.loader import SampleLoader
+from raytrain.tiles.order import Position, check_batch, epoch_batches, rank_share
 from raytrain.tiles.reader import TileReader
 from raytrain.training.batch_norm import over_all_ranks
 from raytrain.training.checkpoints import TrainingState
@@ -40,11 +40,12 @@ VALIDATION_BATCH = 4
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The tiles of a run: positions in the reader to train on and to validate on (may be none)."""
+    """The tiles of a run: positions in the reader to train on and to validate on (may be none), and how they come."""
 
     reader: TileReader
     train: NDArray[np.int64]
     validation: NDArray[np.int64]
+    loader: LoaderSettings = field(default_factory=LoaderSettings)
 
 
 @dataclass(frozen=True)
@@ -79,13 +80,17 @@ def train_member(
     if restore is not None:
         restore(state)
     net = _parallel(state.net, settings, ranks)
-    for epoch in range(state.epochs_done, settings.epochs):
-        start = time.monotonic()
-        loss = _train_epoch(net, state, settings, data, ranks, epoch)
-        epoch_s = time.monotonic() - start
-        found = validate(state.net, settings, data, ranks) if len(data.validation) else None
-        state.epochs_done = epoch + 1
-        on_epoch(EpochReport(epoch, loss, found, epoch_s, num_samples / epoch_s), state)
+    dataset = TileDataset(data.reader, data.train, TrainingTransform(settings), settings.crops_per_tile)
+    with SampleLoader(dataset, data.loader) as train_samples, validation_loader(settings, data) as validation_samples:
+        while state.position.epoch < settings.epochs:
+            epoch, done_before = state.position.epoch, state.position.samples_done
+            start = time.monotonic()
+            loss = _train_epoch(net, state, settings, train_samples, ranks)
+            epoch_s = time.monotonic() - start
+            has_validation = len(data.validation) > 0
+            found = validate(state.net, settings, data, ranks, validation_samples) if has_validation else None
+            state.position = Position(epoch + 1)
+            on_epoch(EpochReport(epoch, loss, found, epoch_s, (num_samples - done_before) / epoch_s), state)
     return state
 
 
@@ -108,21 +113,25 @@ def _parallel(net: nn.Module, settings: MemberSettings, ranks: Ranks) -> nn.Modu
 
 
 def _train_epoch(
-    net: nn.Module, state: TrainingState, settings: MemberSettings, data: TrainingData, ranks: Ranks, epoch: int
+    net: nn.Module, state: TrainingState, settings: MemberSettings, samples: SampleLoader[Sample], ranks: Ranks
 ) -> float:
-    """Take one step for each global batch of `epoch`; return the mean of their losses. All ranks."""
+    """Take one step for each global batch that is left of the epoch; return the mean of their losses. All ranks."""
     net.train()
-    loss_sum, num_batches = torch.zeros((), dtype=torch.float64), 0
-    dataset = TileDataset(data.reader, data.train, TrainingTransform(settings), settings.crops_per_tile)
-    batches = epoch_batches(len(dataset), settings.global_batch, settings.seed, epoch)
-    shares = [[(epoch, int(i)) for i in rank_share(batch, ranks.rank, ranks.world_size)] for batch in batches]
-    for step, sample in enumerate(_load(dataset, shares, settings)):
-        progress = (epoch * len(batches) + step) / (settings.epochs * len(batches))
+    loss_sum = torch.zeros((), dtype=torch.float64)
+    num_samples, epoch = len(samples.dataset), state.position.epoch
+    batches = epoch_batches(num_samples, settings.global_batch, settings.seed, epoch, state.position.samples_done)
+    shares = (_keys(epoch, rank_share(batch, ranks.rank, ranks.world_size)) for batch in batches)
+    for batch, sample in zip(batches, samples.load(shares), strict=True):
+        progress = (epoch + state.position.samples_done / num_samples) / settings.epochs
         for group in state.optimiser.param_groups:
             group["lr"] = learning_rate(settings.optimiser, progress)
         loss_sum += _step(net, state.optimiser, settings, sample, ranks)
-        num_batches += 1
-    return float(loss_sum) / num_batches
+        state.position = Position(epoch, state.position.samples_done + len(batch))
+    return float(loss_sum) / max(len(batches), 1)
+
+
+def _keys(epoch: int, samples: NDArray[np.int64]) -> list[Key]:
+    return [(epoch, int(i)) for i in samples]
 
 
 def _step(net: nn.Module, optimiser: torch.optim.SGD, settings: MemberSettings, sample: Sample, ranks: Ranks) -> Tensor:
@@ -155,15 +164,21 @@ def learning_rate(optimiser: OptimiserSettings, progress: float) -> float:
     return optimiser.lr * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
 
 
+def validation_loader(settings: MemberSettings, data: TrainingData) -> SampleLoader[Sample]:
+    """Return the loader of the validation tiles."""
+    return SampleLoader(TileDataset(data.reader, data.validation, ValidationTransform(settings)), data.loader)
+
+
 @torch.no_grad()
-def validate(net: nn.Module, settings: MemberSettings, data: TrainingData, ranks: Ranks) -> Scores:
+def validate(
+    net: nn.Module, settings: MemberSettings, data: TrainingData, ranks: Ranks, samples: SampleLoader[Sample]
+) -> Scores:
     """Return the scores over the validation tiles, each counted once, at threshold 0.5. All ranks."""
     net.eval()
     counts = torch.zeros(len(data.validation), 2, dtype=torch.int64, device=ranks.device)
-    dataset = TileDataset(data.reader, data.validation, ValidationTransform(settings))
     groups = list(_equal_shapes(data, ranks))
-    shares = [[(0, i) for i in group] for group in groups]
-    for group, sample in zip(groups, _load(dataset, shares, settings), strict=True):
+    shares = ([(0, i) for i in group] for group in groups)
+    for group, sample in zip(groups, samples.load(shares), strict=True):
         image, label = _to_device(sample, settings, ranks)
         with _autocast(settings, ranks):
             cloud = (net(image)[:, 0].float() > 0).to(torch.uint8)
@@ -182,16 +197,6 @@ def _equal_shapes(data: TrainingData, ranks: Ranks) -> Iterator[list[int]]:
     for members in by_shape.values():
         for start in range(0, len(members), VALIDATION_BATCH):
             yield members[start : start + VALIDATION_BATCH]
-
-
-def _load(
-    dataset: TileDataset[Sample], batches: list[list[tuple[int, int]]], settings: MemberSettings
-) -> Iterable[Sample]:
-    # forkserver: a process with threads, as every rank is, must not be forked.
-    context = "forkserver" if settings.loader_processes else None
-    return DataLoader(
-        dataset, batch_sampler=batches, num_workers=settings.loader_processes, multiprocessing_context=context
-    )
 
 
 def _to_device(sample: Sample, settings: MemberSettings, ranks: Ranks) -> tuple[Tensor, Tensor]:

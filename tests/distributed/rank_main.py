@@ -61,7 +61,8 @@ def train(ranks: Ranks, out: Path) -> None:
 
     data = TrainingData(cast(Any, MemoryReader()), np.arange(8), np.arange(5, 10))
     torch.manual_seed(0)
-    untrained = loop.validate(build_model(SETTINGS), SETTINGS, data, ranks)
+    with loop.validation_loader(SETTINGS, data) as samples:
+        untrained = loop.validate(build_model(SETTINGS), SETTINGS, data, ranks, samples)
     train_member(SETTINGS, data, ranks, on_epoch)
     if ranks.leads:
         lines = [str(report.loss) for report in reports]

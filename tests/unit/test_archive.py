@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import rasterio
 
-from raytrain.cluster.shard import read_tile
 from raytrain.errors import ConfigError, DataError
 from raytrain.tiles.archive import open_archive, read_chip
+from raytrain.tiles.ingest import read_tile
 from raytrain.tiles.metadata import read_metadata
 from raytrain.tiles.selection import Selection, select_chips
 
@@ -153,7 +153,7 @@ def test_band_or_label_of_another_place_is_named_and_one_without_a_place_is_fine
     assert third.label is not None
     _replace(third.label, transform=moved)
     with pytest.raises(DataError, match=rf"{third.chip_id}: label: lies at .*, but the bands at "):
-        read_tile(third)
+        read_tile(third, "before-04.00")
 
 
 def test_label_of_nothing_is_named_and_an_odd_name_only_once(own_chips: Path) -> None:

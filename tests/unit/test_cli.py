@@ -43,7 +43,7 @@ def failed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["synth", ""], "an empty path"),
         (["synth", "/tmp/x", "--size-px", "10000"], "a chip has at most 8192 px"),
         (["synth", "/tmp/x", "--kind", "scenes", "--size-px", "1000000"], "less than or equal to 200000"),
-        (["synth", "s3://bucket/x"], "written to a local folder"),
+        (["synth", "s3://bucket/x"], "expected a folder on a local disk"),
         (["shard", "/absent", "/tmp/never"], "no chips found"),
         (["shard", "a", "b", "--bands", "B02", "B02"], "bands must be distinct"),
         (["shard", "a", "b", "--metadata", ""], "an empty path"),
@@ -65,7 +65,7 @@ def failed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["score", "a", "b", "--ensemble", "c", "--set", "window_px=100"], "window_px"),
         (["score", "a", "b", "--ensemble", "c", "--where", "x=y"], "where and metadata are given together"),
         (["evaluate", "/absent", "/absent", "--metadata", "/absent.csv", "--out", "x"], "no such metadata file"),
-        (["demo", "--out", "s3://bucket/demo"], "local folder"),
+        (["demo", "--out", "s3://bucket/demo"], "a local disk"),
     ],
 )
 def test_mistakes_end_with_2_and_one_line(

@@ -10,14 +10,17 @@ import pytest
 import torch
 from torch import nn
 
-from raytrain.cluster.shard import ShardJob, read_tile
 from raytrain.config import LossWeights, MemberSettings, OptimiserSettings, ShardSettings, change
 from raytrain.errors import ConfigError, DataError, TrainingDiverged, WorkNotFinished
 from raytrain.recipes import members, published_members
 from raytrain.tiles.archive import open_archive
-from raytrain.tiles.reader import TileReader, select_tiles
+from raytrain.tiles.folds import assign_folds
+from raytrain.tiles.ingest import ShardWork, read_tile, write_index, write_manifest, write_shard
+from raytrain.tiles.order import Position
+from raytrain.tiles.reader import TileReader, read_index, select_tiles
+from raytrain.training import loop
 from raytrain.training.checkpoints import TrainingState, restore_state, save_state
-from raytrain.training.loop import EpochReport, TrainingData, learning_rate, train_member, validate
+from raytrain.training.loop import EpochReport, TrainingData, learning_rate, train_member, validate, validation_loader
 from raytrain.training.losses import count_valid, segmentation_loss, totals
 from raytrain.training.models import build_model, load_weights
 from raytrain.training.ranks import Ranks
@@ -159,16 +162,13 @@ def data(chips: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainingData:
 
 
 def write_shards(chips: Path, folder: Path) -> None:
-    from raytrain.cluster import shard as module
-
-    job = ShardJob(src=str(chips), dst=str(folder), settings=ShardSettings(folds="3"))
-    archive = open_archive(job.src, job.settings.bands)
-    folds = module.assign_folds("3", {chip.chip_id: chip.row.location for chip in archive.chips}, 0)
-    results = [module._write_shard(work) for work in module._plan(job, archive.chips, only_check=False)]
-    rows = [row | {"fold": folds[row["tile_id"]]} for result in results for row in result.rows]
-    module._write_index(job, rows)
-    manifest = module._manifest(job, {}, [result.record for result in results if result.record], rows, [])
-    module.storage.write_bytes(str(folder / "manifest.json"), module.json.dumps(manifest).encode())
+    settings = ShardSettings(folds="3")
+    archive = open_archive(str(chips), settings.bands)
+    ids, locations = [chip.chip_id for chip in archive.chips], [chip.row.location for chip in archive.chips]
+    folds = assign_folds("3", ids, locations, 0)
+    part = write_shard(ShardWork("shard-00000.parquet", str(folder), archive.chips, folds, settings))
+    totals = write_index(str(folder), settings.bands, [part])
+    write_manifest(str(folder), settings, {}, [part], [], totals)
 
 
 def run(settings: MemberSettings, data: TrainingData, folder: Path, start: Path | None = None) -> list[EpochReport]:
@@ -195,6 +195,34 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_by_bit(data: TrainingData,
     assert run(settings, data, tmp_path / "nothing", start=tmp_path / "whole" / "2") == []
 
 
+def test_run_that_stopped_within_an_epoch_goes_on_there_and_ends_alike(
+    data: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = tiny()
+    run(settings, data, tmp_path / "whole")
+    states: list[TrainingState] = []
+    steps = itertools.count()
+    true_step = loop._step
+
+    def three_steps(*arguments: object) -> torch.Tensor:
+        if next(steps) == 3:
+            raise KeyboardInterrupt
+        return true_step(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "_step", three_steps)
+    with pytest.raises(KeyboardInterrupt):
+        train_member(settings, data, Ranks(), lambda *_: None, states.append)
+    monkeypatch.undo()
+    num_samples = len(data.train)
+    done = sum(len(batch) for batch in loop.epoch_batches(num_samples, settings.global_batch, settings.seed, 1)[:1])
+    assert states[0].position == Position(1, done), "two batches make an epoch"
+    (tmp_path / "cut").mkdir()
+    save_state(tmp_path / "cut", states[0], settings)
+    run(settings, data, tmp_path / "rest", start=tmp_path / "cut")
+    for name in ("weights.safetensors", "momentum.safetensors"):
+        assert (tmp_path / "rest" / "2" / name).read_bytes() == (tmp_path / "whole" / "2" / name).read_bytes()
+
+
 def test_checkpoint_of_other_settings_is_refused_with_the_difference(data: TrainingData, tmp_path: Path) -> None:
     settings = tiny(epochs=1)
     run(settings, data, tmp_path)
@@ -207,7 +235,7 @@ def test_a_few_tiles_can_be_learned_by_heart(data: TrainingData, kind: str) -> N
     changes = {"normalisation.kind": kind, "normalisation.maximum": 10000 if kind == "fixed-maximum" else None}
     settings = tiny(epochs=25, crop_px=64, **{"optimiser.lr": 0.1}, **changes)
     settings = change(settings, {"decoder_channels": [16, 16, 8, 8, 8]})
-    fractions = np.array(data.reader.index["cloud_fraction"].to_pylist())
+    fractions = read_index(data.reader.uri)["cloud_fraction"].to_numpy()
     few = np.flatnonzero((fractions > 0.1) & (fractions < 0.9))[:4]
     few_data = TrainingData(data.reader, few, few)
     reports: list[EpochReport] = []
@@ -228,7 +256,9 @@ def test_validation_counts_each_tile_once_whatever_the_grouping(data: TrainingDa
     settings = tiny()
     net = build_model(settings).eval()
     reader = Cut(data.reader)
-    found = validate(net, settings, TrainingData(reader, data.train, np.arange(len(reader))), Ranks())
+    all_of_it = TrainingData(reader, data.train, np.arange(len(reader)))
+    with validation_loader(settings, all_of_it) as samples:
+        found = validate(net, settings, all_of_it, Ranks(), samples)
     expected: dict[str, list[int]] = {}
     for i, location in enumerate(reader.locations):
         bands, label = reader.read(i)
@@ -326,7 +356,7 @@ def test_label_that_vanishes_after_the_listing_costs_its_chip_only(own_chips: Pa
     assert chip.label is not None
     Path(chip.label).unlink()
     with pytest.raises(DataError, match=f"{chip.chip_id}: the label vanished"):
-        read_tile(chip)
+        read_tile(chip, "before-04.00")
 
 
 def test_tile_of_a_chip_has_zero_and_ignore_where_there_is_no_data(own_chips: Path) -> None:
@@ -339,7 +369,7 @@ def test_tile_of_a_chip_has_zero_and_ignore_where_there_is_no_data(own_chips: Pa
         pixels[:8] = 0
         with rasterio.open(uri, "w", **profile) as target:
             target.write(pixels, 1)
-    tile = read_tile(chip)
+    tile, _ = read_tile(chip, "before-04.00")
     assert tile.label is not None
     assert (tile.label[:8] == 255).all()
     assert (tile.label[8:] != 255).any()
