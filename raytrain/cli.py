@@ -211,6 +211,104 @@ class Shard(ClusterCommand):
         )
 
 
+class Audit(ClusterCommand):
+    """Report the folds of shards, or of a metadata CSV, and what leaks between them; exit code 1 on leakage."""
+
+    src: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SHARDS")]
+    """The folder of the shards; or a metadata CSV (chip_id, location, datetime), which has no pixels and footprints."""
+    folds: str | None = None
+    """Folds to audit instead: a number, or a CSV with chip_id and a column fold or split. For a CSV 4 by default."""
+    seed: int = 0
+    """Seed of the folds, where --folds is a number."""
+
+    def run(self, narrator: Narrator) -> int:
+        """Audit the folds."""
+        from raytrain.cluster.audit import AuditJob, audit
+
+        named = self.folds is not None and not self.folds.isdecimal()
+        folds = storage.normalise(self.folds) if named and self.folds else self.folds
+        job = AuditJob(src=storage.normalise(self.src), folds=folds, seed=self.seed)
+        with narrator.step("looking for leakage") as on_progress:
+            report = audit(job, self._cluster, on_progress)
+        narrator.problems(report.problems, consequence="not looked at")
+        if not self.json_output:
+            print_audit(report)
+        result = {
+            "folds": [vars(each) for each in report.summaries],
+            "size_spread_fraction": report.size_spread_fraction,
+            "leaks": {
+                leak.kind: {"tiles_by_fold": by_fold, "examples": leak.examples} for leak, by_fold in report.leaks
+            },
+            "unchecked": report.unchecked,
+            "problems": _listed(report.problems),
+        }
+        self._print(result, [f"not looked at: {each}" for each in report.unchecked])
+        if report.has_leakage:
+            kinds = ", ".join(leak.kind for leak, _ in report.leaks if leak.tiles)
+            narrator.say(f"raytrain: leakage between the folds: {kinds}")
+        return EXIT_DATA_WRONG if report.has_leakage or report.problems else EXIT_DONE
+
+    def uris(self) -> list[str]:
+        """Return the source, and the folds where they are a file."""
+        return [self.src] + ([] if self.folds is None or self.folds.isdecimal() else [self.folds])
+
+
+def print_audit(report: Any) -> None:
+    """Print a table of the folds, and one of the leaks."""
+
+    def share(value: float | None) -> str:
+        return "-" if value is None else f"{value:.1%}"
+
+    rows = [
+        [
+            str(each.fold),
+            str(each.num_tiles),
+            str(each.num_locations),
+            share(each.cloud_fraction_mean),
+            share(each.clear_tiles_fraction),
+            share(each.overcast_tiles_fraction),
+        ]
+        for each in report.summaries
+    ]
+    title = f"Folds (the largest is {report.size_spread_fraction:.1%} larger than the smallest)"
+    print_table(title, ["fold", "chips", "places", "cloud", "clear chips", "overcast chips"], rows)
+    rows = [
+        [
+            leak.kind,
+            str(len(leak.tiles)),
+            ", ".join(f"fold {fold}: {count}" for fold, count in by_fold.items()) or "-",
+            "; ".join(leak.examples[:1]) or "-",
+        ]
+        for leak, by_fold in report.leaks
+    ]
+    print_table("Leakage between folds", ["", "chips", "of them in", "for example"], rows)
+
+
+class Verify(ClusterCommand):
+    """Hash shards or an ensemble again and name what differs from what was written; exit code 1 on any difference."""
+
+    uri: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="URI")]
+    """The folder of shards, or the folder or the file of an ensemble."""
+
+    def run(self, narrator: Narrator) -> int:
+        """Verify what is there."""
+        from raytrain.cluster.verify import VerifyJob, verify
+
+        job = VerifyJob(uri=storage.normalise(self.uri))
+        with narrator.step(f"verify: {job.uri}") as on_progress:
+            report = verify(job, self._cluster, on_progress)
+        narrator.problems(report.differences, consequence="not as written")
+        result = {"kind": report.kind, "num_objects": report.num_objects, "bytes": report.num_bytes}
+        result["differences"] = _listed(report.differences)
+        size = f"{report.num_objects} objects, {report.num_bytes / 1e6:.1f} MB"
+        self._print(result, [] if report.differences else [f"{report.kind} as written: {size}: {job.uri}"])
+        return EXIT_DATA_WRONG if report.differences else EXIT_DONE
+
+    def uris(self) -> list[str]:
+        """Return what is verified."""
+        return [self.uri]
+
+
 class Train(ClusterCommand):
     """Train members of the ensemble on tile shards."""
 
@@ -435,9 +533,11 @@ COMMANDS: dict[str, Callable[..., Command]] = {
     "demo": Demo,
     "synth": Synth,
     "shard": Shard,
+    "audit": Audit,
     "train": Train,
     "score": Score,
     "evaluate": Evaluate,
+    "verify": Verify,
 }
 
 

@@ -14,6 +14,7 @@ from typing import Any, Generic, Self, TypeVar, cast
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from raytrain.config import LoaderSettings
+from raytrain.errors import RaytrainError
 from raytrain.tiles.dataset import Key, TileDataset
 
 SampleT = TypeVar("SampleT")
@@ -42,7 +43,10 @@ class SampleLoader(Generic[SampleT]):
         else:
             assert self._processes is not None, "closed"
             self._batches = batches
-            yield from self._processes
+            for batch in self._processes:
+                if isinstance(batch, RaytrainError):
+                    raise batch
+                yield batch
 
     def close(self) -> None:
         """End threads and processes."""
@@ -76,6 +80,7 @@ class SampleLoader(Generic[SampleT]):
         return DataLoader(
             _OfThreads(self.dataset, self._settings.threads),
             batch_sampler=_Asked(self),
+            collate_fn=_collate,
             num_workers=self._settings.processes,
             # A process with threads, as every rank is, must not be forked.
             multiprocessing_context="forkserver",
@@ -109,7 +114,14 @@ class _OfThreads(Dataset[SampleT], Generic[SampleT]):
     def __getitem__(self, key: Key) -> SampleT:
         return self._dataset[key]
 
-    def __getitems__(self, keys: Sequence[Key]) -> list[SampleT]:
+    def __getitems__(self, keys: Sequence[Key]) -> list[SampleT] | RaytrainError:
         if self._pool is None:  # in the loader process; a pool can't be sent to one
             self._pool = ThreadPoolExecutor(self._threads)
-        return list(self._pool.map(self._dataset.__getitem__, keys))
+        try:
+            return list(self._pool.map(self._dataset.__getitem__, keys))
+        except RaytrainError as error:
+            return error  # torch would make a RuntimeError of it
+
+
+def _collate(samples: list[SampleT] | RaytrainError) -> SampleT | RaytrainError:
+    return samples if isinstance(samples, RaytrainError) else cast(SampleT, default_collate(samples))

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from datetime import UTC, datetime
 from pathlib import Path
 
 import duckdb
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
@@ -20,52 +17,18 @@ from raytrain import storage
 from raytrain.config import CellEncoding
 from raytrain.errors import ConfigError, DataError
 from raytrain.tiles.folds import assign_folds, deal_folds
-from raytrain.tiles.format import ShardWriter, Tile, index_schema
-from raytrain.tiles.order import check_batch, epoch_batches, rank_share
+from raytrain.tiles.format import Tile
+from raytrain.tiles.order import Position, check_batch, epoch_batches, rank_share
 from raytrain.tiles.reader import TileReader, select_tiles, shards_digest
+from tests.making import BANDS, make_tile, write_tiles
 
 ENCODINGS: tuple[CellEncoding, ...] = ("raw", "blosc2-bitshuffle-lz4", "blosc2-bitshuffle-zstd")
-BANDS = ("B02", "B03", "B04", "B08", "B11")
-
-
-def make_tile(i: int, shape: tuple[int, int], *, labelled: bool = True) -> Tile:
-    generator = np.random.default_rng(i)
-    return Tile(
-        tile_id=f"tile{i}",
-        location=f"place{i % 2}",
-        taken=datetime(2020, 4, 29, tzinfo=UTC) if i % 2 else None,
-        bands={band: generator.integers(0, 65536, shape).astype(np.uint16) for band in BANDS},
-        label=generator.integers(0, 2, shape).astype(np.uint8) if labelled else None,
-        valid_fraction=1.0,
-        cloud_fraction=0.5 if labelled else None,
-        crs="EPSG:32636" if i % 2 else None,
-        transform=(10.0, 0.0, 3e5, 0.0, -10.0, 5e6) if i % 2 else None,
-        source_uri=f"s3://bucket/tile{i}",
-    )
-
-
-def write_shards(folder: Path, tiles: list[Tile], encoding: CellEncoding) -> None:
-    writer = ShardWriter("shard-00000.parquet", BANDS, encoding)
-    for tile in tiles:
-        writer.add(tile)
-    data, rows = writer.finish()
-    (folder / "shard-00000.parquet").write_bytes(data)
-    rows = [row | {"fold": i % 2} for i, row in enumerate(rows)]
-    pq.write_table(pa.Table.from_pylist(rows, schema=index_schema(BANDS)), folder / "index.parquet")
-    (folder / "manifest.json").write_text(
-        json.dumps(
-            {"format_version": 1, "cell_encoding": encoding, "bands": list(BANDS)}
-            | {"shards": [], "index": {}, "settings": {}, "source": {"folds_digest": ""}, "left_out": []}
-        )
-    )
-
-
 TILES = [make_tile(0, (5, 7)), make_tile(1, (64, 64)), make_tile(2, (32, 40), labelled=False), make_tile(3, (1, 1))]
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_tiles_read_as_written_for_any_subset_of_bands(tmp_path: Path, encoding: CellEncoding) -> None:
-    write_shards(tmp_path, TILES, encoding)
+    write_tiles(tmp_path, TILES, encoding)
     for bands in (("B02",), ("B08", "B02"), ("B04", "B11"), BANDS):
         reader = TileReader(str(tmp_path), bands)
         assert len(reader) == 4
@@ -79,7 +42,7 @@ def test_tiles_read_as_written_for_any_subset_of_bands(tmp_path: Path, encoding:
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_index_places_are_the_bytes_of_the_cells(tmp_path: Path, encoding: CellEncoding) -> None:
-    write_shards(tmp_path, TILES, encoding)
+    write_tiles(tmp_path, TILES, encoding)
     data = (tmp_path / "shard-00000.parquet").read_bytes()
     cells = pq.read_table(tmp_path / "shard-00000.parquet").to_pylist()
     for row, cell in zip(pq.read_table(tmp_path / "index.parquet").to_pylist(), cells, strict=True):
@@ -89,7 +52,7 @@ def test_index_places_are_the_bytes_of_the_cells(tmp_path: Path, encoding: CellE
 
 
 def test_label_and_the_three_first_bands_are_one_short_range(tmp_path: Path) -> None:
-    write_shards(tmp_path, TILES, "raw")
+    write_tiles(tmp_path, TILES, "raw")
     row = pq.read_table(tmp_path / "index.parquet").to_pylist()[1]
     span = row["B04_offset"] + row["B04_bytes"] - row["label_offset"]
     assert span - (64 * 64 * 7) < 200
@@ -97,7 +60,7 @@ def test_label_and_the_three_first_bands_are_one_short_range(tmp_path: Path) -> 
 
 
 def test_raw_cells_are_read_by_numpy_pandas_and_duckdb(tmp_path: Path) -> None:
-    write_shards(tmp_path, TILES, "raw")
+    write_tiles(tmp_path, TILES, "raw")
     path = tmp_path / "shard-00000.parquet"
     frame = pd.read_parquet(path)
     assert frame["tile_id"].tolist() == [tile.tile_id for tile in TILES]
@@ -108,7 +71,7 @@ def test_raw_cells_are_read_by_numpy_pandas_and_duckdb(tmp_path: Path) -> None:
 
 
 def test_damaged_cell_names_tile_and_shard(tmp_path: Path) -> None:
-    write_shards(tmp_path, TILES, "blosc2-bitshuffle-zstd")
+    write_tiles(tmp_path, TILES, "blosc2-bitshuffle-zstd")
     path = tmp_path / "shard-00000.parquet"
     row = pq.read_table(tmp_path / "index.parquet").to_pylist()[1]
     data = bytearray(path.read_bytes())
@@ -124,8 +87,22 @@ def test_damaged_cell_names_tile_and_shard(tmp_path: Path) -> None:
         TileReader(str(tmp_path), ("B02",)).read(1)
 
 
+def test_a_changed_byte_that_still_decodes_is_noticed(tmp_path: Path) -> None:
+    write_tiles(tmp_path, TILES, "raw")
+    path = tmp_path / "shard-00000.parquet"
+    row = pq.read_table(tmp_path / "index.parquet").to_pylist()[1]
+    data = bytearray(path.read_bytes())
+    data[row["B03_offset"] + 100] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"tile tile1 in .*: can't be read: B03: its 8192 bytes are not those"):
+        TileReader(str(tmp_path), ("B02", "B03")).read(1)
+    assert TileReader(str(tmp_path), ("B02",)).read(1)[0].shape == (1, 64, 64), (
+        "a band that is not read is not looked at"
+    )
+
+
 def test_store_out_of_reach_is_no_fault_of_the_tile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_shards(tmp_path, TILES, "raw")
+    write_tiles(tmp_path, TILES, "raw")
     reader = TileReader(str(tmp_path), ("B02",))
 
     def unreachable(uri: str, start: int, end: int) -> bytes:
@@ -146,7 +123,7 @@ def test_hash_covers_bands_in_the_formats_order_and_the_label() -> None:
 def test_missing_shards_other_version_and_unknown_band_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no manifest\.json.*raytrain shard"):
         TileReader(str(tmp_path), ("B02",))
-    write_shards(tmp_path, TILES, "raw")
+    write_tiles(tmp_path, TILES, "raw")
     with pytest.raises(ConfigError, match=r"no band B09 .*the shards have B02"):
         TileReader(str(tmp_path), ("B09",))
     (tmp_path / "manifest.json").write_text('{"format_version": 9}')
@@ -169,7 +146,7 @@ def test_missing_shards_other_version_and_unknown_band_are_refused(tmp_path: Pat
     ],
 )
 def test_damaged_manifest_and_index_are_named(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
-    write_shards(tmp_path, TILES, "raw")
+    write_tiles(tmp_path, TILES, "raw")
     if content is None:
         (tmp_path / name).unlink()
     else:
@@ -189,7 +166,7 @@ def test_what_nets_learn_from_is_told_apart_by_pixels_and_by_folds() -> None:
 
 
 def test_training_and_validation_tiles_share_nothing_and_have_labels(tmp_path: Path) -> None:
-    write_shards(tmp_path, TILES, "raw")
+    write_tiles(tmp_path, TILES, "raw")
     reader = TileReader(str(tmp_path), ())
     assert select_tiles(reader, 0, "train").tolist() == [1, 3]
     assert select_tiles(reader, 0, "validation").tolist() == [0]
@@ -265,6 +242,36 @@ def test_every_tile_is_read_once_per_epoch_for_any_world_size(
     assert (whole == again).all()
 
 
+@given(
+    st.integers(1, 300),
+    st.integers(1, 40),
+    st.integers(0, 3),
+    st.lists(st.tuples(st.integers(1, 9), st.integers(1, 5)), max_size=4),
+)
+def test_epoch_cut_off_anywhere_goes_on_on_any_number_of_ranks_with_no_tile_repeated_or_lost(
+    num: int, batch: int, seed: int, attempts: list[tuple[int, int]]
+) -> None:
+    """Each attempt takes so many steps on so many ranks; the last one goes to the end. The state is one number."""
+    whole = epoch_batches(num, batch, seed, 3)
+    seen: list[np.ndarray] = []
+    position = Position(3, 0)
+    for steps, world in [*attempts, (num, 2)]:
+        rest = epoch_batches(num, batch, seed, position.epoch, position.samples_done)
+        for each in rest[:steps]:
+            seen.append(np.concatenate([rank_share(each, rank, world) for rank in range(world)]))
+            position = Position(3, position.samples_done + len(each))
+    assert [each.tolist() for each in seen] == [each.tolist() for each in whole], "not the steps of a run never cut off"
+
+
+@given(st.integers(1, 300), st.integers(1, 40), st.integers(1, 40), st.integers(0, 300))
+def test_epoch_goes_on_with_another_global_batch_and_still_each_sample_once(
+    num: int, batch: int, other: int, steps: int
+) -> None:
+    before = epoch_batches(num, batch, 0, 0)[:steps]
+    after = epoch_batches(num, other, 0, 0, sum(map(len, before)))
+    assert sorted(np.concatenate([*before, *after]).tolist()) == list(range(num))
+
+
 @given(st.integers(1, 300), st.integers(1, 40), st.integers(1, 6))
 def test_batch_check_refuses_just_what_leaves_a_rank_without_a_sample(num: int, batch: int, world: int) -> None:
     empty = any(not len(rank_share(each, r, world)) for each in epoch_batches(num, batch, 0, 0) for r in range(world))
@@ -281,6 +288,6 @@ def test_epochs_differ_and_seeds_differ() -> None:
 
 
 def test_index_opens_from_a_uri_with_a_trailing_slash(tmp_path: Path) -> None:
-    write_shards(tmp_path, TILES, "raw")
+    write_tiles(tmp_path, TILES, "raw")
     assert storage.normalise(f"{tmp_path}/") == str(tmp_path)
     assert len(TileReader(f"{tmp_path}/", ("B02",))) == 4

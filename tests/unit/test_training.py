@@ -14,8 +14,7 @@ from raytrain.config import LossWeights, MemberSettings, OptimiserSettings, Shar
 from raytrain.errors import ConfigError, DataError, TrainingDiverged, WorkNotFinished
 from raytrain.recipes import members, published_members
 from raytrain.tiles.archive import open_archive
-from raytrain.tiles.folds import assign_folds
-from raytrain.tiles.ingest import ShardWork, read_tile, write_index, write_manifest, write_shard
+from raytrain.tiles.ingest import read_tile
 from raytrain.tiles.order import Position
 from raytrain.tiles.reader import TileReader, read_index, select_tiles
 from raytrain.training import loop
@@ -25,6 +24,7 @@ from raytrain.training.losses import count_valid, segmentation_loss, totals
 from raytrain.training.models import build_model, load_weights
 from raytrain.training.ranks import Ranks
 from raytrain.training.samples import TrainingTransform, ValidationTransform
+from tests.making import shard_chips
 
 TINY = {"epochs": 3, "crop_px": 32, "crops_per_tile": 1, "global_batch": 4, "decoder_channels": [8, 8, 8, 4, 4]}
 
@@ -156,19 +156,9 @@ def test_no_data_is_ignored_and_a_small_tile_is_reflected_up() -> None:
 def data(chips: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainingData:
     """The tiles of the generated archive, in shards written without Ray."""
     folder = tmp_path_factory.mktemp("shards")
-    write_shards(chips, folder)
+    shard_chips(chips, folder, ShardSettings(folds="3"))
     reader = TileReader(str(folder), ("B02", "B03", "B04", "B08"))
     return TrainingData(reader, select_tiles(reader, 0, "train"), select_tiles(reader, 0, "validation"))
-
-
-def write_shards(chips: Path, folder: Path) -> None:
-    settings = ShardSettings(folds="3")
-    archive = open_archive(str(chips), settings.bands)
-    ids, locations = [chip.chip_id for chip in archive.chips], [chip.row.location for chip in archive.chips]
-    folds = assign_folds("3", ids, locations, 0)
-    part = write_shard(ShardWork("shard-00000.parquet", str(folder), archive.chips, folds, settings))
-    totals = write_index(str(folder), settings.bands, [part])
-    write_manifest(str(folder), settings, {}, [part], [], totals)
 
 
 def run(settings: MemberSettings, data: TrainingData, folder: Path, start: Path | None = None) -> list[EpochReport]:

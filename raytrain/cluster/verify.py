@@ -1,0 +1,85 @@
+"""Shards or an ensemble hashed again, by Ray tasks, and held against what was recorded when they were written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from raytrain import storage
+from raytrain.cluster import session
+from raytrain.cluster.tasks import run_tasks
+from raytrain.config import Settings
+from raytrain.errors import ConfigError, DataError
+from raytrain.scoring.manifest import ENSEMBLE_FILE, ensemble_folder, read_manifest
+from raytrain.tiles.reader import MANIFEST
+from raytrain.tiles.reader import read_manifest as read_shards
+from raytrain.tiles.verify import unknown_files, verify_index, verify_shard
+
+OnProgress = Callable[[int, int], None]
+
+
+class VerifyJob(Settings):
+    """What to verify: the folder of shards, or the folder or file of an ensemble."""
+
+    uri: str
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What was hashed, and what differs, each object by name."""
+
+    kind: str
+    num_objects: int
+    num_bytes: int
+    differences: list[DataError]
+
+
+@dataclass(frozen=True)
+class _Work:
+    uri: str
+    record: dict[str, Any]
+
+
+def verify(job: VerifyJob, cluster: session.Cluster, on_progress: OnProgress | None = None) -> VerifyReport:
+    """Hash what `job` names; raise `ConfigError` where there are neither shards nor an ensemble."""
+    if storage.exists(storage.join(ensemble_folder(job.uri), ENSEMBLE_FILE)):
+        return _verify_ensemble(ensemble_folder(job.uri), cluster, on_progress)
+    if storage.exists(storage.join(job.uri, MANIFEST)):
+        return _verify_shards(job.uri, cluster, on_progress)
+    raise ConfigError(f"{job.uri}: nothing to verify: neither shards ({MANIFEST}) nor an ensemble ({ENSEMBLE_FILE})")
+
+
+def _verify_shards(uri: str, cluster: session.Cluster, on_progress: OnProgress | None) -> VerifyReport:
+    manifest = read_shards(uri)
+    records: list[dict[str, Any]] = manifest["shards"]
+    differences = unknown_files(uri, [record["name"] for record in records]) + verify_index(uri, manifest["index"])
+    with session.joined(cluster, [uri]):
+        work = (_Work(uri, record) for record in records)
+        for found in run_tasks(_verify_shard, work, len(records), on_progress):
+            differences += found
+    size = sum(record["bytes"] for record in [*records, manifest["index"]])
+    return VerifyReport("shards", len(records) + 1, size, differences)
+
+
+def _verify_shard(work: _Work) -> list[DataError]:
+    return verify_shard(work.uri, work.record)
+
+
+def _verify_ensemble(folder: str, cluster: session.Cluster, on_progress: OnProgress | None) -> VerifyReport:
+    nets = read_manifest(folder).members
+    with session.joined(cluster, [folder]):
+        work = (_Work(storage.join(folder, net.weights), {"sha256": net.sha256}) for net in nets)
+        sizes, found = zip(*run_tasks(_verify_weights, work, len(nets), on_progress), strict=True)
+    return VerifyReport("ensemble", len(nets), sum(sizes), [each for differences in found for each in differences])
+
+
+def _verify_weights(work: _Work) -> tuple[int, list[DataError]]:
+    try:
+        data = storage.read_bytes(work.uri)
+    except FileNotFoundError:
+        return 0, [DataError(work.uri, "missing, but the ensemble names it")]
+    digest = storage.sha256_of(data)
+    if digest == work.record["sha256"]:
+        return len(data), []
+    return len(data), [DataError(work.uri, f"sha256 is {digest}, where the ensemble says {work.record['sha256']}")]

@@ -1,0 +1,92 @@
+"""Shards made without Ray: of tiles drawn at random, or of the chips of an archive."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raytrain import storage
+from raytrain.config import CellEncoding, ShardSettings
+from raytrain.tiles.archive import Chip, open_archive
+from raytrain.tiles.folds import assign_folds
+from raytrain.tiles.format import ShardWriter, Tile, index_schema
+from raytrain.tiles.ingest import ShardPart, ShardWork, standing_at, write_index, write_manifest, write_shard
+
+BANDS = ("B02", "B03", "B04", "B08", "B11")
+
+
+def make_tile(i: int, shape: tuple[int, int], *, labelled: bool = True) -> Tile:
+    generator = np.random.default_rng(i)
+    return Tile(
+        tile_id=f"tile{i}",
+        location=f"place{i % 2}",
+        taken=datetime(2020, 4, 29, tzinfo=UTC) if i % 2 else None,
+        bands={band: generator.integers(0, 65536, shape).astype(np.uint16) for band in BANDS},
+        label=generator.integers(0, 2, shape).astype(np.uint8) if labelled else None,
+        valid_fraction=1.0,
+        cloud_fraction=0.5 if labelled else None,
+        crs="EPSG:32636" if i % 2 else None,
+        transform=(10.0, 0.0, 3e5, 0.0, -10.0, 5e6) if i % 2 else None,
+        source_uri=f"s3://bucket/tile{i}",
+    )
+
+
+def write_tiles(uri: str | Path, tiles: list[Tile], encoding: CellEncoding, tiles_per_shard: int = 1000) -> None:
+    """Write tiles of the bands `BANDS`, alternately in folds 0 and 1."""
+    records, rows = [], []
+    for start in range(0, len(tiles), tiles_per_shard):
+        writer = ShardWriter(f"shard-{len(records):05d}.parquet", BANDS, encoding)
+        for tile in tiles[start : start + tiles_per_shard]:
+            writer.add(tile)
+        data, found = writer.finish()
+        name = found[0]["shard"]
+        storage.write_bytes(storage.join(str(uri), name), data)
+        records.append({"name": name, "sha256": storage.sha256_of(data), "bytes": len(data), "num_tiles": len(found)})
+        rows += found
+    sink = pa.BufferOutputStream()
+    rows = [row | {"fold": i % 2} for i, row in enumerate(rows)]
+    pq.write_table(pa.Table.from_pylist(rows, schema=index_schema(BANDS)), sink)
+    index = sink.getvalue().to_pybytes()
+    storage.write_bytes(storage.join(str(uri), "index.parquet"), index)
+    manifest = {
+        "format_version": 1,
+        "cell_encoding": encoding,
+        "bands": list(BANDS),
+        "shards": records,
+        "index": {"bytes": len(index), "sha256": hashlib.sha256(index).hexdigest()},
+        "settings": {},
+        "source": {"folds_digest": ""},
+        "left_out": [],
+    }
+    storage.write_bytes(storage.join(str(uri), "manifest.json"), json.dumps(manifest).encode())
+
+
+def plan_chips(chips: Path, folder: Path | str, settings: ShardSettings) -> list[ShardWork]:
+    """Return the work of each shard of an archive, with what stands of it."""
+    archive = open_archive(str(chips), settings.bands)
+    ids, places = [chip.chip_id for chip in archive.chips], [chip.row.location for chip in archive.chips]
+    folds = assign_folds(settings.folds, ids, places, settings.seed)
+    standing = standing_at(str(folder))
+    size = settings.tiles_per_shard
+
+    def work(i: int, start: int) -> ShardWork:
+        some: list[Chip] = archive.chips[start : start + size]
+        return ShardWork(f"shard-{i:05d}.parquet", str(folder), some, folds[start : start + size], settings)
+
+    return [standing.work(work(i, start)) for i, start in enumerate(range(0, len(ids), size))]
+
+
+def finish(folder: Path | str, settings: ShardSettings, parts: list[ShardPart]) -> None:
+    totals = write_index(str(folder), settings.bands, parts)
+    write_manifest(str(folder), settings, {"folds_digest": ""}, parts, [], totals)
+
+
+def shard_chips(chips: Path, folder: Path | str, settings: ShardSettings) -> None:
+    """Write the shards of an archive."""
+    finish(folder, settings, [write_shard(work) for work in plan_chips(chips, folder, settings)])
