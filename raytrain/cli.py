@@ -256,17 +256,14 @@ class Audit(ClusterCommand):
 def print_audit(report: Any) -> None:
     """Print a table of the folds, and one of the leaks."""
 
-    def share(value: float | None) -> str:
-        return "-" if value is None else f"{value:.1%}"
-
     rows = [
         [
             str(each.fold),
             str(each.num_tiles),
             str(each.num_locations),
-            share(each.cloud_fraction_mean),
-            share(each.clear_tiles_fraction),
-            share(each.overcast_tiles_fraction),
+            _or_dash(each.cloud_fraction_mean, ".1%"),
+            _or_dash(each.clear_tiles_fraction, ".1%"),
+            _or_dash(each.overcast_tiles_fraction, ".1%"),
         ]
         for each in report.summaries
     ]
@@ -364,10 +361,7 @@ class Train(ClusterCommand):
         )
         report = train(job, self._cluster, lambda post: narrator.epoch(post.run, post.num_epochs, post.metrics))
         if not self.json_output:
-            rows = [
-                [m.name, str(m.fold), str(m.epoch + 1), "-" if m.score is None else f"{m.score:.4f}"]
-                for m in report.trained
-            ]
+            rows = [[m.name, _or_dash(m.fold, "d"), str(m.epoch), _or_dash(m.score, ".4f")] for m in report.trained]
             rows += [[name, "", "failed", ""] for name in report.failed]
             print_table("Members", ["member", "fold", "best epoch", "IoU by location"], rows)
         result = {
@@ -375,7 +369,8 @@ class Train(ClusterCommand):
             "trained": [member.model_dump(mode="json") for member in report.trained],
             "failed": report.failed,
         }
-        line = f"ensemble: {report.ensemble_uri} ({report.num_members} nets)"
+        nets = "1 net" if report.num_members == 1 else f"{report.num_members} nets"
+        line = f"ensemble: {report.ensemble_uri} ({nets})"
         self._print(result, [line] if report.ensemble_uri else [])
         for name, reason in report.failed.items():
             narrator.say(f"raytrain: {name} is not finished: {reason}; the same command goes on")
@@ -453,6 +448,8 @@ class Evaluate(ClusterCommand):
     """Where metrics.json and report.html go."""
     where: tuple[str, ...] = ()
     """COLUMN=VALUE filters on the metadata."""
+    where_metadata: str | None = None
+    """CSV with chip_id and the columns of --where, if the metadata has them not."""
     images: str | None = None
     """The scored chips or scenes, for the pictures of the report."""
     empty_union_rule: EmptyUnionRule = "one"
@@ -468,6 +465,7 @@ class Evaluate(ClusterCommand):
             metadata=storage.normalise(self.metadata),
             out=storage.normalise(self.out),
             where=self.where,
+            where_metadata=None if self.where_metadata is None else storage.normalise(self.where_metadata),
             images=None if self.images is None else storage.normalise(self.images),
             empty_union_rule=self.empty_union_rule,
         )
@@ -485,7 +483,11 @@ class Evaluate(ClusterCommand):
 
     def uris(self) -> list[str]:
         """Return the inputs and the destination."""
-        return [uri for uri in (self.predictions, self.labels, self.metadata, self.out, self.images) if uri]
+        return [
+            uri
+            for uri in (self.predictions, self.labels, self.metadata, self.where_metadata, self.out, self.images)
+            if uri
+        ]
 
 
 def print_scores(found: Any) -> None:
@@ -544,6 +546,10 @@ COMMANDS: dict[str, Callable[..., Command]] = {
 def _listed(problems: Sequence[DataError]) -> list[dict[str, str]]:
     """Return the problems as `metrics.json` and `manifest.json` have them."""
     return [{"subject": problem.subject, "found": problem.found} for problem in problems]
+
+
+def _or_dash(value: float | None, how: str) -> str:
+    return "-" if value is None else format(value, how)
 
 
 def _local_folder(option: str, uri: str) -> str:
@@ -666,6 +672,7 @@ def _in_one_line(box: str) -> str:
     groups = " ".join(line if line.strip("─-") else "\n" for line in lines).split("\n")
     text = next((group.strip() for group in groups if group.strip()), "wrong command line")
     text = re.sub(r"^Error parsing \w+: \d+ validation errors? for \w+ ", "", text)
+    text = re.sub(r" \[type=\w+, input_value=(.*?), input_type=\w+\]", r" (found \1)", text)
     text = re.sub(r" For further information visit \S+", "", text)
     return f"{text}; see raytrain --help"
 

@@ -58,6 +58,8 @@ class Retries:
 
 
 RETRIES = Retries()
+QUIET_ATTEMPTS = 3
+"""Attempts that fail without a warning."""
 _logger = logging.getLogger(__name__)
 
 GDAL_CACHE_BYTES = 128 * 2**20
@@ -198,7 +200,8 @@ def persistently(uri: str, operation: Callable[[], ResultT], retries: Retries | 
             last = error
         if attempt + 1 < policy.attempts:
             wait_s = policy.wait_s(attempt)
-            _logger.info("%s: %s; attempt %d, again in %.1f s", uri, _short(last), attempt + 1, wait_s)
+            level = logging.INFO if attempt < QUIET_ATTEMPTS else logging.WARNING
+            _logger.log(level, "%s: %s; attempt %d, again in %.1f s", uri, _short(last), attempt + 1, wait_s)
             time.sleep(wait_s)
     spent_s = time.monotonic() - start
     raise StoreOutOfReach(
@@ -232,6 +235,7 @@ def is_passing(error: BaseException) -> bool:
         return status >= 500 or status in (408, 429) or cause.response.get("Error", {}).get("Code") == "RequestTimeout"
     passing = (
         botocore.exceptions.HTTPClientError,
+        botocore.exceptions.ConnectionError,
         botocore.exceptions.IncompleteReadError,
         botocore.parsers.ResponseParserError,
         botocore.exceptions.FlexibleChecksumError,
@@ -250,7 +254,9 @@ def exists(uri: str) -> bool:
 
 def read_bytes(uri: str) -> bytes:
     """Return the whole object; raise `FileNotFoundError` where there is none."""
-    return persistently(uri, lambda: bytes(filesystem(uri).cat_file(path_of(uri))))
+    # Of a store in one request: s3fs would ask for the size before, to read what is large in parallel.
+    options = {} if is_local(uri) else {"max_concurrency": 1}
+    return persistently(uri, lambda: bytes(filesystem(uri).cat_file(path_of(uri), **options)))
 
 
 def read_text(uri: str, what: str) -> str:

@@ -67,7 +67,7 @@ def write_tiles(uri: str | Path, tiles: list[Tile], encoding: CellEncoding, tile
     storage.write_bytes(storage.join(str(uri), "manifest.json"), json.dumps(manifest).encode())
 
 
-def plan_chips(chips: Path, folder: Path | str, settings: ShardSettings) -> list[ShardWork]:
+def plan_chips(chips: Path | str, folder: Path | str, settings: ShardSettings) -> list[ShardWork]:
     """Return the work of each shard of an archive, with what stands of it."""
     archive = open_archive(str(chips), settings.bands)
     ids, places = [chip.chip_id for chip in archive.chips], [chip.row.location for chip in archive.chips]
@@ -87,6 +87,6 @@ def finish(folder: Path | str, settings: ShardSettings, parts: list[ShardPart]) 
     write_manifest(str(folder), settings, {"folds_digest": ""}, parts, [], totals)
 
 
-def shard_chips(chips: Path, folder: Path | str, settings: ShardSettings) -> None:
+def shard_chips(chips: Path | str, folder: Path | str, settings: ShardSettings) -> None:
     """Write the shards of an archive."""
     finish(folder, settings, [write_shard(work) for work in plan_chips(chips, folder, settings)])

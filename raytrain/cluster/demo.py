@@ -218,7 +218,7 @@ def _page(
             member.settings.encoder,
             " ".join(member.settings.bands),
             member.settings.normalisation.kind,
-            member.epoch + 1,
+            member.epoch,
             "-" if member.score is None else member.score,
         ]
         for member in members

@@ -14,7 +14,7 @@ from raytrain.evaluation.gallery import find_images, make_gallery
 from raytrain.evaluation.masks import CountedPair, count_pairs, pair_up
 from raytrain.evaluation.report import evaluation_page, render_report
 from raytrain.evaluation.results import METRICS_NAME, Evaluation, Inputs, write_metrics
-from raytrain.tiles.metadata import read_metadata
+from raytrain.tiles.metadata import BadRow, Metadata, read_metadata
 from raytrain.training.metrics import scores
 
 PAIRS_PER_TASK = 32
@@ -24,7 +24,8 @@ REPORT_FILE = "report.html"
 class EvaluateJob(Settings):
     """Which masks to hold against which labels; the rows of `metadata` that `where` leaves say which chips count.
 
-    `images` names the scored chips or scenes, for the pictures of the page.
+    The columns of `where` are those of `where_metadata`, if it is given. `images` names the scored chips or scenes, for
+    the pictures of the page.
     """
 
     predictions: str
@@ -32,6 +33,7 @@ class EvaluateJob(Settings):
     metadata: str
     out: str
     where: tuple[str, ...] = ()
+    where_metadata: str | None = None
     images: str | None = None
     empty_union_rule: EmptyUnionRule = "one"
 
@@ -59,7 +61,7 @@ def evaluate(
 
     Raises `ConfigError` where not one prediction has a label.
     """
-    metadata = read_metadata(job.metadata, job.where)
+    metadata = _chosen(job)
     images = find_images(job.images) if job.images else None
     pairs, problems = pair_up(job.predictions, job.labels, metadata.rows)
     problems += metadata.problems
@@ -86,3 +88,19 @@ def evaluate(
     storage.write_bytes(page_uri, render_report(page).encode())
     metrics_uri = write_metrics(job.out, evaluation)
     return EvaluateReport(evaluation, counted, problems, metrics_uri, page_uri)
+
+
+def _chosen(job: EvaluateJob) -> Metadata:
+    """Return the rows that count, and what is wrong with bad ones that would."""
+    if job.where_metadata is None:
+        return read_metadata(job.metadata, job.where)
+    chosen = read_metadata(job.where_metadata, job.where, with_location=False)
+    ids = {row.chip_id for row in chosen.rows}
+    metadata = read_metadata(job.metadata)
+    rows = [row for row in metadata.rows if row.chip_id in ids]
+    bad = [row for row in metadata.bad if row.chip_id in ids]
+    known = {row.chip_id for row in rows} | {row.chip_id for row in bad}
+    for chip_id in sorted(ids - known):
+        found = f"chosen by the filters on {job.where_metadata}, but not in {job.metadata}"
+        bad.append(BadRow(chip_id, DataError(chip_id, found)))
+    return Metadata(rows, [*bad, *chosen.bad])

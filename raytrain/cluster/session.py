@@ -91,7 +91,10 @@ def _start(cluster: Cluster) -> None:
         with _own_signals():
             _init(cluster)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"can't join Ray at {cluster.address}: {first_line(error)}") from error
+        token = (
+            "" if os.environ.get("RAY_AUTH_MODE") else "; if it wants a token, set RAY_AUTH_MODE=token and the token"
+        )
+        raise ConfigError(f"can't join Ray at {cluster.address}: {first_line(error)}{token}") from error
 
 
 def _init(cluster: Cluster) -> None:

@@ -75,6 +75,8 @@ def shard(job: ShardJob, cluster: session.Cluster, on_progress: OnProgress | Non
     Work that was cut off goes on. Raises `ConfigError` if the destination holds shards of other chips or settings, and
     `WorkNotFinished` if chips changed while they were read: the same command reads those again.
     """
+    if job.dst == job.src:
+        raise ConfigError(f"{job.dst}: the shards would stand among the chips; choose another destination")
     archive = _chosen(job)
     if not archive.chips:
         return ShardReport(None, archive.problems, was_done=False)
@@ -185,6 +187,8 @@ def _finished(job: ShardJob, source: dict[str, Any]) -> dict[str, Any] | None:
         changed.append(f"the chips at {job.src} are not those that the shards were made from")
     elif manifest["source"]["folds_digest"] != source["folds_digest"]:
         changed.append(f"the folds in {job.settings.folds} are not those of the shards")
+    if job.strict and manifest["left_out"]:
+        changed.append(f"made without --strict, {len(manifest['left_out'])} chips are left out")
     if changed:
         raise ConfigError(f"{job.dst} holds other shards ({'; '.join(changed)}); choose another destination")
     return manifest

@@ -279,13 +279,19 @@ def _keep(folder: str, run: RunSettings, checkpoint: ray.train.Checkpoint) -> Tr
         sha256=storage.sha256_of(weights),
         settings=run.member,
         score=metrics.get(SCORE),
-        epoch=metrics["epoch"],
+        epoch=metrics["epoch"] + 1,
     )
     storage.write_bytes(storage.join(folder, run.name, RESULT_FILE), member.model_dump_json(indent=1).encode())
     return member
 
 
+_MEMORY = re.compile(r"was ([\d.]+ ?[KMG]i?B / [\d.]+ ?[KMG]i?B)[^.]*, which exceeds the memory usage threshold")
+
+
 def _reason(error: Exception) -> str:
+    """Return the one line of Ray Train's long text that says why."""
+    if full := _MEMORY.search(str(error)):
+        return f"out of memory on a node ({full[1]} used); lower global_batch, crop_px or the workers on a node"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     causes = [line for line in lines if re.match(r"^[\w.]*(Error|Exception|Diverged)\b.*:", line)]
     return (causes or lines or [type(error).__name__])[-1]

@@ -7,6 +7,7 @@ names none, if every band is 0. Must not know shards or models.
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -87,8 +88,8 @@ def _read_single_band(name: str, data: bytes) -> tuple[NDArray[Any], float | Non
 
 
 def _reason(error: RasterioError) -> str:
-    # rasterio hides GDAL's reason in the cause.
-    return first_line(error.__cause__ or error)
+    # rasterio hides GDAL's reason in the cause, and gives bytes in memory a random folder.
+    return re.sub(r"/vsimem/[0-9a-f-]+/", "", first_line(error.__cause__ or error))
 
 
 def open_geotiff(uri: str, what: str) -> DatasetReader:

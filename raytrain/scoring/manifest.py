@@ -14,7 +14,10 @@ FORMAT_VERSION = 1
 
 
 class TrainedMember(Settings):
-    """One trained net: where its weights lie (a key beside the ensemble file), their hash, and how it came about."""
+    """One trained net: where its weights lie (a key beside the ensemble file), their hash, and how it came about.
+
+    `epoch` is that of the weights, from 1.
+    """
 
     name: str
     fold: int | None

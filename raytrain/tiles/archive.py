@@ -131,6 +131,7 @@ def open_archive(uri: str, bands: Sequence[str], *, for_training: bool = True) -
     for chip_id in sorted(set(listing.stray_labels) - named):
         name = f"{listing.prefix}_labels/{chip_id}.tif"
         archive.problems.append(DataError(name, "a label without bands and without a row in the metadata"))
+    _check_bands(uri, listing, bands)
     layout = Layout(uri, listing.prefix, tuple(bands), listing.has_labels)
     metadata.rows.sort(key=lambda row: row.chip_id)
     for row in metadata.rows:
@@ -173,6 +174,14 @@ def _list(uri: str, wanted: set[str], *, with_labels: bool) -> _Listing:
     for chip_id in late.keys() & chips.keys():
         chips[chip_id].add_label(late.pop(chip_id))
     return _Listing(prefix, chips, list(late), prefix in labelled)
+
+
+def _check_bands(uri: str, listing: _Listing, bands: Sequence[str]) -> None:
+    """Raise `ConfigError` for a band that not one chip has: it is the question that is wrong."""
+    found = {band for names in {listed.bands for listed in listing.chips.values()} for band in names}
+    nowhere = [band for band in bands if band not in found]
+    if nowhere:
+        raise ConfigError(f"{uri}: no chip has a band {', '.join(nowhere)} (found: {', '.join(sorted(found))})")
 
 
 def _listed_chip(layout: Layout, row: MetadataRow, listed: _Listed | None) -> Chip:

@@ -255,5 +255,7 @@ def select_tiles(reader: TileReader, fold: int | None, part: Literal["train", "v
     inside = np.zeros(len(folds), bool) if fold is None else folds == fold
     chosen = np.flatnonzero((inside if part == "validation" else ~inside) & reader.labelled())
     if not chosen.size and not (part == "validation" and fold is None):
-        raise ConfigError(f"{reader.uri}: no labelled tiles for {part} with fold {fold}")
+        only = "; they have only this fold: train with --fold none, or make shards of more folds"
+        hint = only if part == "train" and bool(inside.all()) else ""
+        raise ConfigError(f"{reader.uri}: no labelled tiles for {part} with fold {fold}{hint}")
     return chosen

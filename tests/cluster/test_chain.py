@@ -262,9 +262,7 @@ def test_local_paths_and_ray_client_are_refused_where_they_cannot_work() -> None
 
 def test_real_chips_from_shards_to_scores(real_imagery: Path, tmp_path: Path) -> None:
     labelled, provenance = real_imagery / "labelled", str(real_imagery / "labelled" / "provenance.csv")
-    metadata = tmp_path / "split.csv"
-    rows = [line.split(",")[:2] for line in Path(provenance).read_text().splitlines()]
-    metadata.write_text("\n".join(["chip_id,location,split", *(f"{chip},-,{split}" for chip, split in rows[1:])]))
+    metadata = str(labelled / "train_metadata.csv")
     report = shard(
         ShardJob(src=str(labelled), dst=str(tmp_path / "shards"), settings=ShardSettings(folds=provenance)), Cluster()
     )
@@ -279,15 +277,16 @@ def test_real_chips_from_shards_to_scores(real_imagery: Path, tmp_path: Path) ->
     )
     assert not train(job, Cluster(), lambda post: None).failed
     ensemble = str(tmp_path / "runs" / "main")
-    where = Selection(where=("split=val",), metadata=str(metadata))
+    where = Selection(where=("split=val",), metadata=provenance)
     masks = ScoreJob(src=str(labelled), dst=str(tmp_path / "masks"), ensemble=ensemble, selection=where)
     assert score(masks, Cluster()).num_masks == 9
     found = evaluate(
         EvaluateJob(
             predictions=str(tmp_path / "masks"),
             labels=str(labelled / "train_labels"),
-            metadata=str(metadata),
+            metadata=metadata,
             where=("split=val",),
+            where_metadata=provenance,
             out=str(tmp_path / "scores"),
         ),
         Cluster(),

@@ -1,4 +1,4 @@
-"""One contract for every store: a local folder, and an S3 server (moto) on loopback."""
+"""One contract for every store: a local folder, moto, and OpenStack Swift, a real object store, both on loopback."""
 
 from __future__ import annotations
 
@@ -11,15 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from raytrain import storage
+from raytrain.config import ShardSettings
 from raytrain.errors import ConfigError
 from raytrain.tiles.archive import open_archive, read_chip
+from raytrain.tiles.reader import TileReader
+from tests.making import shard_chips
 
 BANDS = ("B02", "B03", "B04", "B08")
-
-
-@pytest.fixture(params=["local", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return str(tmp_path / "folder") if request.param == "local" else f"{request.getfixturevalue('s3')}/{tmp_path.name}"
 
 
 def test_what_is_written_is_read_whole_and_in_ranges(store: str) -> None:
@@ -99,6 +97,31 @@ def test_other_schemes_are_refused() -> None:
     for uri in ("gs://bucket/x", "https://host/x", "s3://"):
         with pytest.raises(ConfigError, match="expected a local path or s3://"):
             storage.normalise(uri)
+
+
+def test_listing_of_many_pages_has_each_name_once(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "LISTING_PAGE", 3)
+    names = sorted(f"{folder}/{i}" for folder in "ab" for i in range(5))
+    for name in names:
+        storage.write_bytes(storage.join(store, name), b"x")
+    storage.write_bytes(f"{store}-beside/c", b"x")
+    assert [name for name, _ in storage.walk(store)] == names
+    storage.remove_folder(storage.join(store, "a"))
+    assert list(storage.find(store)) == names[5:]
+    storage.remove_folder(storage.join(store, "absent"))
+
+
+def test_shards_of_a_store_are_those_of_a_folder(store: str, chips: Path, tmp_path: Path) -> None:
+    settings = ShardSettings(folds="3", tiles_per_shard=5)
+    shard_chips(chips, store, settings)
+    shard_chips(chips, tmp_path / "here", settings)
+    names = ["index.parquet", "manifest.json", *(f"shard-0000{i}.parquet" for i in range(3))]
+    assert list(storage.find(store)) == names
+    for name in names:
+        assert storage.read_bytes(storage.join(store, name)) == (tmp_path / "here" / name).read_bytes()
+    one, other = TileReader(store, ("B02", "B08")), TileReader(str(tmp_path / "here"), ("B02", "B08"))
+    for i in range(len(other)):
+        assert (one.read(i)[0] == other.read(i)[0]).all()
 
 
 def test_tiles_and_chips_read_the_same_from_the_store(store: str, chips: Path) -> None:

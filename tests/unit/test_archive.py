@@ -127,7 +127,7 @@ def test_truncated_band_other_size_and_other_type_are_named_with_the_band(own_ch
     Path(fourth.bands["B02"]).unlink()
     Path(fifth.bands["B02"]).write_bytes(b"")
     for chip, message in (
-        (first, rf"{first.chip_id}: B04: not a readable TIFF, perhaps truncated"),
+        (first, rf"{first.chip_id}: B04: not a readable TIFF, perhaps truncated \((?!.*vsimem)"),
         (second, rf"{second.chip_id}: B08: size 64 x 32 differs from the 64 x 64 of B02"),
         (third, rf"{third.chip_id}: B03: expected uint16, found uint8"),
         (fourth, rf"{fourth.chip_id}: a band vanished"),

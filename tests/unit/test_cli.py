@@ -38,7 +38,7 @@ def failed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ([], "Expected one of"),
         (["shard"], "Missing"),
         (["shard", "a", "b", "--bogus", "1"], "Unrecognized options: --bogus"),
-        (["synth", "/tmp/x", "--count", "0"], "greater than or equal to 1"),
+        (["synth", "/tmp/x", "--count", "0"], "greater than or equal to 1 (found 0)"),
         (["synth", "/tmp/x", "--count", "many"], "invalid literal for int"),
         (["synth", ""], "an empty path"),
         (["synth", "/tmp/x", "--size-px", "10000"], "a chip has at most 8192 px"),
@@ -86,6 +86,19 @@ def test_address_of_a_web_server_is_refused_at_once(chips: Path, capsys: pytest.
         server.shutdown()
     assert f"can't join Ray at {address}: no GCS answers there" in message
     assert "can't join Ray at ..:6379" in failed(capsys, "shard", str(chips), "/tmp/never", "--address", "..:6379")
+
+
+def test_options_that_only_the_data_show_to_be_wrong_end_with_2(
+    chips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = str(chips)
+    assert "would stand among the chips" in failed(capsys, "shard", source, source)
+    assert "no chip has a band B99" in failed(capsys, "shard", source, str(tmp_path), "--bands", "B02", "B99")
+    assert "keys never stand in a URI" in failed(capsys, "shard", "s3://key:secret@bucket/x", str(tmp_path))
+    assert "nothing to verify" in failed(capsys, "verify", source)
+    assert "no finished shards" in failed(capsys, "audit", source)
+    assert "no such metadata file" in failed(capsys, "audit", f"{source}/absent.csv")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_synth_prints_its_result_for_machines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
