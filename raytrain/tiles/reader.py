@@ -164,11 +164,17 @@ class TileReader:
         missing = [cell for cell in cells if cell.name not in found]
         if missing:
             found |= self._fetch(missing, i)
+        shape = (self._number("height", i), self._number("width", i))
+        bands = np.empty((len(self.bands), *shape), "<u2")
+        label = np.empty(shape, np.uint8) if self._has_label[i] else None
         try:
-            arrays = {name: self._decode(data, name, i) for name, data in found.items()}
+            for name, out in zip(self.bands, bands, strict=True):
+                shards.decode_cell(found[name], out, self._encoding)
+            if label is not None:
+                shards.decode_cell(found["label"], label, self._encoding)
         except (ValueError, RuntimeError) as error:
             raise DataError(self._subject(i), f"can't be read: {error}") from error
-        return np.stack([arrays[band] for band in self.bands]), arrays.get("label")
+        return bands, label
 
     def _from_cache(self, cells: Sequence[_Cell], i: int) -> dict[str, memoryview]:
         """Return what the cache has of `cells`, checked."""
@@ -221,10 +227,6 @@ class TileReader:
     def _place(self, cell: str, i: int) -> _Cell:
         start, size, crc32 = (self._number(f"{cell}_{part}", i) for part in ("offset", "bytes", "crc32"))
         return _Cell(cell, start, start + size, crc32)
-
-    def _decode(self, data: memoryview, cell: str, i: int) -> NDArray[Any]:
-        shape = (self._number("height", i), self._number("width", i))
-        return shards.decode_cell(data, shape, "u1" if cell == "label" else "<u2", self._encoding)
 
 
 def _open_cache(loader: LoaderSettings, manifest: Mapping[str, Any]) -> ShardCache | None:

@@ -70,11 +70,10 @@ def unpack_cells(data: bytes | memoryview) -> tuple[NDArray[np.uint16], NDArray[
     sizes = np.frombuffer(view, "<u4", channels + 1, offset=12)
     ends = [int(end) for end in 12 + sizes.nbytes + np.cumsum(sizes)]
     starts = [12 + sizes.nbytes, *ends[:-1]]
-    arrays = [
-        decode_cell(view[start:end], (height, width), "<u2" if i < channels else "u1", "blosc2-bitshuffle-zstd")
-        for i, (start, end) in enumerate(zip(starts, ends, strict=True))
-    ]
-    return np.stack(arrays[:-1]), arrays[-1]
+    bands, label = np.empty((channels, height, width), "<u2"), np.empty((height, width), np.uint8)
+    for out, start, end in zip((*bands, label), starts, ends, strict=True):
+        decode_cell(view[start:end], out, "blosc2-bitshuffle-zstd")
+    return bands, label
 
 
 def _plain_loader(
