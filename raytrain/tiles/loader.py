@@ -115,9 +115,11 @@ class _OfThreads(Dataset[SampleT], Generic[SampleT]):
         return self._dataset[key]
 
     def __getitems__(self, keys: Sequence[Key]) -> list[SampleT] | RaytrainError:
-        if self._pool is None:  # in the loader process; a pool can't be sent to one
-            self._pool = ThreadPoolExecutor(self._threads)
         try:
+            if self._threads == 1:
+                return [self._dataset[key] for key in keys]
+            if self._pool is None:  # in the loader process; a pool can't be sent to one
+                self._pool = ThreadPoolExecutor(self._threads)
             return list(self._pool.map(self._dataset.__getitem__, keys))
         except RaytrainError as error:
             return error  # torch would make a RuntimeError of it

@@ -41,9 +41,7 @@ def proxy(swift: str, swift_server: Swift, monkeypatch: pytest.MonkeyPatch) -> I
     monkeypatch.setattr(storage, "READ_TIMEOUT_S", 0.4)
     with FaultProxy(swift_server.endpoint) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-        storage._s3_client.cache_clear()
         yield proxy
-    storage._s3_client.cache_clear()
 
 
 @pytest.fixture
