@@ -1,6 +1,6 @@
 """Time and memory to open the index of a million tiles, and to plan an epoch from it.
 
-The index is made up, of the columns and encodings that `raytrain shard` writes. Each step is a process of its own, whose
+The index is made up, of the columns and encodings of `raytrain shard`. Each step is a process of its own, whose
 peak memory has the interpreter and its libraries in it; the floor is a process that imports them and reads the bytes.
 """
 

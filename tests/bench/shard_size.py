@@ -1,6 +1,6 @@
 """What the number of tiles in a shard costs and gives: memory to write one, bytes beside the pixels, reading rate.
 
-A shard is made in memory by one task and written at once; a tile is read by one range, whatever the shard's size. So the
+A shard is made in memory by one task and written at once; a tile is read by one range whatever the size. So the
 number decides how much memory a task takes, how many objects there are, and how much is lost with a task.
 """
 

@@ -19,7 +19,7 @@ from raytrain.cluster.score import ScoreJob, score
 from raytrain.cluster.session import Cluster, joined
 from raytrain.cluster.shard import ShardJob, shard
 from raytrain.cluster.train import TrainJob, TrainReport, _placement, train
-from raytrain.config import ScoreSettings, ShardSettings
+from raytrain.config import LoaderSettings, ScoreSettings, ShardSettings
 from raytrain.errors import ConfigError
 from raytrain.scoring.manifest import read_manifest
 from raytrain.tiles.selection import Selection
@@ -297,7 +297,7 @@ def test_real_chips_from_shards_to_scores(real_imagery: Path, tmp_path: Path) ->
     assert score(unlabelled, Cluster()).num_masks == 10
 
 
-def test_chain_runs_in_an_object_store(s3: str, chips: Path, scenes: Path) -> None:
+def test_chain_runs_in_an_object_store(s3: str, chips: Path, scenes: Path, tmp_path: Path) -> None:
     for folder, name in ((chips, "chips"), (scenes, "scenes")):
         for path in folder.rglob("*"):
             if path.is_file():
@@ -309,8 +309,19 @@ def test_chain_runs_in_an_object_store(s3: str, chips: Path, scenes: Path) -> No
     assert report.manifest is not None
     assert report.manifest["num_tiles"] == 12
     changes = {**TINY, "epochs": 1}
-    job = TrainJob(shards=f"{root}/shards", out=f"{root}/runs", members=("small-byob-3b",), workers=2, changes=changes)
+    loader = LoaderSettings(processes=1, threads=3, cache_folder=str(tmp_path / "cache"))
+    job = TrainJob(
+        shards=f"{root}/shards",
+        out=f"{root}/runs",
+        members=("small-byob-3b",),
+        workers=2,
+        changes=changes,
+        loader=loader,
+    )
     assert not train(job, Cluster(), lambda post: None).failed
+    assert len(list((tmp_path / "cache").rglob("shard-*.parquet"))) == 3, "the tiles were not kept"
+    other_loader = job.model_copy(update={"loader": LoaderSettings()})
+    assert not train(other_loader, Cluster(), lambda post: pytest.fail("trained again for another loader")).failed
     for name, count in (("chips", 12), ("scenes", 2)):
         work = ScoreJob(src=f"{root}/{name}", dst=f"{root}/{name}-masks", ensemble=f"{root}/runs/main", settings=SCORE)
         found = score(work, Cluster())

@@ -111,6 +111,20 @@ def test_listing_of_many_pages_has_each_name_once(store: str, monkeypatch: pytes
     storage.remove_folder(storage.join(store, "absent"))
 
 
+def test_names_of_any_letters_are_written_listed_and_read_in_ranges(store: str) -> None:
+    names = ["a b.bin", "a+b.bin", "a%20b.bin", "größe/ü.bin", "q?x=1&y#z.bin", "quote'\".bin"]
+    for i, name in enumerate(names):
+        storage.write_bytes(storage.join(store, name), bytes(range(i, i + 9)))
+    assert sorted(storage.find(store)) == sorted(names)
+    for i, name in enumerate(names):
+        assert storage.read_range(storage.join(store, name), 2, 5) == bytes(range(i + 2, i + 5))
+        assert storage.read_range(storage.join(store, name), 7, 99) == bytes(range(i + 7, i + 9))
+        assert storage.read_range(storage.join(store, name), 20, 99) == b""
+        storage.remove(storage.join(store, name))
+    with pytest.raises(FileNotFoundError):
+        storage.read_range(storage.join(store, names[0]), 2, 5)
+
+
 def test_shards_of_a_store_are_those_of_a_folder(store: str, chips: Path, tmp_path: Path) -> None:
     settings = ShardSettings(folds="3", tiles_per_shard=5)
     shard_chips(chips, store, settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from rasterio.warp import transform
 
+from raytrain import cli
 from raytrain.config import ShardSettings
 from raytrain.tiles import audit
 from raytrain.tiles.archive import open_archive
@@ -141,3 +143,23 @@ def test_dealt_folds_of_the_real_metadata_are_even_and_a_random_split_leaks(real
     split = audit.tiles_of_rows(rows, random.tolist())
     assert audit.shared_locations(split).tiles_by_fold(split.folds)[1] == 2144
     assert audit.shared_scenes(split).tiles_by_fold(split.folds)[1] > 2100
+
+
+def test_command_passes_dealt_folds_of_the_real_metadata_and_fails_a_random_split(
+    real_imagery: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = str(real_imagery / "on_cloud_n_train_metadata.csv")
+    assert cli.main(["audit", source, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert sum(fold["num_tiles"] for fold in found["folds"]) == 11748
+    assert found["size_spread_fraction"] < 0.1
+    ids = [row.chip_id for row in read_metadata(source).rows]
+    split = np.random.default_rng(0).permutation(["val"] * 2144 + ["train"] * (11748 - 2144))
+    table = tmp_path / "split.csv"
+    table.write_text("\n".join(["chip_id,split", *map(",".join, zip(ids, split, strict=True))]))
+    assert cli.main(["audit", source, "--folds", str(table), "--json"]) == 1
+    captured = capsys.readouterr()
+    leaks = json.loads(captured.out)["leaks"]
+    assert leaks["same location"]["tiles_by_fold"]["0"] == 2144
+    assert leaks["same scene"]["tiles_by_fold"]["0"] > 2100
+    assert captured.err.splitlines()[-1] == "raytrain: leakage between the folds: same location, same scene"
