@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from raytrain.config import CellEncoding
 
+blosc2.set_releasegil(True)  # tiles are read by threads, which it keeps waiting otherwise
 FORMAT_VERSION = 1
 VERSION_KEY = "raytrain.format_version"
 """What the metadata of every Parquet file of this format has."""
@@ -136,7 +137,7 @@ def encode_cell(array: NDArray[Any], encoding: CellEncoding) -> bytes:
 def decode_cell(data: bytes | memoryview, out: NDArray[Any], encoding: CellEncoding) -> None:
     """Decode a cell into `out`, contiguous, of the cell's size and dtype; raise `ValueError` if its size is another."""
     num_bytes = len(data) if encoding == "raw" else blosc2.get_cbuffer_sizes(data)[0]
-    if num_bytes != out.nbytes:
+    if num_bytes != out.nbytes:  # blosc2 writes as much as the cell says, whatever there is room for
         raise ValueError(f"{num_bytes} bytes for {out.nbytes} of {out.shape} {out.dtype}")
     if encoding == "raw":
         out[...] = np.frombuffer(data, out.dtype).reshape(out.shape)

@@ -21,6 +21,8 @@ SampleT = TypeVar("SampleT")
 
 BATCHES_AHEAD = 2
 """What is read ahead: so many batches, or enough samples that no thread waits, whichever is more."""
+BATCHES_AHEAD_OF_PROCESS = 4
+"""The same for each loader process; torch's 2 leave processes waiting for the consumer's turn."""
 
 
 class SampleLoader(Generic[SampleT]):
@@ -85,6 +87,7 @@ class SampleLoader(Generic[SampleT]):
             # A process with threads, as every rank is, must not be forked.
             multiprocessing_context="forkserver",
             persistent_workers=True,
+            prefetch_factor=BATCHES_AHEAD_OF_PROCESS,
         )
 
 
