@@ -330,7 +330,7 @@ class Train(ClusterCommand):
     cache_limit_gb: float = 100.0
     """What that folder may take, 10^9 bytes, over all processes of a node."""
     loader_processes: int = 0
-    """Processes that read tiles for each rank; 0: threads of the rank do."""
+    """Processes that read tiles for each rank, as many again for validation; 0: threads of the rank do."""
     loader_threads: int = 8
     """Reads in flight in each such process."""
 

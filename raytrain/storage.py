@@ -19,7 +19,7 @@ import shutil
 import stat
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -58,6 +58,8 @@ class Retries:
 
 
 RETRIES = Retries()
+LISTED_ATTEMPTS = 4
+"""How often an object that a listing named is asked for while the store says that there is none."""
 QUIET_ATTEMPTS = 3
 """Attempts that fail without a warning."""
 _logger = logging.getLogger(__name__)
@@ -159,10 +161,17 @@ def filesystem(uri: str) -> AbstractFileSystem:
 
 
 def arrow_filesystem(uri: str) -> pyarrow.fs.FileSystem:
-    """Return the same filesystem for pyarrow and Ray."""
+    """Return the same filesystem for pyarrow and Ray, which ask a store themselves: this one asks again by itself."""
     if is_local(uri):
         return pyarrow.fs.LocalFileSystem()
-    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(_s3()))
+    client = fsspec.filesystem(
+        "s3",
+        use_listings_cache=False,
+        default_cache_type="none",
+        skip_instance_cache=True,
+        config_kwargs={"retries": {"max_attempts": RETRIES.attempts, "mode": "standard"}},
+    )
+    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(client))
 
 
 def gdal_path(uri: str) -> str:
@@ -200,10 +209,14 @@ def persistently(uri: str, operation: Callable[[], ResultT], retries: Retries | 
     for attempt in range(policy.attempts):
         try:
             return operation()
-        except PermissionError as error:
-            raise _refused(uri, error) from error
         except Exception as error:
-            if is_local(uri) or not is_passing(error):
+            if is_local(uri):
+                raise
+            if isinstance(error, PermissionError):
+                raise _refused(uri, error) from error
+            if isinstance(error, FileNotFoundError):
+                raise FileNotFoundError(f"{uri}: {first_line(error)}") from error
+            if not is_passing(error):
                 raise
             last = error
         if attempt + 1 < policy.attempts:
@@ -218,8 +231,6 @@ def persistently(uri: str, operation: Callable[[], ResultT], retries: Retries | 
 
 
 def _refused(uri: str, error: PermissionError) -> PermissionError:
-    if is_local(uri):
-        return error
     return PermissionError(
         f"{uri}: access refused ({_short(error)}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL "
         "and the rights of this key"
@@ -230,41 +241,64 @@ def _short(error: BaseException) -> str:
     return f"{type(error).__name__}: {first_line(error)}"
 
 
-class _RangedGets:
-    """Ranged reads from S3 with little around them: botocore says where a key lies and signs, urllib3 asks.
+class _Gets:
+    """Reads from S3 with little around them: botocore says where a key lies, signs and asks.
 
     A training reads one range a tile, where s3fs takes half as much time again. Unusual answers go to s3fs.
     """
 
     def __init__(self) -> None:
         import botocore.session
-        import urllib3
+        from botocore.httpsession import URLLib3Session
+        from botocore.utils import get_environ_proxies
 
         session = botocore.session.get_session()
         self._credentials = session.get_credentials()
         self._client = session.create_client("s3")
         self._urls: dict[str, str] = {}
-        timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=READ_TIMEOUT_S)
-        self._pool = urllib3.PoolManager(maxsize=CONNECTIONS, retries=False, timeout=timeout)
+        self._session = URLLib3Session(
+            verify=session.get_config_variable("ca_bundle") or True,
+            proxies=get_environ_proxies(self._client.meta.endpoint_url),
+            timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
+            max_pool_connections=CONNECTIONS,
+        )
 
-    def get(self, path: str, start: int, end: int) -> bytes:
+    def part(self, path: str, start: int, end: int) -> bytes:
         """Return bytes `start` to `end` of `bucket/key`, fewer where the object ends before."""
-        url = self._urls.get(path) or self._place(path)
-        headers = self._signed("GET", url, {"Range": f"bytes={start}-{end - 1}"})
-        answer = self._pool.request("GET", url, headers=headers, redirect=False)
-        if answer.status == 206:
-            return answer.data
-        if answer.status == 416:  # the object ends before `start`
+        status, _, data = self._ask(path, {"Range": f"bytes={start}-{end - 1}"})
+        if status == 206:
+            return data
+        if status == 416:  # the object ends before `start`
             return b""
-        if answer.status == 404:
-            raise FileNotFoundError(path)
-        code = re.search(rb"<Code>(\w+)</Code>", answer.data)
-        text = f"{answer.status} {code[1].decode() if code else answer.reason}"
-        if answer.status == 403:
-            raise PermissionError(text)
-        if answer.status >= 500 or answer.status in (408, 429):
-            raise _PassingAnswer(text)
         return bytes(_s3().cat_file(path, start=start, end=end))
+
+    def whole(self, path: str) -> bytes:
+        """Return all bytes of `bucket/key`, held against the MD5 that its ETag is, where it is one."""
+        status, headers, data = self._ask(path, {})
+        if status != 200:
+            return bytes(_s3().cat_file(path))
+        etag = headers.get("ETag", "").strip('"')
+        encrypted = headers.get("x-amz-server-side-encryption", "").startswith("aws:kms")
+        if not encrypted and re.fullmatch("[0-9a-f]{32}", etag) and hashlib.md5(data).hexdigest() != etag:
+            raise _PassingAnswer(f"{len(data)} bytes that are not those of the ETag {etag}")
+        return data
+
+    def _ask(self, path: str, headers: dict[str, str]) -> tuple[int, Mapping[str, str], bytes]:
+        """Return status, headers and body of the answer, or raise what an error means."""
+        answer = self._session.send(self._signed(self._urls.get(path) or self._place(path), headers))
+        data = answer.content
+        code = re.search(rb"<Code>(\w+)</Code>", data) if answer.status_code >= 400 else None
+        text = f"{answer.status_code} {code[1].decode() if code else ''}".strip()
+        if answer.status_code == 404:
+            raise FileNotFoundError(text)
+        if answer.status_code == 403:
+            raise PermissionError(text)
+        if answer.status_code >= 500 or answer.status_code in (408, 429):
+            raise _PassingAnswer(text)
+        expected = int(answer.headers.get("Content-Length", len(data)))
+        if len(data) != expected:
+            raise _PassingAnswer(f"{len(data)} of {expected} bytes")
+        return answer.status_code, answer.headers, data
 
     def _place(self, path: str) -> str:
         bucket, _, key = path.partition("/")
@@ -272,26 +306,26 @@ class _RangedGets:
         self._urls[path] = signed.partition("?")[0]
         return self._urls[path]
 
-    def _signed(self, method: str, url: str, headers: dict[str, str]) -> dict[str, str]:
+    def _signed(self, url: str, headers: dict[str, str]) -> Any:
         from botocore.auth import S3SigV4Auth
         from botocore.awsrequest import AWSRequest
         from botocore.exceptions import NoCredentialsError
 
         if self._credentials is None:
             raise NoCredentialsError
-        request = AWSRequest(method, url, headers)
+        request = AWSRequest("GET", url, headers)
         region = self._client.meta.region_name or "us-east-1"
         S3SigV4Auth(self._credentials.get_frozen_credentials(), "s3", region).add_auth(request)
-        return dict(request.headers.items())
+        return request.prepare()
 
 
 class _PassingAnswer(OSError):
-    """A store says that it can't answer now."""
+    """A store says that it can't answer now, or what it answered is not the object."""
 
 
 @cache
-def _ranged_gets(environment: Environment) -> _RangedGets:
-    return _RangedGets()
+def _gets(environment: Environment) -> _Gets:
+    return _Gets()
 
 
 def is_passing(error: BaseException) -> bool:
@@ -329,9 +363,21 @@ def exists(uri: str) -> bool:
 
 def read_bytes(uri: str) -> bytes:
     """Return the whole object; raise `FileNotFoundError` where there is none."""
-    # Of a store in one request: s3fs would ask for the size before, to read what is large in parallel.
-    options = {} if is_local(uri) else {"max_concurrency": 1}
-    return persistently(uri, lambda: bytes(filesystem(uri).cat_file(path_of(uri), **options)))
+    if is_local(uri):
+        return bytes(_local().cat_file(path_of(uri)))
+    return persistently(uri, lambda: _gets(_environment()).whole(path_of(uri)))
+
+
+def read_listed(uri: str) -> bytes:
+    """Return the whole object that a listing named: a store's 404 is asked again a few times before it counts."""
+    for attempt in range(LISTED_ATTEMPTS):
+        try:
+            return read_bytes(uri)
+        except FileNotFoundError:
+            if is_local(uri) or attempt + 1 == LISTED_ATTEMPTS:
+                raise
+            time.sleep(RETRIES.wait_s(attempt))
+    raise AssertionError("the last attempt returns or raises")
 
 
 def read_text(uri: str, what: str) -> str:
@@ -360,9 +406,13 @@ def read_json(uri: str) -> dict[str, Any]:
 def read_range(uri: str, start: int, end: int) -> bytes:
     """Return bytes `start` to `end` (exclusive) of the object in one request."""
     if is_local(uri):  # without fsspec's checks, a tenth of the time
-        with open(path_of(uri), "rb", buffering=0) as file:
-            return os.pread(file.fileno(), end - start, start)
-    return persistently(uri, lambda: _ranged_gets(_environment()).get(path_of(uri), start, end))
+        path = path_of(uri)
+        with open(path, "rb", buffering=0) as file:
+            try:
+                return os.pread(file.fileno(), end - start, start)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, path) from error
+    return persistently(uri, lambda: _gets(_environment()).part(path_of(uri), start, end))
 
 
 def write_bytes(uri: str, data: bytes) -> None:
@@ -425,7 +475,7 @@ def walk(uri: str) -> Iterator[tuple[str, FileInfo]]:
     come together."""
     root = path_of(uri).rstrip("/")
     for path, info in _walk(root) if is_local(uri) else _walk_store(uri):
-        yield path.removeprefix(root).lstrip("/"), info
+        yield path.removeprefix(root).removeprefix("/"), info
 
 
 def _walk_store(uri: str) -> Iterator[tuple[str, FileInfo]]:

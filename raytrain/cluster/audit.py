@@ -16,18 +16,20 @@ from raytrain import storage
 from raytrain.cluster import session
 from raytrain.cluster.tasks import run_tasks
 from raytrain.config import Settings
-from raytrain.errors import DataError
+from raytrain.errors import ConfigError, DataError
 from raytrain.tiles.audit import (
     SIGNATURE_BANDS,
     FoldSummary,
     Leak,
+    Look,
     Tiles,
+    equal_digests,
     equal_pixels,
+    look_at,
     nearly_equal,
     overlapping_footprints,
     shared_locations,
     shared_scenes,
-    signature,
     signature_size,
     similar_pairs,
     size_spread,
@@ -76,20 +78,26 @@ def audit(job: AuditJob, cluster: session.Cluster, on_progress: OnProgress | Non
     """Audit the folds of `job`; raise `ConfigError` for what is neither shards nor a metadata CSV."""
     if storage.name_of(job.src).lower().endswith(".csv"):
         metadata = read_metadata(job.src)
+        if not metadata.rows:
+            raise ConfigError(f"{job.src}: no usable row")
         ids, places = [row.chip_id for row in metadata.rows], [row.location for row in metadata.rows]
         folds = assign_folds(job.folds or DEFAULT_FOLDS, ids, places, job.seed)
         tiles = tiles_of_rows(metadata.rows, folds)
         unchecked = ["overlapping footprints, nearly equal pixels: a metadata file has neither; audit the shards"]
         return _report(tiles, [shared_locations(tiles), shared_scenes(tiles)], unchecked, metadata.problems)
     tiles = _tiles_of_shards(job)
-    leaks = [shared_locations(tiles), shared_scenes(tiles), overlapping_footprints(tiles)]
-    placeless = sum(each is None for each in tiles.footprints or [])
-    unchecked = [f"overlapping footprints: {placeless} tiles have no georeference"] if placeless else []
+    overlaps, placeless = overlapping_footprints(tiles)
+    leaks = [shared_locations(tiles), shared_scenes(tiles), overlaps]
+    unchecked = [f"overlapping footprints: {_some(placeless)} without a place on the globe"] if placeless else []
     with session.joined(cluster, [job.src]):
         leak, featureless, problems = _pixel_leak(job, tiles, on_progress)
     if featureless:
-        unchecked.append(f"nearly equal pixels: {featureless} tiles are constant, saturated or without data")
+        unchecked.append(f"nearly equal pixels: {_some(featureless)}, constant, saturated or nearly without data")
     return _report(tiles, [*leaks, leak], unchecked, problems)
+
+
+def _some(tile_ids: list[str]) -> str:
+    return f"{len(tile_ids)} tiles, {tile_ids[0]} the first,"
 
 
 def _report(tiles: Tiles, leaks: list[Leak], unchecked: list[str], problems: list[DataError]) -> AuditReport:
@@ -136,40 +144,40 @@ class _PairsWork:
     pairs: list[tuple[int, int]]
 
 
-def _pixel_leak(job: AuditJob, tiles: Tiles, on_progress: OnProgress | None) -> tuple[Leak, int, list[DataError]]:
-    """Return the pairs that are nearly equal, how many tiles have no signature, and which can't be read."""
+def _pixel_leak(job: AuditJob, tiles: Tiles, on_progress: OnProgress | None) -> tuple[Leak, list[str], list[DataError]]:
+    """Return the pairs that are nearly equal, the tiles that could be any, and which can't be read."""
     manifest = read_manifest(job.src)
     shards = _Shards(job.src, tuple(manifest["bands"][:SIGNATURE_BANDS]), shards_digest(manifest))
     count = len(tiles.tile_ids)
     starts = range(0, count, TILES_PER_TASK)
     work = (_TilesWork(shards, range(start, min(start + TILES_PER_TASK, count))) for start in starts)
-    found = list(run_tasks(_signatures, work, len(starts), on_progress))
-    signatures = np.concatenate([each for each, _ in found])
-    problems = [problem for _, each in found for problem in each]
-    featureless = int(np.isnan(signatures[:, 0]).sum()) - len(problems)
+    found = [each for looks in run_tasks(_look, work, len(starts), on_progress) for each in looks]
+    problems = [each for each in found if isinstance(each, DataError)]
+    featureless = [tiles.tile_ids[i] for i, each in enumerate(found) if each is None]
+    none = np.full(signature_size(len(shards.bands)), np.nan, np.float32)
+    signatures = np.stack([each.signature if isinstance(each, Look) else none for each in found])
     blocks = list(_blocks(signatures, tiles.folds))
-    candidates = [pair for pairs in run_tasks(_similar, blocks, len(blocks)) for pair in pairs]
+    like = {pair for pairs in run_tasks(_similar, blocks, len(blocks)) for pair in pairs}
+    same = set(equal_digests([each.digest if isinstance(each, Look) else None for each in found], tiles.folds))
+    candidates = sorted(like - same)
     chunks = [candidates[start : start + PAIRS_PER_TASK] for start in range(0, len(candidates), PAIRS_PER_TASK)]
     looks = (_PairsWork(shards, chunk) for chunk in chunks)
-    equal = [pair for pairs in run_tasks(_compare, looks, len(chunks)) for pair in pairs]
-    return equal_pixels(tiles, equal), featureless, problems
+    alike = {pair for pairs in run_tasks(_compare, looks, len(chunks)) for pair in pairs}
+    return equal_pixels(tiles, sorted(same | alike)), featureless, problems
 
 
-def _signatures(work: _TilesWork) -> tuple[NDArray[np.float32], list[DataError]]:
-    """Return the signatures `[N, S]` of some tiles, NaN without, and what can't be read (a Ray task)."""
+def _look(work: _TilesWork) -> list[Look | DataError | None]:
+    """Return what some tiles look like, or that they can't be read (a Ray task)."""
     reader = _reader(work.shards)
-    none = np.full(signature_size(len(work.shards.bands)), np.nan, np.float32)
 
-    def look(i: int) -> NDArray[np.float32] | DataError | None:
+    def look(i: int) -> Look | DataError | None:
         try:
-            return signature(reader.read(i)[0])
+            return look_at(reader.read(i)[0])
         except DataError as error:
             return error
 
     with ThreadPoolExecutor(READS_IN_FLIGHT) as pool:
-        found = list(pool.map(look, work.positions))
-    signatures = [each if isinstance(each, np.ndarray) else none for each in found]
-    return np.stack(signatures), [each for each in found if isinstance(each, DataError)]
+        return list(pool.map(look, work.positions))
 
 
 @lru_cache(maxsize=2)

@@ -29,6 +29,7 @@ from raytrain.tiles.ingest import (
     check_shard,
     chip_facts,
     discard,
+    remove_parts,
     standing_at,
     write_index,
     write_manifest,
@@ -89,6 +90,7 @@ def shard(job: ShardJob, cluster: session.Cluster, on_progress: OnProgress | Non
     source = {"uri": job.src, "digest": _source_digest(archive), "folds_digest": _folds_digest(archive.chips, folds)}
     done = _finished(job, source)
     if done is not None:
+        remove_parts(job.dst)  # where a run was killed between its last two steps
         return ShardReport(done, _problems_of(done), was_done=True)
     with session.joined(cluster, [job.src, job.dst]):
         standing = standing_at(job.dst)

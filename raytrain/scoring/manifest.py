@@ -10,7 +10,7 @@ from raytrain.config import MemberSettings, Settings, parse
 from raytrain.errors import ConfigError
 
 ENSEMBLE_FILE = "ensemble.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 class TrainedMember(Settings):

@@ -201,7 +201,7 @@ def read_chip(chip_id: str, bands: Mapping[str, str]) -> rasters.Raster:
     Raises `DataError` that names chip and band for what can't be used.
     """
     try:
-        return rasters.read_chip({band: storage.read_bytes(uri) for band, uri in bands.items()})
+        return rasters.read_chip({band: storage.read_listed(uri) for band, uri in bands.items()})
     except DataError as error:
         raise DataError(chip_id, str(error)) from error
     except FileNotFoundError as error:

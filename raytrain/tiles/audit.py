@@ -6,6 +6,7 @@ pixels that are nearly equal. Must not know where tiles are stored or who reads 
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,8 +16,10 @@ from typing import TypeVar
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError
 from rasterio.coords import BoundingBox
 from rasterio.crs import CRS
+from rasterio.errors import RasterioError
 from rasterio.warp import transform, transform_bounds
 
 from raytrain.tiles.metadata import MetadataRow
@@ -30,11 +33,12 @@ GRID = 16
 BLOCKS = 6
 """A signature has so many means of blocks along each side of a tile, for each band."""
 SIGNATURE_BANDS = 4
-LEAST_VALID_FRACTION, LEAST_CONTRAST = 0.1, 0.02
-"""A tile with less data, or whose blocks differ by less than this share of their mean, can't be told from others."""
-MOST_SATURATED_FRACTION = 0.5
-SIMILAR, NEARLY_EQUAL = 0.98, 0.98
-"""Least correlation of two signatures for a closer look; of all pixels, in every band, to be nearly equal."""
+LEAST_VALID_FRACTION, LEAST_BLOCK_FRACTION, LEAST_SHARED_FRACTION = 0.1, 0.25, 0.25
+"""The least data that a tile, a block of one, and what two tiles share, must have to be compared."""
+MOST_SATURATED_FRACTION = 0.25
+"""A band of which more pixels have its largest value says nothing."""
+SIMILAR, NEARLY_EQUAL = 0.95, 0.98
+"""Least correlation of two signatures for a closer look; of all pixels to be nearly equal."""
 
 
 @dataclass(frozen=True)
@@ -179,41 +183,58 @@ def _add_group(leak: Leak, tiles: Tiles, members: list[int], what: str) -> None:
         leak.add(members, f"{what}: {len(members)} tiles in folds {', '.join(map(str, folds))}")
 
 
-def overlapping_footprints(tiles: Tiles) -> Leak:
-    """Return the tiles whose footprint overlaps one in another fold by more than half a pixel's width of rounding.
+def overlapping_footprints(tiles: Tiles) -> tuple[Leak, list[str]]:
+    """Return the tiles whose footprint overlaps one in another fold, and the tiles whose place can't be told.
 
-    In one projection boxes are compared; across projections, points of one box are sought in the other, so that an
-    overlap narrower than 1/16 of a tile may be missed there.
+    In one projection boxes are compared, a thousandth of a tile allowed for rounding; across projections, points of one
+    box are sought in the other, so that an overlap narrower than 1/16 of a tile may be missed there.
     """
     leak = Leak("overlapping footprints")
     prints = tiles.footprints or []
     cells: dict[tuple[int, int], list[int]] = defaultdict(list)
     boxes = {i: _degrees(each) for i, each in enumerate(prints) if each is not None}
-    if not boxes:
-        return leak
-    side = max(max(box.right - box.left, box.top - box.bottom) for box in boxes.values())
-    for i, box in boxes.items():
+    known = {i: box for i, box in boxes.items() if box is not None}
+    placeless = [tiles.tile_ids[i] for i, each in enumerate(prints) if each is None or i not in known]
+    side = max((max(box.right - box.left, box.top - box.bottom) for box in known.values()), default=1.0) or 1.0
+    for i, box in known.items():
+        met: set[int] = set()
         for cell in _cells_of(box, side):
-            for j in cells[cell]:
-                if tiles.folds[i] != tiles.folds[j] and _meet(box, boxes[j]) and _overlap(prints[i], prints[j]):
-                    leak.add((i, j), _pair(tiles, i, j))
+            met.update(cells[cell])
             cells[cell].append(i)
-    return leak
+        for j in sorted(met - {i}):
+            if tiles.folds[i] != tiles.folds[j] and _meet(box, known[j]) and _overlap(prints[i], prints[j]):
+                leak.add((i, j), _pair(tiles, i, j))
+    return leak, placeless
 
 
 def _cells_of(box: BoundingBox, side: float) -> Iterator[tuple[int, int]]:
     """Yield the cells of a grid of `side` that a box, no larger than a cell, touches: boxes that meet share one."""
-    for column in range(int(box.left // side), int(box.right // side) + 1):
+    columns = max(1, int(360 // side))  # whole ones around the globe: the last is beside the first
+    width = 360 / columns
+    for column in range(int(box.left // width), int(box.right // width) + 1):
         for row in range(int(box.bottom // side), int(box.top // side) + 1):
-            yield column, row
+            yield column % columns, row
 
 
-def _degrees(footprint: Footprint) -> BoundingBox:
-    return BoundingBox(*transform_bounds(footprint.crs, "EPSG:4326", *footprint.bounds))
+def _degrees(footprint: Footprint) -> BoundingBox | None:
+    """Return the box in degrees, from a west in [-180, 180) to an east that may be beyond 180; None if it has none."""
+    try:
+        west, south, east, north = transform_bounds(footprint.crs, "EPSG:4326", *footprint.bounds)
+    except (RasterioError, CPLE_BaseError, ValueError):  # an engineering CRS, coordinates outside the projection
+        return None
+    if not np.isfinite([west, south, east, north]).all():
+        return None
+    east += 360 * (east < west)
+    turns = 360 * np.floor((west + 180) / 360)
+    return BoundingBox(west - turns, south, east - turns, north)
 
 
 def _meet(one: BoundingBox, other: BoundingBox) -> bool:
-    return bool(one.left < other.right and other.left < one.right and one.bottom < other.top and other.bottom < one.top)
+    return (
+        one.bottom < other.top
+        and other.bottom < one.top
+        and any(one.left < other.right + turn and other.left + turn < one.right for turn in (-360, 0, 360))
+    )
 
 
 def _overlap(one: Footprint | None, other: Footprint | None) -> bool:
@@ -246,26 +267,54 @@ def signature_size(num_bands: int) -> int:
     return num_bands * BLOCKS**2
 
 
-def signature(bands: NDArray[np.uint16]) -> NDArray[np.float32] | None:
-    """Return what a tile `[C, H, W]` looks like from afar, `[S] float32` of length 1; None if it could be any.
+@dataclass(frozen=True)
+class Look:
+    """What a tile looks like: a hash of its pixels, and from afar `[S] float32`, NaN where a block has little data."""
 
-    It is the means of blocks of each band without the band's mean. Tiles that are nearly constant, saturated, or have
-    little data have none: they equal each other and are no duplicates.
+    digest: bytes
+    signature: NDArray[np.float32]
+
+
+def look_at(bands: NDArray[np.uint16]) -> Look | None:
+    """Return what a tile `[C, H, W]` looks like; None if it could be any: constant, saturated, or nearly without data.
+
+    From afar are the means of blocks of each band, over the pixels that have data, less the band's own mean.
     """
     valid = np.any(bands != 0, axis=0)
-    if min(valid.shape) < BLOCKS or valid.mean() < LEAST_VALID_FRACTION:
+    if not valid.any() or valid.mean() < LEAST_VALID_FRACTION:
         return None
-    if (bands.max(axis=0) == bands[:, valid].max()).mean() > MOST_SATURATED_FRACTION:
+    if all(_is_saturated(band[valid]) for band in bands):
         return None
-    rows, columns = (np.linspace(0, side, BLOCKS + 1).astype(int) for side in valid.shape)
-    sums = np.add.reduceat(np.add.reduceat(bands.astype(np.float64), rows[:-1], axis=1), columns[:-1], axis=2)
-    means = sums / (np.diff(rows)[:, None] * np.diff(columns)[None, :])
-    level = means.mean()
-    means = (means - means.mean(axis=(1, 2), keepdims=True)).ravel()
-    length = float(np.linalg.norm(means))
-    if length < LEAST_CONTRAST * level * np.sqrt(means.size):
-        return None
-    return np.asarray(means / length, np.float32)
+    digest = hashlib.blake2b(np.ascontiguousarray(bands).tobytes(), digest_size=16).digest()
+    return Look(digest, _from_afar(bands, valid))
+
+
+def _is_saturated(values: NDArray[np.uint16]) -> bool:
+    """Tell whether most of the values are the largest; of a constant band all are."""
+    return bool((values == values.max()).mean() > MOST_SATURATED_FRACTION)
+
+
+def _from_afar(bands: NDArray[np.uint16], valid: NDArray[np.bool_]) -> NDArray[np.float32]:
+    if min(valid.shape) < BLOCKS:
+        return np.full(signature_size(len(bands)), np.nan, np.float32)
+    counts = _block_sums(valid[None].astype(np.float64))
+    rows, columns = _block_edges(valid.shape)
+    areas = np.diff(rows)[:, None] * np.diff(columns)[None, :]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means = _block_sums(bands.astype(np.float64)) / counts
+    means[:, counts[0] < LEAST_BLOCK_FRACTION * areas] = np.nan
+    return np.asarray(means.ravel(), np.float32)
+
+
+def _block_edges(shape: tuple[int, ...]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    rows, columns = (np.linspace(0, side, BLOCKS + 1).astype(np.int64) for side in shape)
+    return rows, columns
+
+
+def _block_sums(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the sums `[C, BLOCKS, BLOCKS]` over the blocks of `values` `[C, H, W]`."""
+    rows, columns = _block_edges(values.shape[1:])
+    return np.asarray(np.add.reduceat(np.add.reduceat(values, rows[:-1], axis=1), columns[:-1], axis=2))
 
 
 def similar_pairs(
@@ -273,26 +322,62 @@ def similar_pairs(
 ) -> NDArray[np.int64]:
     """Return the pairs `[P, 2]` of positions in `ours` `[N, S]` and `theirs` `[M, S]` that look alike across folds.
 
-    Signatures of NaN are like nothing.
+    That is by Pearson's correlation over the blocks that both know, covariances and variances added up over the bands.
     """
-    alike = (ours @ theirs.T > SIMILAR) & (our_folds[:, None] != their_folds[None, :])
-    return np.argwhere(alike)
+    shared = np.zeros((len(ours), len(theirs)), np.float32)
+    covariance, our_variance, their_variance = (np.zeros_like(shared) for _ in range(3))
+    for (a, a_known), (b, b_known) in zip(_bands_of(ours), _bands_of(theirs), strict=True):
+        count = a_known @ b_known.T
+        shared += count
+        count = np.maximum(count, 1)
+        a_sum, b_sum = a @ b_known.T, a_known @ b.T
+        covariance += a @ b.T - a_sum * b_sum / count
+        our_variance += a**2 @ b_known.T - a_sum**2 / count
+        their_variance += a_known @ (b**2).T - b_sum**2 / count
+    lengths = np.sqrt(np.maximum(our_variance, 0) * np.maximum(their_variance, 0))
+    alike = (shared >= LEAST_SHARED_FRACTION * ours.shape[1]) & (lengths > 0) & (covariance > SIMILAR * lengths)
+    return np.argwhere(alike & (our_folds[:, None] != their_folds[None, :]))
+
+
+def _bands_of(signatures: NDArray[np.float32]) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """Yield of each band `[N, BLOCKS^2]` the values less their mean, 0 where not known, and 1 where known."""
+    for band in np.split(signatures, signatures.shape[1] // BLOCKS**2, axis=1):
+        known = ~np.isnan(band)
+        filled = np.where(known, band, 0)
+        means = filled.sum(axis=1, keepdims=True) / np.maximum(known.sum(axis=1, keepdims=True), 1)
+        yield np.asarray((filled - means) * known, np.float32), known.astype(np.float32)
 
 
 def nearly_equal(ours: NDArray[np.uint16], theirs: NDArray[np.uint16]) -> bool:
-    """Tell whether two tiles `[C, H, W]` show the same: in every band their pixels correlate, where both have data."""
+    """Tell whether two tiles `[C, H, W]` show the same: where both have data, their pixels correlate.
+
+    Covariances and variances are added up over the bands; those that are constant or saturated in both are left out.
+    """
     if ours.shape != theirs.shape:
         return False
     valid = np.any(ours != 0, axis=0) & np.any(theirs != 0, axis=0)
     if valid.mean() < LEAST_VALID_FRACTION:
         return False
-    return all(_correlation(a[valid], b[valid]) > NEARLY_EQUAL for a, b in zip(ours, theirs, strict=True))
+    covariance = our_variance = their_variance = 0.0
+    for a, b in zip(ours[:, valid], theirs[:, valid], strict=True):
+        if not (_is_saturated(a) and _is_saturated(b)):
+            x, y = a - a.mean(), b - b.mean()
+            covariance += float(x @ y)
+            our_variance += float(x @ x)
+            their_variance += float(y @ y)
+    length = (our_variance * their_variance) ** 0.5
+    return bool(length > 0 and covariance > NEARLY_EQUAL * length)
 
 
-def _correlation(a: NDArray[np.uint16], b: NDArray[np.uint16]) -> float:
-    x, y = a - a.mean(), b - b.mean()
-    length = float(np.linalg.norm(x) * np.linalg.norm(y))
-    return float(x @ y) / length if length else 0.0
+def equal_digests(digests: Sequence[bytes | None], folds: NDArray[np.int32]) -> Iterator[tuple[int, int]]:
+    """Yield pairs of tiles of one digest in different folds: the first of each fold with the tiles of the others."""
+    for digest, members in _groups(digests):
+        firsts = {int(folds[i]): i for i in reversed(members)}
+        if digest is not None and len(firsts) > 1:
+            for i in members:
+                for fold, first in firsts.items():
+                    if fold != folds[i]:
+                        yield min(i, first), max(i, first)
 
 
 def equal_pixels(tiles: Tiles, pairs: Iterable[tuple[int, int]]) -> Leak:

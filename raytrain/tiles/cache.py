@@ -24,6 +24,7 @@ _logger = logging.getLogger(__name__)
 
 SLACK_BYTES = 2 * 4096
 """What a write may take on disk beyond its bytes: the blocks at its ends."""
+_USED_DIGITS = 20
 _LOCK, _USED, _USERS, _SETS, _IN_USE = "lock", "used", "users", "sets", "in-use"
 
 
@@ -78,22 +79,17 @@ class ShardCache:
         """Keep `data`, the bytes of `shard` from `start`, if there is room; a full or failing disk is passed by."""
         if self._bypass:
             return
-        size = len(data) + SLACK_BYTES
-        if not self._reserve(size):
-            self._pass_by("the cache is full")
-            return
         try:
+            if not self._reserve(len(data) + SLACK_BYTES):
+                self._pass_by("the cache is full")
+                return
             descriptor = os.open(self._set / shard, os.O_WRONLY | os.O_CREAT, 0o644)
             try:
-                written = os.pwrite(descriptor, data, start)
+                os.pwrite(descriptor, data, start)  # what is torn is a miss
             finally:
                 os.close(descriptor)
-        except OSError as error:
-            self._release(size)
+        except OSError as error:  # what was reserved stays counted until the cache is opened anew
             self._pass_by(f"can't write ({errno.errorcode.get(error.errno or 0, error.errno)})")
-            return
-        if written < len(data):  # a torn cell is a miss; the next write will say that the disk is full
-            _logger.info("%s: wrote %d of %d bytes", self._set / shard, written, len(data))
 
     def _pass_by(self, why: str) -> None:
         self._bypass = True
@@ -108,10 +104,6 @@ class ShardCache:
             fits = used + size <= self._limit_bytes
             self._set_used(used + size if fits else used)
             return fits
-
-    def _release(self, size: int) -> None:
-        with self._locked():
-            self._set_used(max(0, self._used() - size))
 
     def _evict(self, needed: int) -> int:
         """Remove sets that no process uses until `needed` bytes are free; return how many were freed. Locked."""
@@ -130,14 +122,18 @@ class ShardCache:
         return freed
 
     def _used(self) -> int:
-        try:
-            return int((self._folder / _USED).read_text() or 0)
-        except (FileNotFoundError, ValueError):  # never counted, or torn: counted again
-            return _allocated(self._folder / _SETS)
+        with contextlib.suppress(FileNotFoundError):
+            found = (self._folder / _USED).read_bytes()
+            if len(found) == _USED_DIGITS and found.isdigit():
+                return int(found)
+        return _allocated(self._folder / _SETS)  # never counted, or torn
 
     def _set_used(self, used: int) -> None:
-        with contextlib.suppress(OSError):  # a disk so full that not even this fits: counted again next time
-            (self._folder / _USED).write_text(str(used))
+        descriptor = os.open(self._folder / _USED, os.O_WRONLY | os.O_CREAT, 0o644)
+        try:
+            os.pwrite(descriptor, f"{used:0{_USED_DIGITS}d}".encode(), 0)
+        finally:
+            os.close(descriptor)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

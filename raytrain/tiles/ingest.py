@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -24,7 +25,7 @@ import pyarrow.parquet as pq
 
 from raytrain import __version__, storage
 from raytrain.config import Baseline, ShardSettings
-from raytrain.errors import ConfigError, DataError
+from raytrain.errors import ConfigError, DataError, WorkNotFinished
 from raytrain.imagery import rasters
 from raytrain.imagery.baseline import is_dark, to_reflectance
 from raytrain.tiles import format as shards
@@ -36,7 +37,9 @@ PARTS = "unfinished"
 ROWS_AT_ONCE = 65536
 """Rows of a row group of the index, and what of it is in memory."""
 _PART_KEY = b"raytrain.part"
-_WRITTEN = re.compile(rf"^(shard-\d{{5,}}\.parquet|{re.escape(INDEX)}|{PARTS}/.+)$")
+_WRITTEN = re.compile(rf"^({PARTS}/)?shard-\d{{5,}}\.parquet$|^({re.escape(INDEX)}|{re.escape(MANIFEST)})$")
+LIVE_S = 3600
+"""A half-written local file that is older was left by a process that died."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,8 @@ class ShardWork:
     def digest(self) -> str:
         """Return a hash of all that the shard and its rows of the index depend on."""
         settings = self.settings.model_dump(mode="json", exclude={"folds", "seed", "tiles_per_shard"})
-        digest = hashlib.sha256(json.dumps([shards.FORMAT_VERSION, self.name, settings], sort_keys=True).encode())
+        made_by = [shards.FORMAT_VERSION, _versions(), self.name, settings]
+        digest = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode())
         for chip, fold in zip(self.chips, self.folds, strict=True):
             digest.update(json.dumps([*chip_facts(chip), fold]).encode())
         return digest.hexdigest()
@@ -74,6 +78,11 @@ class ShardPart:
     def uri_name(self) -> str:
         """Where the part lies below the destination."""
         return f"{PARTS}/{self.name}"
+
+
+def _versions() -> dict[str, str]:
+    """Return the versions of what the bytes of a shard depend on."""
+    return {"raytrain": __version__, "pyarrow": version("pyarrow"), "blosc2": version("blosc2")}
 
 
 def chip_facts(chip: Chip) -> list[str]:
@@ -137,7 +146,7 @@ def read_tile(chip: Chip, baseline: Baseline) -> tuple[shards.Tile, bool]:
     cloud_fraction = None
     if chip.label is not None:
         try:
-            found = rasters.read_label("label", storage.read_bytes(chip.label), raster)
+            found = rasters.read_label("label", storage.read_listed(chip.label), raster)
         except DataError as error:
             raise DataError(chip.chip_id, str(error)) from error
         except FileNotFoundError as error:
@@ -181,9 +190,9 @@ def _write_part(work: ShardWork, part: ShardPart, rows: list[dict[str, Any]]) ->
 
 
 def _read_part(dst: str, name: str) -> tuple[ShardPart, pa.Table]:
-    table = pq.read_table(pa.BufferReader(storage.read_bytes(storage.join(dst, PARTS, name))))
-    part = ShardPart(**json.loads(table.schema.metadata[_PART_KEY]))
-    return part, table
+    table = pq.read_table(pa.BufferReader(storage.read_listed(storage.join(dst, PARTS, name))))
+    values = json.loads(table.schema.metadata[_PART_KEY])
+    return ShardPart(**{**values, "problems": [(subject, found) for subject, found in values["problems"]]}), table
 
 
 @dataclass
@@ -208,15 +217,16 @@ class Standing:
 def standing_at(dst: str) -> Standing:
     """Return what a run without an end left behind at `dst`: there is no manifest, so nobody reads it.
 
-    Half-written files are removed. Raises `ConfigError` if files of these names came from elsewhere.
+    Old half-written files are removed. Raises `ConfigError` if files of these names came from elsewhere.
     """
     sizes: dict[str, int] = {}
     for name, info in storage.walk(dst):
         folder, slash, last = name.rpartition("/")
         whole = storage.partial_of(last)
         if whole is not None and _WRITTEN.match(folder + slash + whole):
-            storage.remove(storage.join(dst, name))
-        elif _WRITTEN.match(name):
+            if time.time() - info["mtime"] > LIVE_S:
+                storage.remove(storage.join(dst, name))
+        elif name != MANIFEST and _WRITTEN.match(name):
             sizes[name] = info["size"]
     for name in sizes:
         known = name.startswith(f"{PARTS}/") or f"{PARTS}/{name}" in sizes
@@ -227,10 +237,23 @@ def standing_at(dst: str) -> Standing:
 
 def discard(dst: str) -> None:
     """Remove the parts of work that came to nothing, and the folder that was made for it."""
-    storage.remove_folder(storage.join(dst, PARTS))
-    if storage.is_local(dst):
-        with contextlib.suppress(OSError):  # something else is in it
-            Path(storage.path_of(dst)).rmdir()
+    remove_parts(dst)
+    _remove_empty(dst)
+
+
+def remove_parts(dst: str) -> None:
+    """Remove the parts at `dst`, and nothing else that may stand beside them."""
+    parts = storage.join(dst, PARTS)
+    for name, _ in list(storage.walk(parts)):
+        if _WRITTEN.match(f"{PARTS}/{name}"):
+            storage.remove(storage.join(parts, name))
+    _remove_empty(parts)
+
+
+def _remove_empty(uri: str) -> None:
+    if storage.is_local(uri):
+        with contextlib.suppress(OSError):  # something else is in it, or it is not there
+            Path(storage.path_of(uri)).rmdir()
 
 
 def write_index(dst: str, bands: Sequence[str], parts: Iterable[ShardPart]) -> dict[str, Any]:
@@ -256,12 +279,23 @@ def _batches(dst: str, parts: Iterable[ShardPart], schema: pa.Schema) -> Iterato
     waiting: list[pa.Table] = []
     for part in parts:
         if part.record is not None:
-            waiting.append(_read_part(dst, part.name)[1].replace_schema_metadata(schema.metadata))
+            waiting.append(_rows_of(dst, part).replace_schema_metadata(schema.metadata))
         if sum(map(len, waiting)) >= ROWS_AT_ONCE:
             yield pa.concat_tables(waiting)
             waiting = []
     if waiting:
         yield pa.concat_tables(waiting)
+
+
+def _rows_of(dst: str, part: ShardPart) -> pa.Table:
+    """Return the rows of a part that was written a while ago; raise `WorkNotFinished` if it is another's now."""
+    try:
+        found, rows = _read_part(dst, part.name)
+    except FileNotFoundError:
+        found = None
+    if found != part:
+        raise WorkNotFinished(f"{dst}: another raytrain shard works here ({part.uri_name} is not what this one wrote)")
+    return rows
 
 
 def write_manifest(
@@ -284,8 +318,8 @@ def write_manifest(
         "settings": settings.model_dump(mode="json"),
         "source": source,
         "left_out": [{"subject": problem.subject, "found": problem.found} for problem in problems],
-        "versions": {"raytrain": __version__, "pyarrow": version("pyarrow"), "blosc2": version("blosc2")},
+        "versions": _versions(),
     }
     storage.write_bytes(storage.join(dst, MANIFEST), json.dumps(manifest, indent=1).encode())
-    storage.remove_folder(storage.join(dst, PARTS))
+    remove_parts(dst)
     return manifest

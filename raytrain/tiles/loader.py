@@ -21,8 +21,6 @@ SampleT = TypeVar("SampleT")
 
 BATCHES_AHEAD = 2
 """What is read ahead: so many batches, or enough samples that no thread waits, whichever is more."""
-BATCHES_AHEAD_OF_PROCESS = 4
-"""The same for each loader process; torch's 2 leave processes waiting for the consumer's turn."""
 
 
 class SampleLoader(Generic[SampleT]):
@@ -45,10 +43,11 @@ class SampleLoader(Generic[SampleT]):
         else:
             assert self._processes is not None, "closed"
             self._batches = batches
-            for batch in self._processes:
-                if isinstance(batch, RaytrainError):
-                    raise batch
-                yield batch
+            for group in self._processes:
+                for batch in group:
+                    if isinstance(batch, (RaytrainError, OSError)):
+                        raise batch
+                    yield batch
 
     def close(self) -> None:
         """End threads and processes."""
@@ -78,16 +77,15 @@ class SampleLoader(Generic[SampleT]):
             for future in (each for batch in waiting for each in batch):
                 future.cancel()
 
-    def _start_processes(self) -> DataLoader[SampleT]:
+    def _start_processes(self) -> DataLoader[Any]:
         return DataLoader(
-            _OfThreads(self.dataset, self._settings.threads),
-            batch_sampler=_Asked(self),
-            collate_fn=_collate,
+            _InProcess(self.dataset, self._settings.threads),
+            batch_sampler=_Groups(self, self._settings.threads),
             num_workers=self._settings.processes,
+            collate_fn=_as_it_is,
             # A process with threads, as every rank is, must not be forked.
             multiprocessing_context="forkserver",
             persistent_workers=True,
-            prefetch_factor=BATCHES_AHEAD_OF_PROCESS,
         )
 
 
@@ -95,19 +93,26 @@ def _stacked(futures: Sequence[Future[SampleT]]) -> SampleT:
     return cast(SampleT, default_collate([future.result() for future in futures]))
 
 
-class _Asked:
-    """The batches that the loader was asked for last, as torch wants them."""
+class _Groups:
+    """The batches that the loader was asked for last, as a process gets them: so many at once as keep it busy."""
 
-    def __init__(self, loader: SampleLoader[Any]) -> None:
+    def __init__(self, loader: SampleLoader[Any], threads: int) -> None:
         self._loader = loader
+        self._threads = threads
 
-    def __iter__(self) -> Iterator[list[Key]]:
+    def __iter__(self) -> Iterator[list[Sequence[Key]]]:
+        group: list[Sequence[Key]] = []
         for batch in self._loader._batches:
-            yield list(batch)
+            group.append(batch)
+            if sum(map(len, group)) >= self._threads:
+                yield group
+                group = []
+        if group:
+            yield group
 
 
-class _OfThreads(Dataset[SampleT], Generic[SampleT]):
-    """The dataset as a loader process has it: a batch's samples are made by threads."""
+class _InProcess(Dataset[Any], Generic[SampleT]):
+    """The dataset as a loader process has it: the samples of a group of batches are made by threads."""
 
     def __init__(self, dataset: TileDataset[SampleT], threads: int) -> None:
         self._dataset = dataset
@@ -117,16 +122,18 @@ class _OfThreads(Dataset[SampleT], Generic[SampleT]):
     def __getitem__(self, key: Key) -> SampleT:
         return self._dataset[key]
 
-    def __getitems__(self, keys: Sequence[Key]) -> list[SampleT] | RaytrainError:
-        try:
-            if self._threads == 1:
-                return [self._dataset[key] for key in keys]
-            if self._pool is None:  # in the loader process; a pool can't be sent to one
-                self._pool = ThreadPoolExecutor(self._threads)
-            return list(self._pool.map(self._dataset.__getitem__, keys))
-        except RaytrainError as error:
-            return error  # torch would make a RuntimeError of it
+    def __getitems__(self, group: list[Sequence[Key]]) -> list[SampleT | RaytrainError | OSError]:
+        if self._pool is None:  # in the loader process; a pool can't be sent to one
+            self._pool = ThreadPoolExecutor(self._threads)
+        waiting = [[self._pool.submit(self._dataset.__getitem__, key) for key in batch] for batch in group]
+        found: list[SampleT | RaytrainError | OSError] = []
+        for batch in waiting:
+            try:
+                found.append(_stacked(batch))
+            except (RaytrainError, OSError) as error:  # raised in the process, torch would make a RuntimeError of it
+                found.append(error)
+        return found
 
 
-def _collate(samples: list[SampleT] | RaytrainError) -> SampleT | RaytrainError:
-    return samples if isinstance(samples, RaytrainError) else cast(SampleT, default_collate(samples))
+def _as_it_is(group: list[SampleT]) -> list[SampleT]:
+    return group

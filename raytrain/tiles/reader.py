@@ -42,7 +42,9 @@ def read_manifest(uri: str) -> dict[str, Any]:
         raise ConfigError(f"{uri}: shards of format version {found}; this raytrain reads {shards.FORMAT_VERSION}")
     missing = _MANIFEST_NAMES - manifest.keys()
     if missing:
-        raise ConfigError(f"{uri}: {MANIFEST} is damaged, it has no {', '.join(sorted(missing))}")
+        raise ConfigError(
+            f"{uri}: {MANIFEST} is damaged, or of an older raytrain: it has no {', '.join(sorted(missing))}"
+        )
     return manifest
 
 
@@ -59,8 +61,9 @@ def read_index(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
     """
     path = storage.join(uri, INDEX)
     try:
-        data = pa.BufferReader(storage.read_bytes(path))
-        table = pq.read_table(data, columns=columns, read_dictionary=["location", "shard"])
+        # Of a local file no more is read than the columns.
+        source = storage.path_of(path) if storage.is_local(path) else pa.BufferReader(storage.read_bytes(path))
+        table = pq.ParquetFile(source, read_dictionary=["location", "shard"]).read(columns)
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file, but {MANIFEST} stands beside it") from error
     except pa.ArrowException as error:
@@ -74,7 +77,7 @@ def read_index(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
 def is_ours(uri: str) -> bool:
     """Tell whether the file at `uri` is a shard or an index, of any version of the format."""
     try:
-        schema = pq.read_schema(storage.path_of(uri), filesystem=storage.arrow_filesystem(uri))
+        schema = pq.read_schema(pa.BufferReader(storage.read_bytes(uri)))
     except pa.ArrowInvalid:
         return False
     return shards.VERSION_KEY.encode() in (schema.metadata or {})
@@ -119,11 +122,14 @@ class TileReader:
         parts = ("offset", "bytes", "crc32")
         numbers = ["height", "width", "fold", *(f"{cell}_{part}" for cell in self._cells for part in parts)]
         index = read_index(uri, [*numbers, "tile_id", "location", "shard"])
-        self._numbers = {name: index[name].fill_null(0).to_numpy() for name in numbers}
         self._has_label = index["label_bytes"].is_valid().to_numpy()
-        self._tile_ids = index["tile_id"].combine_chunks()
-        self._locations = index["location"].combine_chunks()
-        self._shards = index["shard"].combine_chunks()
+        self._tile_ids, self._locations, self._shards = (
+            index[name].combine_chunks() for name in ("tile_id", "location", "shard")
+        )
+        self._numbers: dict[str, NDArray[Any]] = {}
+        for name in numbers:
+            self._numbers[name] = index[name].fill_null(0).to_numpy()
+            index = index.drop_columns([name])  # a million tiles are 100 MB, which need not be there twice
         self._cache = _open_cache(loader, manifest) if loader is not None else None
 
     def __len__(self) -> int:

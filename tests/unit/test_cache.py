@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import shutil
 import subprocess
 import sys
-import threading
 from collections import Counter
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import pytest
 from raytrain import storage
 from raytrain.config import LoaderSettings
 from raytrain.errors import ConfigError
-from raytrain.tiles.cache import ShardCache
+from raytrain.tiles.cache import SLACK_BYTES, ShardCache
 from raytrain.tiles.reader import TileReader
 from tests.making import BANDS, make_tile, write_tiles
 
@@ -187,7 +187,7 @@ def test_place_where_there_can_be_no_cache_is_a_mistake(shards: Path, tmp_path: 
 
 
 def test_many_processes_and_threads_share_one_bounded_cache(shards: Path, tmp_path: Path) -> None:
-    cache, limit_bytes = tmp_path / "cache", 300_000
+    cache, limit_bytes = tmp_path / "cache", 150_000
     program = (
         "import sys, threading\n"
         "from raytrain.config import LoaderSettings\n"
@@ -205,4 +205,38 @@ def test_many_processes_and_threads_share_one_bounded_cache(shards: Path, tmp_pa
     expected = sum(int(tile.bands[band].sum(dtype=np.int64)) for tile in TILES for band in BANDS[:4])
     assert sums == {str(expected)}
     assert 0 < on_disk(cache / "sets") <= limit_bytes
-    assert threading.active_count() < 50
+
+
+def test_count_of_what_is_used_is_right_however_many_write(tmp_path: Path) -> None:
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom raytrain.tiles.cache import ShardCache\n"
+        "cache = ShardCache(Path(sys.argv[1]), 10**9, 'set')\n"
+        "[cache.write(sys.argv[2], 20_000 * i, bytes(10_000)) for i in range(300)]\n"
+        "input()\n"
+    )
+    first = ShardCache(tmp_path, 10**9, "set")  # so that none of them counts anew
+    commands = [[sys.executable, "-c", program, str(tmp_path), f"shard{i}"] for i in range(4)]
+    processes = [subprocess.Popen(command, stdin=subprocess.PIPE) for command in commands]
+    for process in processes:
+        process.communicate(b"\n", timeout=120)
+    assert int((tmp_path / "used").read_text()) == 4 * 300 * (10_000 + SLACK_BYTES)
+    first.close()
+
+
+@pytest.mark.parametrize("content", [b"", b"12", b"x" * 20])
+def test_torn_count_is_counted_again(tmp_path: Path, content: bytes) -> None:
+    data = os.urandom(100_000)
+    cache = ShardCache(tmp_path, 250_000, "set")
+    cache.write("s", 0, data)
+    (tmp_path / "used").write_bytes(content)
+    cache.write("s", 200_000, data)
+    cache.write("s", 400_000, data)
+    assert cache.read("s", 200_000, 300_000) == data
+    assert on_disk(tmp_path / "sets") <= 250_000
+
+
+def test_cache_that_vanishes_costs_the_cache_and_not_the_training(shards: Path, tmp_path: Path) -> None:
+    reader = TileReader(str(shards), ("B02",), loader(tmp_path / "cache"))
+    reader.read(0)
+    shutil.rmtree(tmp_path / "cache")
+    read_all(reader)

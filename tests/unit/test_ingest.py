@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,12 +15,12 @@ import rasterio
 
 from raytrain import storage
 from raytrain.config import ShardSettings
-from raytrain.errors import ConfigError
+from raytrain.errors import ConfigError, WorkNotFinished
 from raytrain.imagery.baseline import doubt, is_dark, to_reflectance
 from raytrain.tiles import ingest
 from raytrain.tiles.archive import open_archive
 from raytrain.tiles.folds import assign_folds
-from raytrain.tiles.ingest import ShardWork, standing_at, write_shard
+from raytrain.tiles.ingest import ShardWork, remove_parts, standing_at, write_shard
 from raytrain.tiles.reader import TileReader
 from raytrain.tiles.verify import unknown_files, verify_index, verify_shard
 from tests.making import BANDS, finish, make_tile, plan_chips, shard_chips, write_tiles
@@ -63,7 +64,10 @@ def test_ingest_cut_off_after_any_write_goes_on_and_ends_with_the_same_bytes(
         shard_chips(chips, folder, SETTINGS)
     monkeypatch.undo()
     assert (folder / "manifest.json").exists() == (cut == 8), "a half-written set looks whole"
-    if cut < 8:
+    if cut == 8:  # whole, but for the parts; the next run takes them away
+        remove_parts(str(folder))
+        assert bytes_of(folder) == bytes_of(whole)
+    else:
         times = {path: path.stat().st_mtime_ns for path in folder.glob("shard-*.parquet")}
         shard_chips(chips, folder, SETTINGS)
         again = {path: path.stat().st_mtime_ns for path in folder.glob("shard-*.parquet")}
@@ -81,7 +85,11 @@ def test_shard_that_lost_its_file_or_whose_part_is_damaged_is_written_again(
     (folder / parts[0].name).unlink()
     (folder / parts[1].uri_name).write_bytes(b"PAR1")
     (folder / parts[2].name).write_bytes(b"torn")
-    (folder / ".shard-00009.parquet.0123456789abcdef0123456789abcdef.partial").write_bytes(b"half")
+    for name in ("shard-00009.parquet", "manifest.json", "unfinished/shard-00001.parquet"):
+        half = folder / name
+        half = half.with_name(f".{half.name}.0123456789abcdef0123456789abcdef.partial")
+        half.write_bytes(b"half")
+        os.utime(half, (1, 1))
     shard_chips(chips, folder, SETTINGS)
     assert bytes_of(folder) == bytes_of(whole)
 
@@ -110,6 +118,23 @@ def test_files_of_others_are_neither_taken_nor_removed(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"holds a shard-00000\.parquet that raytrain did not write"):
         standing_at(str(tmp_path))
     assert (tmp_path / "shard-00000.parquet").exists()
+
+
+def test_what_others_have_in_a_folder_of_the_parts_name_stays(chips: Path, whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    (folder / "unfinished").mkdir(parents=True)
+    (folder / "unfinished" / "thesis.docx").write_bytes(b"years of work")
+    shard_chips(chips, folder, SETTINGS)
+    assert bytes_of(folder) == {**bytes_of(whole), "unfinished/thesis.docx": b"years of work"}
+
+
+def test_parts_of_another_run_at_the_same_place_are_not_taken_for_this_ones(chips: Path, tmp_path: Path) -> None:
+    other = ShardSettings(folds="3", tiles_per_shard=4, baseline="from-04.00")
+    parts = [write_shard(work) for work in plan_chips(chips, tmp_path, SETTINGS)]
+    write_shard(plan_chips(chips, tmp_path, other)[1])
+    with pytest.raises(WorkNotFinished, match="another raytrain shard works here"):
+        finish(tmp_path, SETTINGS, parts)
+    assert not (tmp_path / "manifest.json").exists()
 
 
 def test_list_of_chips_takes_less_than_500_bytes_a_tile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

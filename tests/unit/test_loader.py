@@ -60,16 +60,21 @@ class Slow:
     """A reader of which no read ends before so many are under way."""
 
     def __init__(self, at_once: int) -> None:
+        self.at_once = at_once
         self.barrier = threading.Barrier(at_once)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (Slow, (self.at_once,))
 
     def read(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         self.barrier.wait(timeout=20)
         return np.full((1, 2, 2), i, np.uint16), np.zeros((2, 2), np.uint8)
 
 
-def test_so_many_reads_are_in_flight_as_there_are_threads() -> None:
+@pytest.mark.parametrize("processes", [0, 1])
+def test_so_many_reads_are_in_flight_as_there_are_threads(processes: int) -> None:
     dataset: TileDataset[torch.Tensor] = TileDataset(Slow(4), np.arange(16), named)  # type: ignore[arg-type]
-    with SampleLoader(dataset, LoaderSettings(threads=4)) as loader:
+    with SampleLoader(dataset, LoaderSettings(threads=4, processes=processes)) as loader:
         assert len(list(loader.load([[(0, i)] for i in range(16)]))) == 16
 
 

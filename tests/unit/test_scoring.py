@@ -352,7 +352,7 @@ def test_ensemble_file_by_folder_or_by_name_and_its_lowest_fold_by_default(tmp_p
     with pytest.raises(ConfigError, match="no fold 3; it has 1, 2"):
         manifest.of_fold(3)
     (tmp_path / "ensemble.json").write_text(json.dumps({"format_version": 7}))
-    with pytest.raises(ConfigError, match="format version 1"):
+    with pytest.raises(ConfigError, match="format version 2"):
         read_manifest(str(tmp_path))
     with pytest.raises(ConfigError, match="no ensemble there"):
         read_manifest(str(tmp_path / "absent"))

@@ -139,7 +139,7 @@ def test_missing_shards_other_version_and_unknown_band_are_refused(tmp_path: Pat
         (
             "manifest.json",
             b'{"format_version": 1, "bands": []}',
-            r"is damaged, it has no cell_encoding, index, left_out",
+            r"is damaged, or of an older raytrain: it has no cell_encoding, index, left_out",
         ),
         ("index.parquet", b"PAR1", r"index\.parquet: damaged"),
         ("index.parquet", None, r"index\.parquet: no such file, but manifest\.json stands beside it"),
