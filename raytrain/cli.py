@@ -332,7 +332,7 @@ class Train(ClusterCommand):
     loader_processes: int = 0
     """Processes that read tiles for each rank, as many again for validation; 0: threads of the rank do."""
     loader_threads: int = 8
-    """Reads in flight in each such process."""
+    """Reads in flight: of the rank, or in each such process, there within a batch."""
 
     def run(self, narrator: Narrator) -> int:
         """Train the members."""

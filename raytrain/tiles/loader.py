@@ -21,6 +21,8 @@ SampleT = TypeVar("SampleT")
 
 BATCHES_AHEAD = 2
 """What is read ahead: so many batches, or enough samples that no thread waits, whichever is more."""
+BATCHES_AHEAD_OF_PROCESS = 4
+"""The same for each loader process, which takes them one by one; torch's 2 leave it waiting for the consumer's turn."""
 
 
 class SampleLoader(Generic[SampleT]):
@@ -43,11 +45,10 @@ class SampleLoader(Generic[SampleT]):
         else:
             assert self._processes is not None, "closed"
             self._batches = batches
-            for group in self._processes:
-                for batch in group:
-                    if isinstance(batch, (RaytrainError, OSError)):
-                        raise batch
-                    yield batch
+            for batch in self._processes:
+                if isinstance(batch, (RaytrainError, OSError)):
+                    raise batch
+                yield batch
 
     def close(self) -> None:
         """End threads and processes."""
@@ -80,12 +81,13 @@ class SampleLoader(Generic[SampleT]):
     def _start_processes(self) -> DataLoader[Any]:
         return DataLoader(
             _InProcess(self.dataset, self._settings.threads),
-            batch_sampler=_Groups(self, self._settings.threads),
+            batch_sampler=_Asked(self),
             num_workers=self._settings.processes,
-            collate_fn=_as_it_is,
+            collate_fn=_collate,
             # A process with threads, as every rank is, must not be forked.
             multiprocessing_context="forkserver",
             persistent_workers=True,
+            prefetch_factor=BATCHES_AHEAD_OF_PROCESS,
         )
 
 
@@ -93,26 +95,19 @@ def _stacked(futures: Sequence[Future[SampleT]]) -> SampleT:
     return cast(SampleT, default_collate([future.result() for future in futures]))
 
 
-class _Groups:
-    """The batches that the loader was asked for last, as a process gets them: so many at once as keep it busy."""
+class _Asked:
+    """The batches that the loader was asked for last, as torch wants them."""
 
-    def __init__(self, loader: SampleLoader[Any], threads: int) -> None:
+    def __init__(self, loader: SampleLoader[Any]) -> None:
         self._loader = loader
-        self._threads = threads
 
-    def __iter__(self) -> Iterator[list[Sequence[Key]]]:
-        group: list[Sequence[Key]] = []
+    def __iter__(self) -> Iterator[list[Key]]:
         for batch in self._loader._batches:
-            group.append(batch)
-            if sum(map(len, group)) >= self._threads:
-                yield group
-                group = []
-        if group:
-            yield group
+            yield list(batch)
 
 
 class _InProcess(Dataset[Any], Generic[SampleT]):
-    """The dataset as a loader process has it: the samples of a group of batches are made by threads."""
+    """The dataset as a loader process has it: the samples of a batch are made by threads."""
 
     def __init__(self, dataset: TileDataset[SampleT], threads: int) -> None:
         self._dataset = dataset
@@ -122,18 +117,16 @@ class _InProcess(Dataset[Any], Generic[SampleT]):
     def __getitem__(self, key: Key) -> SampleT:
         return self._dataset[key]
 
-    def __getitems__(self, group: list[Sequence[Key]]) -> list[SampleT | RaytrainError | OSError]:
-        if self._pool is None:  # in the loader process; a pool can't be sent to one
-            self._pool = ThreadPoolExecutor(self._threads)
-        waiting = [[self._pool.submit(self._dataset.__getitem__, key) for key in batch] for batch in group]
-        found: list[SampleT | RaytrainError | OSError] = []
-        for batch in waiting:
-            try:
-                found.append(_stacked(batch))
-            except (RaytrainError, OSError) as error:  # raised in the process, torch would make a RuntimeError of it
-                found.append(error)
-        return found
+    def __getitems__(self, keys: Sequence[Key]) -> list[SampleT] | RaytrainError | OSError:
+        try:
+            if self._threads == 1:
+                return [self._dataset[key] for key in keys]
+            if self._pool is None:  # in the loader process; a pool can't be sent to one
+                self._pool = ThreadPoolExecutor(self._threads)
+            return list(self._pool.map(self._dataset.__getitem__, keys))
+        except (RaytrainError, OSError) as error:
+            return error  # raised in the process, torch would make a RuntimeError of it
 
 
-def _as_it_is(group: list[SampleT]) -> list[SampleT]:
-    return group
+def _collate(samples: list[SampleT] | RaytrainError | OSError) -> SampleT | RaytrainError | OSError:
+    return samples if isinstance(samples, (RaytrainError, OSError)) else cast(SampleT, default_collate(samples))

@@ -52,6 +52,7 @@ ENCODINGS: dict[str, CellEncoding] = {
     "ours, raw": "raw",
 }
 FIRST_TILES = 8
+PEER_ATTEMPTS = 3
 LATENCY_S = 0.02
 THREADS = 16
 Sample = tuple[torch.Tensor, torch.Tensor]
@@ -318,7 +319,7 @@ def _store_table(
             rate = way()
             rates.setdefault((name, latency_s), []).append(rate)
             print(f"run {run}, {latency_s:.2f} s: {name}: {rate:.0f} chips/s", flush=True)
-    medians = {key: statistics.median(each) for key, each in rates.items()}
+    medians = {key: float(np.nanmedian(each)) for key, each in rates.items()}
     mb = sum(end - start for _, start, end in ranges) / len(ranges) / 1e6
     rows = [
         [
@@ -397,16 +398,27 @@ def _load(reader: TileReader, settings: LoaderSettings) -> float:
 
 
 def _load_peer(peer: peers.Peer, uri: str, folder: Path, num_tiles: int) -> float:
-    """Return tiles a second through a peer's loader, from nothing on disk, behind its first tiles.
+    """Return tiles a second through a peer's loader, from nothing on disk, behind its first tiles; NaN if it fails.
 
-    In a process of its own: MDS takes what an earlier epoch of this process left in shared memory for its own.
+    In a process of its own: MDS takes what an earlier epoch of this process left in shared memory for its own. Even so
+    it reads, now and then, a shard that its other process has not downloaded to the end: it has three attempts.
     """
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_read_peer, peer, uri, folder, num_tiles).result()
+    for _ in range(PEER_ATTEMPTS):
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            try:
+                return pool.submit(_read_peer, peer, uri, folder, num_tiles).result()
+            except (ValueError, IndexError, OSError) as error:
+                print(f"{peer.name} failed: {str(error).splitlines()[-1]}", flush=True)
+    return float("nan")
 
 
 def _read_peer(peer: peers.Peer, uri: str, folder: Path, num_tiles: int) -> float:
-    with tempfile.TemporaryDirectory(dir=folder) as cache:
+    from streaming.base.util import clean_stale_shared_memory
+
+    clean_stale_shared_memory()
+    # What LitData is told of plain HTTP has to reach its own processes.
+    multiprocessing.set_start_method("fork", force=True)
+    with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as cache:
         return _rate(iter(peer.loader(peer.remote(uri, Path(cache), 1), 1, 2, collate)), num_tiles)
 
 
