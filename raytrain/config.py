@@ -115,8 +115,8 @@ class MemberSettings(Settings):
 class LoaderSettings(Settings):
     """How tiles get to a rank: how fast, and never what, so that a run may go on with others.
 
-    With `processes` 0, `threads` of the rank itself read ahead, across batches: what a store with latency wants. Each of
-    several processes reads the samples of one batch side by side, by as many threads. `cache_folder` is on a disk of
+    With `processes` 0, `threads` of the rank itself read ahead, across batches: what a store with latency wants. Each
+    of several processes reads the samples of one batch side by side, by as many threads. `cache_folder` is on a disk of
     each node, shared by its processes, and kept within `cache_limit_gb` (10^9 bytes).
     """
 
