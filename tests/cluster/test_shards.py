@@ -20,7 +20,7 @@ from raytrain import cli
 from raytrain.cluster.session import Cluster
 from raytrain.cluster.shard import ShardJob, shard
 from raytrain.config import ShardSettings
-from raytrain.errors import WorkNotFinished
+from raytrain.errors import ConfigError, WorkNotFinished
 from raytrain.imagery.synth import write_chips
 from raytrain.tiles.archive import open_archive
 from raytrain.tiles.reader import TileReader
@@ -86,6 +86,31 @@ def test_chips_that_change_while_they_are_read_are_noticed_and_read_again(own_ch
     assert shard(job, Cluster()).manifest is not None
     again = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "shards").glob("shard-*.parquet")}
     assert [name for name in times if again[name] != times[name]] == ["shard-00003.parquet"]
+
+
+def test_chips_that_changed_after_the_shards_were_made_are_noticed(own_chips: Path, tmp_path: Path) -> None:
+    job = ShardJob(src=str(own_chips), dst=str(tmp_path / "shards"), settings=SETTINGS)
+    assert shard(job, Cluster()).manifest is not None
+    before = bytes_of(tmp_path / "shards")
+    os.utime(open_archive(str(own_chips), ("B02",)).chips[3].bands["B02"], (1, 1))
+    with pytest.raises(ConfigError, match="are not those that the shards were made from"):
+        shard(job, Cluster())
+    assert bytes_of(tmp_path / "shards") == before
+
+
+def test_values_that_do_not_look_like_their_baseline_are_warned_of_and_recorded(
+    chips: Path, tmp_path: Path, local_ray: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["shard", str(chips), str(tmp_path / "shards"), "--folds", "3", "--baseline", "from-04.00", "--json"]
+    assert cli.main(arguments) == 0
+    captured = capsys.readouterr()
+    assert "raytrain: warning: the values do not look shifted by 1000 (" in captured.err
+    assert json.loads(captured.out)["warning"].startswith("the values do not look shifted by 1000")
+    manifest = json.loads((tmp_path / "shards" / "manifest.json").read_text())
+    assert manifest["settings"]["baseline"] == "from-04.00"
+    assert manifest["source"]["doubt"] == json.loads(captured.out)["warning"]
+    assert cli.main(["shard", str(chips), str(tmp_path / "plain"), "--folds", "3"]) == 0
+    assert "warning" not in capsys.readouterr().err
 
 
 def test_verify_is_silent_about_what_is_whole_and_names_what_is_not(

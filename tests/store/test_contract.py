@@ -14,8 +14,9 @@ from raytrain import storage
 from raytrain.config import ShardSettings
 from raytrain.errors import ConfigError
 from raytrain.tiles.archive import open_archive, read_chip
+from raytrain.tiles.ingest import write_shard
 from raytrain.tiles.reader import TileReader
-from tests.making import shard_chips
+from tests.making import plan_chips, shard_chips
 
 BANDS = ("B02", "B03", "B04", "B08")
 
@@ -136,6 +137,33 @@ def test_shards_of_a_store_are_those_of_a_folder(store: str, chips: Path, tmp_pa
     one, other = TileReader(store, ("B02", "B08")), TileReader(str(tmp_path / "here"), ("B02", "B08"))
     for i in range(len(other)):
         assert (one.read(i)[0] == other.read(i)[0]).all()
+
+
+def test_ingest_in_the_public_layout_goes_on_where_it_was_cut_off(
+    store: str, chips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = storage.join(store, "archive")
+    for path in chips.rglob("*"):
+        if path.is_file():
+            uri = storage.join(source, "public", *path.relative_to(chips).parts)
+            storage.write_bytes(uri.replace("/train_", "/public_"), path.read_bytes())
+    settings = ShardSettings(folds="3", tiles_per_shard=5)
+    shard_chips(source, storage.join(store, "whole"), settings)
+    cut = storage.join(store, "cut")
+    for work in plan_chips(source, cut, settings)[:2]:
+        write_shard(work)
+    written: list[str] = []
+    true_write = storage.write_bytes
+
+    def write_bytes(uri: str, data: bytes) -> None:
+        written.append(storage.name_of(uri))
+        true_write(uri, data)
+
+    monkeypatch.setattr(storage, "write_bytes", write_bytes)
+    shard_chips(source, cut, settings)
+    assert written == ["shard-00002.parquet", "shard-00002.parquet", "manifest.json"], "the shard, its part, the end"
+    for name in storage.find(cut):
+        assert storage.read_bytes(storage.join(cut, name)) == storage.read_bytes(storage.join(store, "whole", name))
 
 
 def test_tiles_and_chips_read_the_same_from_the_store(store: str, chips: Path) -> None:

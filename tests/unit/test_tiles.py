@@ -59,6 +59,22 @@ def test_label_and_the_three_first_bands_are_one_short_range(tmp_path: Path) -> 
     assert row["B08_offset"] > row["B04_offset"]
 
 
+def test_member_of_three_bands_fetches_no_byte_of_the_fourth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tiles(tmp_path, TILES, "blosc2-bitshuffle-zstd")
+    fetched: list[tuple[int, int]] = []
+    true_read = storage.read_range
+
+    def read_range(uri: str, start: int, end: int) -> bytes:
+        fetched.append((start, end))
+        return true_read(uri, start, end)
+
+    monkeypatch.setattr(storage, "read_range", read_range)
+    row = pq.read_table(tmp_path / "index.parquet").to_pylist()[1]
+    TileReader(str(tmp_path), ("B02", "B03", "B04")).read(1)
+    assert fetched == [(row["label_offset"], row["B04_offset"] + row["B04_bytes"])]
+    assert fetched[0][1] <= row["B08_offset"]
+
+
 def test_raw_cells_are_read_by_numpy_pandas_and_duckdb(tmp_path: Path) -> None:
     write_tiles(tmp_path, TILES, "raw")
     path = tmp_path / "shard-00000.parquet"
