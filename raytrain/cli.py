@@ -641,6 +641,9 @@ def _told(error: Exception, narrator: Narrator) -> int:
     if isinstance(error, (NotADirectoryError, IsADirectoryError, FileExistsError)):
         narrator.say(f"raytrain: a file stands where a folder is expected, or the other way round: {error}")
         return EXIT_CALLERS_MISTAKE
+    if isinstance(error, PermissionError):
+        narrator.say(f"raytrain: no right to it: {error}")
+        return EXIT_CALLERS_MISTAKE
     if storage.is_out_of_reach(error):
         narrator.say(f"raytrain: can't reach or use a disk or a store: {error}; the same command goes on")
         return EXIT_NOT_FINISHED

@@ -198,13 +198,13 @@ def gdal_environment() -> Iterator[None]:
         yield
 
 
-def persistently(uri: str, operation: Callable[[], ResultT], retries: Retries | None = None) -> ResultT:
+def persistently(uri: str, operation: Callable[[], ResultT]) -> ResultT:
     """Return what `operation` on the object at `uri` returns; ask again after an error that may pass.
 
     Raises `StoreOutOfReach` once the attempts are used up, `PermissionError` that names `uri` where the store refuses,
     and any other error as it comes: a missing object, a wrong request, a local disk.
     """
-    policy = retries or RETRIES
+    policy = RETRIES
     start = time.monotonic()
     for attempt in range(policy.attempts):
         try:

@@ -40,7 +40,7 @@ def raytrain(*arguments: str) -> Measured:
 def keep(name: str, machine: str | None, title: str, headers: list[str], rows: list[list[str]]) -> None:
     """Print a Markdown table with its command; with `machine`, write it to infra/benchmarks, too."""
     today = datetime.now(UTC).date().isoformat()
-    command = " ".join(["python -m", f"tests.bench.{name}", *sys.argv[1:]])
+    command = " ".join(["python -m", f"tests.bench.{name.partition('-')[0]}", *sys.argv[1:]])  # `-` what was measured
     lines = [f"# {title}, {today}", "", f"{_hardware()}; `{command}`", ""]
     lines += [f"| {' | '.join(row)} |" for row in (headers, ["---"] * len(headers), *rows)]
     text = "\n".join(lines) + "\n"

@@ -12,7 +12,7 @@ import pytest
 from botocore.exceptions import EndpointConnectionError, NoCredentialsError
 
 from raytrain import __version__, cli
-from raytrain.errors import ConfigError, DataError, RaytrainError, TrainingDiverged, WorkNotFinished
+from raytrain.errors import ConfigError, DataError, RaytrainError, StoreOutOfReach, TrainingDiverged, WorkNotFinished
 
 
 class Quiet(BaseHTTPRequestHandler):
@@ -122,6 +122,8 @@ def test_synth_prints_its_result_for_machines(tmp_path: Path, capsys: pytest.Cap
         (ConnectionError("x"), 3),
         (FileNotFoundError("x"), 2),
         (NotADirectoryError("x"), 2),
+        (PermissionError("x"), 2),
+        (StoreOutOfReach("x"), 3),
         (OSError(errno.ENOSPC, "x"), 3),
         (EndpointConnectionError(endpoint_url="x"), 3),
         (NoCredentialsError(), 3),
