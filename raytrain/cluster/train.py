@@ -39,6 +39,8 @@ MAX_FAILURES = 3
 RUN_FILE, RESULT_FILE = "run.json", "result.json"
 ABORT_S = 30
 """How long an interrupted process waits for its run to end on the cluster."""
+_MEMORY = re.compile(r"was ([\d.]+GB used / [\d.]+GB limit)")
+"""What Ray 2.60 says of a node whose workers it killed; its text goes on with much advice."""
 _LEARNT = re.compile(rf"^({re.escape(RESULT_FILE)}$|{re.escape(WEIGHTS_FILE)}$|checkpoint_)")
 
 
@@ -285,13 +287,12 @@ def _keep(folder: str, run: RunSettings, checkpoint: ray.train.Checkpoint) -> Tr
     return member
 
 
-_MEMORY = re.compile(r"was ([\d.]+ ?[KMG]i?B / [\d.]+ ?[KMG]i?B)[^.]*, which exceeds the memory usage threshold")
-
-
 def _reason(error: Exception) -> str:
     """Return the one line of Ray Train's long text that says why."""
-    if full := _MEMORY.search(str(error)):
-        return f"out of memory on a node ({full[1]} used); lower global_batch, crop_px or the workers on a node"
+    if "killed due to the node running low on memory" in str(error):
+        full = _MEMORY.search(str(error))
+        found = f" ({full[1]})" if full else ""
+        return f"out of memory on a node{found}; lower global_batch, crop_px or the number of ranks on a node"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     causes = [line for line in lines if re.match(r"^[\w.]*(Error|Exception|Diverged)\b.*:", line)]
     return (causes or lines or [type(error).__name__])[-1]

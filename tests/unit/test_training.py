@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from raytrain.cluster.train import _reason
 from raytrain.config import LossWeights, MemberSettings, OptimiserSettings, ShardSettings, change
 from raytrain.errors import ConfigError, DataError, TrainingDiverged, WorkNotFinished
 from raytrain.recipes import members, published_members
@@ -318,6 +319,20 @@ def test_hub_out_of_reach_is_no_mistake_of_the_caller(monkeypatch: pytest.Monkey
     monkeypatch.setattr("raytrain.training.models.smp.Unet", unreachable)
     with pytest.raises(WorkNotFinished, match=r"can't fetch pretrained weights .* no route to the hub"):
         build_model(tiny(pretrained=True))
+
+
+def test_reason_of_a_failed_run_is_one_line_that_says_what_to_do() -> None:
+    memory = (
+        "Training failed due to worker errors:\n1 worker(s) were killed due to the node running low on memory. \n"
+        "Memory on the node (IP: 10.0.0.1, ID: abc) was 22.30GB used / 23.47GB limit (0.950000)\n"
+        "Refer to the documentation on how to address the out of memory issue: https://docs.ray.io/"
+    )
+    assert _reason(RuntimeError(memory)) == (
+        "out of memory on a node (22.30GB used / 23.47GB limit); "
+        "lower global_batch, crop_px or the number of ranks on a node"
+    )
+    text = "Training failed due to worker errors:\n  File x\nraytrain.errors.DataError: tile t in s: can't be read"
+    assert _reason(RuntimeError(text)) == "raytrain.errors.DataError: tile t in s: can't be read"
 
 
 def test_resumed_run_asks_no_hub(data: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
