@@ -121,8 +121,10 @@ def _train_epoch(
     num_samples, epoch = len(samples.dataset), state.position.epoch
     batches = epoch_batches(num_samples, settings.global_batch, settings.seed, epoch, state.position.samples_done)
     shares = (_keys(epoch, rank_share(batch, ranks.rank, ranks.world_size)) for batch in batches)
-    for batch, sample in zip(batches, samples.load(shares), strict=True):
-        progress = (epoch + state.position.samples_done / num_samples) / settings.epochs
+    num_batches = -(-num_samples // settings.global_batch)
+    steps = range(num_batches - len(batches), num_batches)
+    for step, batch, sample in zip(steps, batches, samples.load(shares), strict=True):
+        progress = (epoch * num_batches + step) / (settings.epochs * num_batches)
         for group in state.optimiser.param_groups:
             group["lr"] = learning_rate(settings.optimiser, progress)
         loss_sum += _step(net, state.optimiser, settings, sample, ranks)
