@@ -133,6 +133,12 @@ def _s3() -> AbstractFileSystem:
 
 @cache
 def _s3_client(environment: Environment) -> AbstractFileSystem:
+    client = _new_s3({"max_attempts": 0})
+    client.retries = 1
+    return client
+
+
+def _new_s3(retries: dict[str, Any]) -> AbstractFileSystem:
     # Listings are not cached, since others write to the store; read-ahead is off, since readers name their ranges.
     client = fsspec.filesystem(
         "s3",
@@ -143,10 +149,9 @@ def _s3_client(environment: Environment) -> AbstractFileSystem:
             "connect_timeout": CONNECT_TIMEOUT_S,
             "read_timeout": READ_TIMEOUT_S,
             "max_pool_connections": CONNECTIONS,
-            "retries": {"max_attempts": 0},
+            "retries": retries,
         },
     )
-    client.retries = 1
     return cast(AbstractFileSystem, client)
 
 
@@ -164,13 +169,7 @@ def arrow_filesystem(uri: str) -> pyarrow.fs.FileSystem:
     """Return the same filesystem for pyarrow and Ray, which ask a store themselves: this one asks again by itself."""
     if is_local(uri):
         return pyarrow.fs.LocalFileSystem()
-    client = fsspec.filesystem(
-        "s3",
-        use_listings_cache=False,
-        default_cache_type="none",
-        skip_instance_cache=True,
-        config_kwargs={"retries": {"max_attempts": RETRIES.attempts, "mode": "standard"}},
-    )
+    client = _new_s3({"max_attempts": RETRIES.attempts, "mode": "standard"})
     return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(client))
 
 
@@ -279,7 +278,7 @@ class _Gets:
             return bytes(_s3().cat_file(path))
         etag = headers.get("ETag", "").strip('"')
         encrypted = headers.get("x-amz-server-side-encryption", "").startswith("aws:kms")
-        if not encrypted and re.fullmatch("[0-9a-f]{32}", etag) and hashlib.md5(data).hexdigest() != etag:
+        if not encrypted and re.fullmatch("[0-9a-f]{32}", etag) and _md5(data) != etag:
             raise _PassingAnswer(f"{len(data)} bytes that are not those of the ETag {etag}")
         return data
 
@@ -317,6 +316,10 @@ class _Gets:
         region = self._client.meta.region_name or "us-east-1"
         S3SigV4Auth(self._credentials.get_frozen_credentials(), "s3", region).add_auth(request)
         return request.prepare()
+
+
+def _md5(data: bytes) -> str:
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 
 class _PassingAnswer(OSError):
@@ -454,14 +457,6 @@ def remove(uri: str) -> None:
         persistently(uri, lambda: filesystem(uri).rm_file(path_of(uri)))
 
 
-def remove_folder(uri: str) -> None:
-    """Remove all objects below `uri`, and the folder where there are folders."""
-    for name, _ in list(walk(uri)):
-        remove(join(uri, name))
-    if is_local(uri):
-        shutil.rmtree(path_of(uri), ignore_errors=True)
-
-
 def find(uri: str) -> dict[str, FileInfo]:
     """Return `{name relative to uri: file info}` of all objects below `uri`, by one listing, in the order of names.
 
@@ -471,8 +466,7 @@ def find(uri: str) -> dict[str, FileInfo]:
 
 
 def walk(uri: str) -> Iterator[tuple[str, FileInfo]]:
-    """Yield what `find` returns one by one, holding no more than a folder or a page of a listing; files of a folder
-    come together."""
+    """Yield what `find` returns, one by one: no more than a folder, or a page of a listing, is held."""
     root = path_of(uri).rstrip("/")
     for path, info in _walk(root) if is_local(uri) else _walk_store(uri):
         yield path.removeprefix(root).removeprefix("/"), info

@@ -220,7 +220,8 @@ def _degrees(footprint: Footprint) -> BoundingBox | None:
     """Return the box in degrees, from a west in [-180, 180) to an east that may be beyond 180; None if it has none."""
     try:
         west, south, east, north = transform_bounds(footprint.crs, "EPSG:4326", *footprint.bounds)
-    except (RasterioError, CPLE_BaseError, ValueError):  # an engineering CRS, coordinates outside the projection
+    # GDAL's own error, of a private module of rasterio's, is what an engineering CRS raises.
+    except (RasterioError, CPLE_BaseError, ValueError):
         return None
     if not np.isfinite([west, south, east, north]).all():
         return None
