@@ -74,10 +74,13 @@ class LossWeights(Settings):
 
     jaccard: float = Field(default=1.0, ge=0)
     focal: float = Field(default=0.1, ge=0)
+    dice: float = Field(default=0.0, ge=0)
+    bce: float = Field(default=0.0, ge=0)
+    lovasz: float = Field(default=0.0, ge=0)
 
     @model_validator(mode="after")
     def _some_term_counts(self) -> Self:
-        if not self.jaccard and not self.focal:
+        if not any(self.model_dump().values()):
             raise ValueError("at least one weight must be above 0")
         return self
 

@@ -1,4 +1,4 @@
-"""Losses against float64 numpy, samples drawn from (seed, epoch, sample) alone, runs that resume bit by bit."""
+"""Samples drawn from (seed, epoch, sample) alone, runs that resume bit by bit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from raytrain.cluster.train import _reason
-from raytrain.config import LossWeights, MemberSettings, OptimiserSettings, ShardSettings, change
+from raytrain.config import MemberSettings, OptimiserSettings, ShardSettings, change
 from raytrain.errors import ConfigError, DataError, TrainingDiverged, WorkNotFinished
 from raytrain.recipes import members, published_members
 from raytrain.tiles.archive import open_archive
@@ -21,7 +21,6 @@ from raytrain.tiles.reader import TileReader, read_index, select_tiles
 from raytrain.training import loop
 from raytrain.training.checkpoints import TrainingState, restore_state, save_state
 from raytrain.training.loop import EpochReport, TrainingData, learning_rate, train_member, validate, validation_loader
-from raytrain.training.losses import count_valid, segmentation_loss, totals
 from raytrain.training.models import build_model, load_weights
 from raytrain.training.ranks import Ranks
 from raytrain.training.samples import TrainingTransform, ValidationTransform
@@ -32,57 +31,6 @@ TINY = {"epochs": 3, "crop_px": 32, "crops_per_tile": 1, "global_batch": 4, "dec
 
 def tiny(name: str = "small-effnet-4b-20k", **changes: object) -> MemberSettings:
     return change(members((name,))[0], {**TINY, **changes})
-
-
-def numpy_loss(logits: np.ndarray, labels: np.ndarray, weights: LossWeights) -> float:
-    """Return the loss of the recipe, image by image and pixel by pixel, in float64."""
-    jaccards, focal, pixels = [], 0.0, 0
-    for image, label in zip(logits.astype(np.float64), labels, strict=True):
-        valid = label != 255
-        if not valid.any():
-            continue
-        p = 1 / (1 + np.exp(-image[valid]))
-        t = (label[valid] == 1).astype(np.float64)
-        both = (p * t).sum()
-        jaccards.append(1 - (both + 1e-5) / (p.sum() + t.sum() - both + 1e-5))
-        p, t = np.clip(p, 1e-5, 1 - 1e-5), np.clip(t, 1e-5, 1 - 1e-5)
-        q = p * t + (1 - p) * (1 - t)
-        focal += (-((1 - q) ** 2) * np.log(q)).sum()
-        pixels += int(valid.sum())
-    return weights.jaccard * float(np.mean(jaccards)) + weights.focal * focal / pixels
-
-
-@pytest.mark.parametrize("weights", [LossWeights(), LossWeights(jaccard=0), LossWeights(focal=0)])
-def test_loss_equals_the_formula_in_float64_with_ignored_pixels(weights: LossWeights) -> None:
-    generator = np.random.default_rng(0)
-    logits = generator.normal(0, 3, (5, 17, 13)).astype(np.float32)
-    labels = generator.choice(np.array([0, 1, 255], np.uint8), (5, 17, 13))
-    labels[1] = 255
-    labels[2] = 0
-    ours = torch.from_numpy(labels)
-    loss = segmentation_loss(torch.from_numpy(logits), ours, weights, totals(count_valid(ours)))
-    assert float(loss) == pytest.approx(numpy_loss(logits, labels, weights), rel=1e-5)
-
-
-def test_loss_of_ignored_pixels_has_no_gradient_and_all_ignored_is_zero() -> None:
-    logits = torch.randn(2, 8, 8, requires_grad=True)
-    labels = torch.zeros(2, 8, 8, dtype=torch.uint8)
-    labels[0, :4] = 255
-    segmentation_loss(logits, labels, LossWeights(), totals(count_valid(labels))).backward()
-    assert logits.grad is not None
-    assert (logits.grad[0, :4] == 0).all()
-    assert (logits.grad[0, 4:] != 0).all()
-    nothing = torch.full((2, 8, 8), 255, dtype=torch.uint8)
-    assert float(segmentation_loss(logits, nothing, LossWeights(), totals(count_valid(nothing)))) == 0
-
-
-def test_parts_of_the_loss_add_up_to_the_whole_for_uneven_shares() -> None:
-    logits = torch.randn(5, 8, 8)
-    labels = torch.from_numpy(np.random.default_rng(1).choice(np.array([0, 1, 255], np.uint8), (5, 8, 8)))
-    divisors = totals(count_valid(labels))
-    whole = segmentation_loss(logits, labels, LossWeights(), divisors)
-    parts = [segmentation_loss(logits[s], labels[s], LossWeights(), divisors) for s in (slice(0, 1), slice(1, 5))]
-    assert float(sum(parts)) == pytest.approx(float(whole), rel=1e-5)
 
 
 def test_learning_rate_warms_up_then_follows_its_schedule() -> None:
