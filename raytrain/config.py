@@ -59,14 +59,21 @@ class Normalisation(Settings):
 
 
 class OptimiserSettings(Settings):
-    """SGD with momentum, and how the learning rate goes over the run."""
+    """SGD with momentum, and how the learning rate goes over the run.
+
+    `lr` is the highest rate. Every schedule may begin with a warm-up over `warmup_fraction` of all steps: linear, for
+    one-cycle along a cosine. `plateau` multiplies the rate by `plateau_factor` after `plateau_epochs` epochs without
+    gain of the validation score (of the loss, where nothing is validated), as the published recipe does.
+    """
 
     lr: float = Field(default=2e-3, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
     clip_norm: float = Field(default=2.999, gt=0)
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Literal["constant", "plateau", "cosine", "one-cycle"] = "constant"
     warmup_fraction: float = Field(default=0.0, ge=0, lt=1)
+    plateau_epochs: int = Field(default=200, ge=1)
+    plateau_factor: float = Field(default=0.5, gt=0, lt=1)
 
 
 class LossWeights(Settings):
@@ -93,7 +100,12 @@ class AugmentationSettings(Settings):
 
 
 class MemberSettings(Settings):
-    """Everything that one member's training depends on."""
+    """Everything that one member's training depends on.
+
+    `batch_norm_group` is how many images are normalised together, in one pass over all ranks: those of the global batch
+    unless it is given; a smaller one takes less memory, and is the same on any number of ranks. `precision` `auto` is
+    bfloat16 on a GPU that has it, float16 on another, float32 on a CPU.
+    """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     encoder: str
@@ -103,16 +115,25 @@ class MemberSettings(Settings):
     decoder_channels: tuple[Channels, Channels, Channels, Channels, Channels] = (256, 128, 64, 32, 16)
     epochs: int = Field(default=60, ge=1)
     global_batch: int = Field(default=16, ge=1)
+    batch_norm_group: int | None = Field(default=None, ge=1)
     crop_px: int = Field(default=512, ge=32, multiple_of=32)
     crops_per_tile: int = Field(default=1, ge=1)
     optimiser: OptimiserSettings = OptimiserSettings()
     loss: LossWeights = LossWeights()
     augmentation: AugmentationSettings = AugmentationSettings()
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     channels_last: bool = True
     compile: bool = False
     empty_union_rule: EmptyUnionRule = "one"
     seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _group_fits(self) -> Self:
+        if self.batch_norm_group is not None and self.batch_norm_group > self.global_batch:
+            raise ValueError(
+                f"batch_norm_group {self.batch_norm_group} must be at most global_batch {self.global_batch}"
+            )
+        return self
 
 
 class LoaderSettings(Settings):

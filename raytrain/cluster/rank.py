@@ -52,9 +52,10 @@ def _train(run: RunSettings, loader: LoaderSettings, board: Any) -> None:
         if not ranks.leads:
             ray.train.report(metrics)
             return
-        with tempfile.TemporaryDirectory() as folder:
-            save_state(Path(folder), state, run.member)
-            (Path(folder) / METRICS).write_text(json.dumps(metrics))
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "checkpoint"
+            save_state(folder, state, run.member)
+            (folder / METRICS).write_text(json.dumps(metrics))
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
         board.post.remote(Post(run.name, run.member.epochs, metrics))
 
@@ -72,9 +73,12 @@ def _metrics(report: EpochReport) -> dict[str, Any]:
         "epoch": report.epoch,
         "loss": report.loss,
         "epoch_s": report.epoch_s,
+        "wait_s": report.wait_s,
+        "learning_rate": report.learning_rate,
         "images_per_s": report.images_per_s,
     }
     if report.scores is not None:
         found = asdict(report.scores)
         metrics |= {name: found[name] for name in ("iou_pooled", "iou_mean", SCORE, "iou_mean_location_weighted")}
+        metrics["empty_union_rule"] = report.scores.empty_union_rule
     return metrics

@@ -145,7 +145,7 @@ def plan_runs(job: TrainJob) -> list[RunSettings]:
         check_bands(member.normalisation, member.bands)
         for fold in folds:
             num_samples = len(select_tiles(reader, fold, "train")) * member.crops_per_tile
-            check_batch(num_samples, member.global_batch, job.workers)
+            check_batch(num_samples, member.global_batch, job.workers, member.batch_norm_group)
             select_tiles(reader, fold, "validation")
     return [
         RunSettings(member=member, shards=job.shards, shards_digest=shards_digest(manifest), fold=fold)

@@ -42,11 +42,23 @@ def rank_share(batch: NDArray[np.int64], rank: int, world_size: int) -> NDArray[
     return np.array_split(batch, world_size)[rank]
 
 
-def check_batch(num_samples: int, global_batch: int, world_size: int) -> None:
-    """Raise `ConfigError` if some rank would get no sample of some batch."""
+def batch_groups(batch: NDArray[np.int64], group_size: int | None) -> list[NDArray[np.int64]]:
+    """Return a global batch in the groups that are normalised together, of at most `group_size`, as equal as can be."""
+    return np.array_split(batch, -(-len(batch) // (group_size or len(batch))))
+
+
+def check_batch(num_samples: int, global_batch: int, world_size: int, group_size: int | None = None) -> None:
+    """Raise `ConfigError` if some rank would get no sample of some group of some batch."""
     smallest = num_samples // -(-num_samples // global_batch) if num_samples else 0
     if smallest < world_size:
         raise ConfigError(
             f"{num_samples} samples in batches of at most {global_batch} leave a batch of {smallest} for {world_size} "
             "ranks; use fewer workers, a larger global_batch or more tiles"
+        )
+    sizes = {smallest, -(-num_samples // -(-num_samples // global_batch))}
+    group = min(len(group) for size in sizes for group in batch_groups(np.arange(size), group_size))
+    if group < world_size:
+        raise ConfigError(
+            f"batch_norm_group {group_size} makes a group of {group} of batches of {sorted(sizes)}, too few for "
+            f"{world_size} ranks; use fewer workers or a larger batch_norm_group"
         )

@@ -1,69 +1,117 @@
 """The full state of a run in a folder: weights and momentum as safetensors, the rest as JSON; nothing is pickled.
 
-There is no random generator to keep: every draw of the loop is made from (seed, epoch, sample). Must not know where the
-folder goes.
+There is no random generator to keep: every draw of a sample is made from (seed, epoch, sample), and torch's generators
+are seeded before each step from (seed, epoch, samples done, rank). A folder appears whole or not at all, and
+`state.json` has the hashes of the other files, so that a torn copy is found out. Must not know where a folder goes.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from raytrain.config import MemberSettings, differences, parse
-from raytrain.errors import ConfigError
+from raytrain.errors import ConfigError, DataError
 from raytrain.tiles.order import Position
 from raytrain.training import WEIGHTS_FILE
+from raytrain.training.schedules import Plateau
 
 MOMENTUM_FILE, STATE_FILE = "momentum.safetensors", "state.json"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 @dataclass
 class TrainingState:
-    """What changes while a member trains."""
+    """What changes while a member trains.
+
+    `loss_sum` and `num_steps` are those of the epoch that is going on; `plateau` knows the best epoch.
+    """
 
     net: nn.Module
     optimiser: torch.optim.SGD
+    scaler: torch.amp.GradScaler
     position: Position = field(default_factory=Position)
+    loss_sum: float = 0.0
+    num_steps: int = 0
+    plateau: Plateau = field(default_factory=Plateau)
 
 
 def save_state(folder: Path, state: TrainingState, settings: MemberSettings) -> None:
-    """Write `state` into `folder`. Rank 0 only."""
+    """Write `state` as the new folder `folder`, whole or not at all. Rank 0 only.
+
+    Raises `FileExistsError` if there is one.
+    """
+    if folder.exists():
+        raise FileExistsError(folder)
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state.net.state_dict().items()}
-    save_file(weights, folder / WEIGHTS_FILE)
-    save_file(_momentum(state), folder / MOMENTUM_FILE)
+    save_file(weights, partial / WEIGHTS_FILE)
+    save_file(_momentum(state), partial / MOMENTUM_FILE)
     record = {
         "format_version": FORMAT_VERSION,
         "position": asdict(state.position),
+        "loss_sum": state.loss_sum,
+        "num_steps": state.num_steps,
+        "plateau": asdict(state.plateau),
+        "scaler": state.scaler.state_dict(),
         "settings": settings.model_dump(mode="json"),
+        "settings_digest": settings.digest(),
+        "sha256": {name: _sha256(partial / name) for name in (WEIGHTS_FILE, MOMENTUM_FILE)},
     }
-    (folder / STATE_FILE).write_text(json.dumps(record, indent=1, sort_keys=True))
+    (partial / STATE_FILE).write_text(json.dumps(record, indent=1, sort_keys=True))
+    for path in partial.iterdir():
+        _to_disk(path)
+    partial.rename(folder)
+    _to_disk(folder.parent)
 
 
 def restore_state(folder: Path, state: TrainingState, settings: MemberSettings) -> None:
     """Bring `state` to where the checkpoint in `folder` stands.
 
-    Raises `ConfigError` with the differences if the checkpoint was made with other settings.
+    Raises `ConfigError` with the differences if the checkpoint was made with other settings, `DataError` if it is torn.
     """
-    record = json.loads((folder / STATE_FILE).read_text())
+    record = _read_record(folder)
+    if record["settings_digest"] != settings.digest():
+        changed = differences(parse(MemberSettings, record["settings"], str(folder / STATE_FILE)), settings)
+        raise ConfigError(f"the checkpoint of {settings.name} was made with other settings ({'; '.join(changed)})")
+    files = {name: (folder / name).read_bytes() if (folder / name).exists() else b"" for name in record["sha256"]}
+    for name, content in files.items():
+        if hashlib.sha256(content).hexdigest() != record["sha256"][name]:
+            raise DataError(f"checkpoint {folder.name}", f"{name} is not as it was written ({len(content)} bytes)")
+    state.net.load_state_dict(load(files[WEIGHTS_FILE]))
+    buffers = load(files[MOMENTUM_FILE])
+    for name, parameter in state.net.named_parameters():
+        if name in buffers:
+            # On the parameter's device, and of its layout in memory, which arithmetic on both goes by.
+            state.optimiser.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(buffers[name])
+    if record["scaler"]:
+        state.scaler.load_state_dict(record["scaler"])
+    state.position = Position(**record["position"])
+    state.loss_sum, state.num_steps = record["loss_sum"], record["num_steps"]
+    state.plateau = Plateau(**record["plateau"])
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    try:
+        record: dict[str, Any] = json.loads((folder / STATE_FILE).read_text())
+    except (FileNotFoundError, ValueError) as error:
+        raise DataError(f"checkpoint {folder.name}", f"{STATE_FILE} is absent or cut off") from error
     if record["format_version"] != FORMAT_VERSION:
         raise ConfigError(
             f"checkpoint of format version {record['format_version']}; this raytrain reads {FORMAT_VERSION}"
         )
-    changed = differences(parse(MemberSettings, record["settings"]), settings)
-    if changed:
-        raise ConfigError(f"the checkpoint of {settings.name} was made with other settings ({'; '.join(changed)})")
-    state.net.load_state_dict(load_file(folder / WEIGHTS_FILE))
-    buffers = load_file(folder / MOMENTUM_FILE)
-    for name, parameter in state.net.named_parameters():
-        if name in buffers:
-            state.optimiser.state[parameter]["momentum_buffer"] = buffers[name].to(parameter)
-    state.position = Position(**record["position"])
+    return record
 
 
 def _momentum(state: TrainingState) -> dict[str, Tensor]:
@@ -73,3 +121,17 @@ def _momentum(state: TrainingState) -> dict[str, Tensor]:
         for name, values in found.items()
         if values.get("momentum_buffer") is not None
     }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until what was written to a file or a folder lies on its disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -7,10 +7,10 @@ losses and scores are sums over all ranks divided once, so a run is the same on 
 from __future__ import annotations
 
 import contextlib
-import math
+import itertools
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -18,13 +18,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.autograd.profiler import record_function
 from torch.nn.parallel import DistributedDataParallel
 
-from raytrain.config import LoaderSettings, MemberSettings, OptimiserSettings
+from raytrain.config import LoaderSettings, MemberSettings
 from raytrain.errors import TrainingDiverged
 from raytrain.tiles.dataset import Key, TileDataset
 from raytrain.tiles.loader import SampleLoader
-from raytrain.tiles.order import Position, check_batch, epoch_batches, rank_share
+from raytrain.tiles.order import Position, batch_groups, check_batch, epoch_batches, rank_share
 from raytrain.tiles.reader import TileReader
 from raytrain.training.batch_norm import over_all_ranks
 from raytrain.training.checkpoints import TrainingState
@@ -33,6 +34,7 @@ from raytrain.training.metrics import Scores, count_pixels, scores
 from raytrain.training.models import build_model, compute_dtype
 from raytrain.training.ranks import Ranks
 from raytrain.training.samples import Sample, TrainingTransform, ValidationTransform
+from raytrain.training.schedules import learning_rate
 
 VALIDATION_BATCH = 4
 """Tiles in one forward pass of validation, on each rank; in evaluation mode results do not depend on it."""
@@ -50,16 +52,25 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class EpochReport:
-    """What an epoch came to: mean loss over its global batches, scores (None without validation), seconds, images/s."""
+    """What an epoch came to.
+
+    `loss` is the mean over its global batches, `scores` are None without validation; `is_best` says that no epoch
+    before was as good (by the location-weighted score, else by the loss). `epoch_s` is the time of the steps taken
+    here, of which `wait_s` were spent waiting for samples.
+    """
 
     epoch: int
     loss: float
     scores: Scores | None
+    is_best: bool
+    learning_rate: float
     epoch_s: float
+    wait_s: float
     images_per_s: float
 
 
 OnEpoch = Callable[[EpochReport, TrainingState], None]
+OnStep = Callable[[TrainingState], None]
 
 
 def train_member(
@@ -68,14 +79,16 @@ def train_member(
     ranks: Ranks,
     on_epoch: OnEpoch,
     restore: Callable[[TrainingState], None] | None = None,
+    on_step: OnStep | None = None,
 ) -> TrainingState:
     """Train the member of `settings` to its last epoch and return its state. All ranks call it with the same arguments.
 
-    `restore`, where there is a checkpoint, brings the fresh state to it; `on_epoch` is called on every rank after each
-    epoch. Raises `TrainingDiverged` on every rank at once if the loss of a step is not finite on any.
+    `restore`, where there is a checkpoint, brings the fresh state to it; `on_step` and `on_epoch` are called on every
+    rank after each step and each epoch, when the state may be saved. Raises `TrainingDiverged` on every rank at once if
+    the loss of a step is not finite on any.
     """
     num_samples = len(data.train) * settings.crops_per_tile
-    check_batch(num_samples, settings.global_batch, ranks.world_size)
+    check_batch(num_samples, settings.global_batch, ranks.world_size, settings.batch_norm_group)
     state = _fresh_state(settings, ranks, pretrained=settings.pretrained and restore is None)
     if restore is not None:
         restore(state)
@@ -83,15 +96,39 @@ def train_member(
     dataset = TileDataset(data.reader, data.train, TrainingTransform(settings), settings.crops_per_tile)
     with SampleLoader(dataset, data.loader) as train_samples, validation_loader(settings, data) as validation_samples:
         while state.position.epoch < settings.epochs:
-            epoch, done_before = state.position.epoch, state.position.samples_done
-            start = time.monotonic()
-            loss = _train_epoch(net, state, settings, train_samples, ranks)
+            done_before, start = state.position.samples_done, time.monotonic()
+            wait_s = _train_epoch(net, state, settings, train_samples, ranks, on_step)
             epoch_s = time.monotonic() - start
             has_validation = len(data.validation) > 0
             found = validate(state.net, settings, data, ranks, validation_samples) if has_validation else None
-            state.position = Position(epoch + 1)
-            on_epoch(EpochReport(epoch, loss, found, epoch_s, (num_samples - done_before) / epoch_s), state)
+            report = _end_epoch(state, settings, found, epoch_s, wait_s, num_samples - done_before)
+            on_epoch(report, state)
     return state
+
+
+def _end_epoch(
+    state: TrainingState,
+    settings: MemberSettings,
+    found: Scores | None,
+    epoch_s: float,
+    wait_s: float,
+    num_images: int,
+) -> EpochReport:
+    """Bring `state` to the start of the next epoch and return the report of this one."""
+    epoch, loss = state.position.epoch, state.loss_sum / max(state.num_steps, 1)
+    value = -loss if found is None else found.iou_location_weighted
+    state.plateau = state.plateau.after(epoch, value, settings.optimiser)
+    state.position, state.loss_sum, state.num_steps = Position(epoch + 1), 0.0, 0
+    return EpochReport(
+        epoch=epoch,
+        loss=loss,
+        scores=found,
+        is_best=state.plateau.best_epoch == epoch,
+        learning_rate=state.optimiser.param_groups[0]["lr"],
+        epoch_s=epoch_s,
+        wait_s=wait_s,
+        images_per_s=num_images / epoch_s if epoch_s else 0.0,
+    )
 
 
 def _fresh_state(settings: MemberSettings, ranks: Ranks, *, pretrained: bool) -> TrainingState:
@@ -101,69 +138,112 @@ def _fresh_state(settings: MemberSettings, ranks: Ranks, *, pretrained: bool) ->
         net = net.to(memory_format=torch.channels_last)
     sgd = settings.optimiser
     optimiser = torch.optim.SGD(net.parameters(), lr=sgd.lr, momentum=sgd.momentum, weight_decay=sgd.weight_decay)
-    return TrainingState(net, optimiser)
+    needs_scaling = compute_dtype(settings.precision, ranks.device) == torch.float16
+    return TrainingState(net, optimiser, torch.amp.GradScaler(ranks.device.type, enabled=needs_scaling))
 
 
 def _parallel(net: nn.Module, settings: MemberSettings, ranks: Ranks) -> nn.Module:
     """Return `net` wrapped for training; the wrapper shares its parameters."""
-    if ranks.world_size > 1:
-        devices = [ranks.device.index] if ranks.device.type == "cuda" else None
-        net = DistributedDataParallel(net, device_ids=devices, forward_sync_buffers=False)
-    return cast(nn.Module, torch.compile(net)) if settings.compile else net
+    if settings.compile:
+        net.compile()  # in place: the names of its parameters stay
+    if ranks.world_size == 1:
+        return net
+    devices = [ranks.device.index] if ranks.device.type == "cuda" else None
+    return DistributedDataParallel(net, device_ids=devices, forward_sync_buffers=False)
 
 
 def _train_epoch(
-    net: nn.Module, state: TrainingState, settings: MemberSettings, samples: SampleLoader[Sample], ranks: Ranks
+    net: nn.Module,
+    state: TrainingState,
+    settings: MemberSettings,
+    samples: SampleLoader[Sample],
+    ranks: Ranks,
+    on_step: OnStep | None,
 ) -> float:
-    """Take one step for each global batch that is left of the epoch; return the mean of their losses. All ranks."""
+    """Take a step for each global batch that is left of the epoch; return the seconds waited for samples. All ranks."""
     net.train()
-    loss_sum = torch.zeros((), dtype=torch.float64)
     num_samples, epoch = len(samples.dataset), state.position.epoch
     batches = epoch_batches(num_samples, settings.global_batch, settings.seed, epoch, state.position.samples_done)
-    shares = (_keys(epoch, rank_share(batch, ranks.rank, ranks.world_size)) for batch in batches)
     num_batches = -(-num_samples // settings.global_batch)
-    steps = range(num_batches - len(batches), num_batches)
-    for step, batch, sample in zip(steps, batches, samples.load(shares), strict=True):
-        progress = (epoch * num_batches + step) / (settings.epochs * num_batches)
-        for group in state.optimiser.param_groups:
-            group["lr"] = learning_rate(settings.optimiser, progress)
-        loss_sum += _step(net, state.optimiser, settings, sample, ranks)
-        state.position = Position(epoch, state.position.samples_done + len(batch))
-    return float(loss_sum) / max(len(batches), 1)
+    groups = [batch_groups(batch, settings.batch_norm_group) for batch in batches]
+    shares = (_keys(epoch, rank_share(group, ranks.rank, ranks.world_size)) for batch in groups for group in batch)
+    loaded, wait_s = samples.load(shares), 0.0
+    for step, batch in enumerate(groups, num_batches - len(batches)):
+        start = time.monotonic()
+        parts = list(itertools.islice(loaded, len(batch)))
+        wait_s += time.monotonic() - start
+        _seed(settings.seed, state.position, ranks)
+        rate = learning_rate(settings.optimiser, (epoch * num_batches + step) / (settings.epochs * num_batches))
+        for parameters in state.optimiser.param_groups:
+            parameters["lr"] = rate * state.plateau.rate_factor
+        state.loss_sum += _step(net, state, settings, parts, ranks)
+        state.num_steps += 1
+        state.position = Position(epoch, state.position.samples_done + sum(map(len, batch)))
+        if on_step is not None:
+            on_step(state)
+    return wait_s
 
 
 def _keys(epoch: int, samples: NDArray[np.int64]) -> list[Key]:
     return [(epoch, int(i)) for i in samples]
 
 
-def _step(net: nn.Module, optimiser: torch.optim.SGD, settings: MemberSettings, sample: Sample, ranks: Ranks) -> Tensor:
-    """Take one optimiser step on this rank's share of a global batch; return the loss of the whole batch."""
-    image, label = _to_device(sample, settings, ranks)
-    divisors = totals(ranks.total(count_valid(label)))
-    with _autocast(settings, ranks):
-        logits = net(image)[:, 0]
-    loss = segmentation_loss(logits, label, settings.loss, divisors)
-    optimiser.zero_grad(set_to_none=True)
-    # DistributedDataParallel averages gradients over the ranks; the parts of the loss are to be added.
-    (loss * ranks.world_size).backward()  # type: ignore[no-untyped-call]  # torch has no annotation there
+def _seed(seed: int, position: Position, ranks: Ranks) -> None:
+    """Seed torch's generators, for layers that draw: so no checkpoint has to keep their state."""
+    words = np.random.SeedSequence((seed, position.epoch, position.samples_done, ranks.rank)).generate_state(
+        1, np.uint64
+    )
+    torch.manual_seed(int(words[0]))
+
+
+def _step(
+    net: nn.Module, state: TrainingState, settings: MemberSettings, samples: Sequence[Sample], ranks: Ranks
+) -> float:
+    """Take one optimiser step on this rank's share of a global batch; return the loss of the whole batch.
+
+    The share comes in groups, each normalised over all ranks in a pass of its own; their gradients add up.
+    """
+    parts = [_to_device(sample, settings, ranks) for sample in samples]
+    # Of the whole batch, before the first backward pass: the parts of the loss are divided by what all ranks have.
+    divisors = totals(ranks.total(torch.stack([count_valid(label) for _, label in parts]).sum(0)))
+    state.optimiser.zero_grad(set_to_none=True)
+    loss = torch.zeros((), dtype=torch.float64, device=ranks.device)
+    for i, (image, label) in enumerate(parts, 1):
+        with _gradients_stay_here(net, i < len(parts)):
+            with record_function("raytrain: forward"), _autocast(settings, ranks):
+                logits = net(image)[:, 0]
+            part = segmentation_loss(logits, label, settings.loss, divisors)
+            with record_function("raytrain: backward"):
+                # DistributedDataParallel averages gradients over the ranks; the parts of the loss are to be added.
+                state.scaler.scale(part * ranks.world_size).backward()  # type: ignore[no-untyped-call]
+        loss += part.detach().double()
+    state.scaler.unscale_(state.optimiser)
     norm = nn.utils.clip_grad_norm_(net.parameters(), settings.optimiser.clip_norm)
-    whole = ranks.total(torch.stack([loss.detach().double(), norm.double() / ranks.world_size]))
-    if not torch.isfinite(whole).all():
-        raise TrainingDiverged(
-            f"member {settings.name}: the loss or its gradient is not finite; try a smaller optimiser.lr"
-        )
-    optimiser.step()
-    return whole[0].cpu()
+    whole = ranks.total(torch.stack([loss, norm.double() / ranks.world_size])).cpu()
+    _judge(whole, state.scaler, settings)
+    state.scaler.step(state.optimiser)
+    state.scaler.update()
+    return float(whole[0])
 
 
-def learning_rate(optimiser: OptimiserSettings, progress: float) -> float:
-    """Return the learning rate when `progress` in [0, 1) of all steps is done: linear warm-up, then the schedule."""
-    warmup = optimiser.warmup_fraction
-    if progress < warmup:
-        return optimiser.lr * (0.05 + 0.95 * progress / warmup)
-    if optimiser.schedule == "constant":
-        return optimiser.lr
-    return optimiser.lr * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+def _gradients_stay_here(net: nn.Module, wanted: bool) -> contextlib.AbstractContextManager[object]:
+    """Return a context in which backward passes add to this rank's gradients without exchanging them."""
+    if wanted and isinstance(net, DistributedDataParallel):
+        return cast(contextlib.AbstractContextManager[object], net.no_sync())
+    return contextlib.nullcontext()
+
+
+def _judge(whole: Tensor, scaler: torch.amp.GradScaler, settings: MemberSettings) -> None:
+    """Raise `TrainingDiverged` if the loss or the gradient norm, summed over the ranks, is not finite. All ranks alike.
+
+    A gradient that overflows float16 is no verdict while there is scale to take back: the scaler leaves out that step.
+    """
+    loss, norm = whole.isfinite().tolist()
+    if loss and (norm or (scaler.is_enabled() and scaler.get_scale() > 1)):
+        return
+    raise TrainingDiverged(
+        f"member {settings.name}: the loss or its gradient is not finite; try a smaller optimiser.lr"
+    )
 
 
 def validation_loader(settings: MemberSettings, data: TrainingData) -> SampleLoader[Sample]:

@@ -56,9 +56,12 @@ def load_weights(settings: MemberSettings, path: Path, sha256: str) -> nn.Module
 
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """Return the dtype of the forward pass: `auto` is bfloat16 on a CUDA device that has it, else float32."""
-    if precision == "bfloat16":
-        return torch.bfloat16
-    if precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported():
-        return torch.bfloat16
-    return torch.float32
+    """Return the dtype of the forward pass.
+
+    `auto` is bfloat16 on a CUDA device that computes in it, float16 on another one, float32 on a CPU.
+    """
+    if precision != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16

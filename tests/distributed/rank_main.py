@@ -1,7 +1,11 @@
-"""One rank of a test: `rank_main.py train|batch-norm|diverge OUT`, started with RANK, WORLD_SIZE and MASTER_*."""
+"""One rank of a test: `rank_main.py train|batch-norm|diverge OUT [OPTIONS]`, with RANK, WORLD_SIZE and MASTER_* set.
+
+OPTIONS are JSON: `changes` of the settings, `stop` after so many steps, with a checkpoint OUT/cut, `resume` from one.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -18,7 +22,7 @@ from raytrain.errors import TrainingDiverged
 from raytrain.recipes import members
 from raytrain.training import loop
 from raytrain.training.batch_norm import over_all_ranks
-from raytrain.training.checkpoints import TrainingState, save_state
+from raytrain.training.checkpoints import TrainingState, restore_state, save_state
 from raytrain.training.loop import EpochReport, TrainingData, train_member
 from raytrain.training.models import build_model
 from raytrain.training.ranks import Ranks
@@ -51,19 +55,37 @@ class MemoryReader:
         return bands, label
 
 
-def train(ranks: Ranks, out: Path) -> None:
+class Stopped(Exception):
+    pass
+
+
+def train(ranks: Ranks, out: Path, options: dict[str, Any]) -> None:
+    settings = change(SETTINGS, options.get("changes", {}))
     reports: list[EpochReport] = []
+    steps = 0
 
     def on_epoch(report: EpochReport, state: TrainingState) -> None:
         reports.append(report)
         if ranks.leads:
-            save_state(out, state, SETTINGS)
+            save_state(out / f"epoch-{report.epoch}", state, settings)
+
+    def on_step(state: TrainingState) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == options.get("stop"):
+            if ranks.leads:
+                save_state(out / "cut", state, settings)
+            raise Stopped
+
+    def restore(state: TrainingState) -> None:
+        restore_state(Path(options["resume"]), state, settings)
 
     data = TrainingData(cast(Any, MemoryReader()), np.arange(8), np.arange(5, 10))
     torch.manual_seed(0)
-    with loop.validation_loader(SETTINGS, data) as samples:
-        untrained = loop.validate(build_model(SETTINGS), SETTINGS, data, ranks, samples)
-    train_member(SETTINGS, data, ranks, on_epoch)
+    with loop.validation_loader(settings, data) as samples:
+        untrained = loop.validate(build_model(settings), settings, data, ranks, samples)
+    with contextlib.suppress(Stopped):
+        train_member(settings, data, ranks, on_epoch, restore if "resume" in options else None, on_step)
     if ranks.leads:
         lines = [str(report.loss) for report in reports]
         counts = [[name, each.intersection, each.union] for name, each in sorted(untrained.locations.items())]
@@ -71,7 +93,7 @@ def train(ranks: Ranks, out: Path) -> None:
         (out / "reports.txt").write_text("\n".join(lines))
 
 
-def batch_norm(ranks: Ranks, out: Path) -> None:
+def batch_norm(ranks: Ranks, out: Path, options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     images = torch.randn(7, 3, 6, 5, dtype=torch.float32) * 3 + 5
     plain = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU())
@@ -96,14 +118,14 @@ def batch_norm(ranks: Ranks, out: Path) -> None:
     assert torch.allclose(plain(images), ours(images), atol=1e-5)
 
 
-def diverge(ranks: Ranks, out: Path) -> None:
+def diverge(ranks: Ranks, out: Path, options: dict[str, Any]) -> None:
     def broken(*arguments: Any) -> Any:
         loss = true_loss(*arguments)
         return loss * float("nan") if ranks.rank == 1 else loss
 
     true_loss, loop.segmentation_loss = loop.segmentation_loss, broken
     try:
-        train(ranks, out)
+        train(ranks, out, options)
     except TrainingDiverged:
         return
     raise AssertionError("a loss that is not finite on rank 1 ends rank 0 too")
@@ -115,7 +137,8 @@ def main() -> None:
     if world_size > 1:
         torch.distributed.init_process_group("gloo", rank=rank, world_size=world_size)
     ranks = Ranks(rank, world_size)
-    {"train": train, "batch-norm": batch_norm, "diverge": diverge}[sys.argv[1]](ranks, Path(sys.argv[2]))
+    options = json.loads(sys.argv[3]) if len(sys.argv) > 3 else {}
+    {"train": train, "batch-norm": batch_norm, "diverge": diverge}[sys.argv[1]](ranks, Path(sys.argv[2]), options)
 
 
 if __name__ == "__main__":

@@ -8,16 +8,19 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from raytrain.config import LossWeights
+
 WORKER = Path(__file__).with_name("rank_main.py")
 
 
-def on_ranks(world_size: int, what: str, out: Path) -> None:
-    """Run `rank_main.py WHAT OUT` as `world_size` processes of one gloo group; any failure fails the test."""
+def on_ranks(world_size: int, what: str, out: Path, **options: Any) -> None:
+    """Run `rank_main.py WHAT OUT OPTIONS` as `world_size` processes of one gloo group; any failure fails the test."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -25,7 +28,7 @@ def on_ranks(world_size: int, what: str, out: Path) -> None:
     common |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(WORKER.parents[2])}
     processes = [
         subprocess.Popen(
-            [sys.executable, str(WORKER), what, str(out)],
+            [sys.executable, str(WORKER), what, str(out), json.dumps(options)],
             env={**common, "RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -45,21 +48,67 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("two")
+    on_ranks(2, "train", folder)
+    return folder
+
+
+def assert_same_weights(ours: Path, theirs: Path) -> None:
+    """Compare the weights of two runs after their last epoch, within what sums of other order differ by."""
+    found, expected = (load_file(folder / "epoch-1" / "weights.safetensors") for folder in (ours, theirs))
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        assert torch.allclose(tensor.double(), expected[name].double(), atol=2e-4, rtol=1e-3), name
+
+
+def losses(folder: Path) -> list[float]:
+    return [float(line) for line in (folder / "reports.txt").read_text().splitlines()]
+
+
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_n_ranks_equal_one_with_uneven_shares_and_uneven_ignored_pixels(
     one_rank: Path, tmp_path: Path, world_size: int
 ) -> None:
     on_ranks(world_size, "train", tmp_path)
-    ours, theirs = (load_file(folder / "weights.safetensors") for folder in (tmp_path, one_rank))
-    assert ours.keys() == theirs.keys()
-    for name, tensor in ours.items():
-        assert torch.allclose(tensor.double(), theirs[name].double(), atol=2e-4, rtol=1e-3), name
-    ours_text, theirs_text = ((folder / "reports.txt").read_text() for folder in (tmp_path, one_rank))
-    losses = [[float(line) for line in text.splitlines()] for text in (ours_text, theirs_text)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert_same_weights(tmp_path, one_rank)
+    assert losses(tmp_path) == pytest.approx(losses(one_rank), rel=1e-4)
     counts = [json.loads((folder / "validation.json").read_text()) for folder in (tmp_path, one_rank)]
     assert counts[0] == counts[1], "each tile is counted once, on whichever rank"
     assert sum(union for _, _, union in counts[0]) > 0
+
+
+def test_groups_of_a_batch_are_the_same_on_any_number_of_ranks(tmp_path: Path, one_rank: Path) -> None:
+    """Two groups a batch, with every term of the loss: gradients add up over groups and ranks."""
+    changes = {"batch_norm_group": 3, "global_batch": 5, **{f"loss.{name}": 0.5 for name in LossWeights.model_fields}}
+    for world_size in (1, 2):
+        (tmp_path / str(world_size)).mkdir()
+        on_ranks(world_size, "train", tmp_path / str(world_size), changes=changes)
+    assert_same_weights(tmp_path / "2", tmp_path / "1")
+    assert losses(tmp_path / "2") == pytest.approx(losses(tmp_path / "1"), rel=1e-4)
+    assert losses(tmp_path / "1") != pytest.approx(losses(one_rank), rel=1e-2)
+
+
+@pytest.mark.parametrize("stop", [1, 3])
+def test_run_stopped_within_an_epoch_goes_on_to_the_same_bits_on_as_many_ranks(
+    two_ranks: Path, tmp_path: Path, stop: int
+) -> None:
+    on_ranks(2, "train", tmp_path, stop=stop)
+    (tmp_path / "rest").mkdir()
+    on_ranks(2, "train", tmp_path / "rest", resume=str(tmp_path / "cut"))
+    for name in ("weights.safetensors", "momentum.safetensors"):
+        found, expected = ((folder / "epoch-1" / name).read_bytes() for folder in (tmp_path / "rest", two_ranks))
+        assert found == expected
+    assert losses(tmp_path / "rest")[-1] == losses(two_ranks)[-1]
+
+
+def test_run_stopped_within_an_epoch_goes_on_on_another_number_of_ranks(two_ranks: Path, tmp_path: Path) -> None:
+    on_ranks(2, "train", tmp_path, stop=1)
+    (tmp_path / "rest").mkdir()
+    on_ranks(3, "train", tmp_path / "rest", resume=str(tmp_path / "cut"))
+    assert_same_weights(tmp_path / "rest", two_ranks)
+    assert losses(tmp_path / "rest") == pytest.approx(losses(two_ranks), rel=1e-4)
 
 
 def test_global_batch_norm_is_plain_batch_norm_on_the_whole_batch(tmp_path: Path) -> None:

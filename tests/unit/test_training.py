@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import itertools
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from raytrain.cluster.train import _reason
-from raytrain.config import MemberSettings, OptimiserSettings, ShardSettings, change
+from raytrain.config import MemberSettings, ShardSettings, change
 from raytrain.errors import ConfigError, DataError, TrainingDiverged, WorkNotFinished
 from raytrain.recipes import members, published_members
 from raytrain.tiles.archive import open_archive
 from raytrain.tiles.ingest import read_tile
-from raytrain.tiles.order import Position
+from raytrain.tiles.order import check_batch
 from raytrain.tiles.reader import TileReader, read_index, select_tiles
 from raytrain.training import loop
 from raytrain.training.checkpoints import TrainingState, restore_state, save_state
-from raytrain.training.loop import EpochReport, TrainingData, learning_rate, train_member, validate, validation_loader
+from raytrain.training.loop import EpochReport, TrainingData, train_member, validate, validation_loader
 from raytrain.training.models import build_model, load_weights
 from raytrain.training.ranks import Ranks
 from raytrain.training.samples import TrainingTransform, ValidationTransform
@@ -31,18 +35,6 @@ TINY = {"epochs": 3, "crop_px": 32, "crops_per_tile": 1, "global_batch": 4, "dec
 
 def tiny(name: str = "small-effnet-4b-20k", **changes: object) -> MemberSettings:
     return change(members((name,))[0], {**TINY, **changes})
-
-
-def test_learning_rate_warms_up_then_follows_its_schedule() -> None:
-    constant = OptimiserSettings(lr=0.1)
-    assert learning_rate(constant, 0) == learning_rate(constant, 0.99) == 0.1
-    cosine = OptimiserSettings(lr=0.1, schedule="cosine", warmup_fraction=0.2)
-    rates = [learning_rate(cosine, i / 100) for i in range(100)]
-    assert np.argmax(rates) == 20
-    assert rates[20] == pytest.approx(0.1)
-    assert rates[0] < 0.01
-    assert rates[99] < 0.001
-    assert all(a >= b for a, b in itertools.pairwise(rates[20:]))
 
 
 def test_sample_depends_on_seed_epoch_and_sample_alone() -> None:
@@ -116,7 +108,6 @@ def run(settings: MemberSettings, data: TrainingData, folder: Path, start: Path 
 
     def on_epoch(report: EpochReport, state: TrainingState) -> None:
         reports.append(report)
-        (folder / str(report.epoch)).mkdir(parents=True)
         save_state(folder / str(report.epoch), state, settings)
 
     train_member(settings, data, Ranks(), on_epoch, (lambda s: restore_state(start, s, settings)) if start else None)
@@ -134,32 +125,173 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_by_bit(data: TrainingData,
     assert run(settings, data, tmp_path / "nothing", start=tmp_path / "whole" / "2") == []
 
 
-def test_run_that_stopped_within_an_epoch_goes_on_there_and_ends_alike(
-    data: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+class Stopped(Exception):
+    """Ends a run from within."""
+
+
+def stop_after(num_steps: int, folder: Path, settings: MemberSettings) -> Callable[[TrainingState], None]:
+    """Return an `on_step` that saves the state as `folder` after so many steps and ends the run."""
+    steps = itertools.count(1)
+
+    def on_step(state: TrainingState) -> None:
+        if next(steps) == num_steps:
+            save_state(folder, state, settings)
+            raise Stopped
+
+    return on_step
+
+
+def equal_files(left: Path, right: Path) -> bool:
+    names = ("weights.safetensors", "momentum.safetensors")
+    return all((left / name).read_bytes() == (right / name).read_bytes() for name in names)
+
+
+@pytest.fixture(scope="module")
+def whole_run(data: TrainingData, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[EpochReport]]:
+    """The run of `tiny()` on `data`, two batches an epoch, uninterrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, run(tiny(), data, folder)
+
+
+@pytest.mark.parametrize("num_steps", range(1, 6))
+def test_run_stopped_at_any_step_goes_on_there_and_ends_alike(
+    data: TrainingData, tmp_path: Path, whole_run: tuple[Path, list[EpochReport]], num_steps: int
 ) -> None:
+    settings, (whole, reports) = tiny(), whole_run
+    with pytest.raises(Stopped):
+        train_member(settings, data, Ranks(), lambda *_: None, None, stop_after(num_steps, tmp_path / "cut", settings))
+    rest = run(settings, data, tmp_path / "rest", start=tmp_path / "cut")
+    assert equal_files(tmp_path / "rest" / "2", whole / "2")
+    assert [each.loss for each in rest] == [each.loss for each in reports[(num_steps - 1) // 2 :]]
+    assert [each.is_best for each in rest] == [each.is_best for each in reports[(num_steps - 1) // 2 :]]
+
+
+def test_layers_that_draw_go_on_alike_too(data: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Dropping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(4, 1, 1)
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return torch.dropout(self.layer(image), 0.5, self.training)
+
+    monkeypatch.setattr(loop, "build_model", lambda *_, **__: Dropping())
     settings = tiny()
     run(settings, data, tmp_path / "whole")
-    states: list[TrainingState] = []
-    steps = itertools.count()
-    true_step = loop._step
-
-    def three_steps(*arguments: object) -> torch.Tensor:
-        if next(steps) == 3:
-            raise KeyboardInterrupt
-        return true_step(*arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(loop, "_step", three_steps)
-    with pytest.raises(KeyboardInterrupt):
-        train_member(settings, data, Ranks(), lambda *_: None, states.append)
-    monkeypatch.undo()
-    num_samples = len(data.train)
-    done = sum(len(batch) for batch in loop.epoch_batches(num_samples, settings.global_batch, settings.seed, 1)[:1])
-    assert states[0].position == Position(1, done), "two batches make an epoch"
-    (tmp_path / "cut").mkdir()
-    save_state(tmp_path / "cut", states[0], settings)
+    with pytest.raises(Stopped):
+        train_member(settings, data, Ranks(), lambda *_: None, None, stop_after(3, tmp_path / "cut", settings))
+    torch.manual_seed(99)
     run(settings, data, tmp_path / "rest", start=tmp_path / "cut")
-    for name in ("weights.safetensors", "momentum.safetensors"):
-        assert (tmp_path / "rest" / "2" / name).read_bytes() == (tmp_path / "whole" / "2" / name).read_bytes()
+    assert equal_files(tmp_path / "rest" / "2", tmp_path / "whole" / "2")
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "momentum.safetensors", "state.json"])
+def test_torn_checkpoint_is_refused(
+    data: TrainingData, tmp_path: Path, whole_run: tuple[Path, list[EpochReport]], name: str
+) -> None:
+    torn = Path(shutil.copytree(whole_run[0] / "0", tmp_path / "torn"))
+    content = (torn / name).read_bytes()
+    (torn / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match=f"checkpoint torn: {name}"):
+        run(tiny(), data, tmp_path / "rest", start=torn)
+    (torn / name).unlink()
+    with pytest.raises(DataError, match=f"checkpoint torn: {name}"):
+        run(tiny(), data, tmp_path / "rest", start=torn)
+
+
+def test_checkpoint_is_whole_or_absent(data: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full_disk(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("raytrain.training.checkpoints._momentum", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        run(tiny(), data, tmp_path)
+    assert not (tmp_path / "0").exists()
+    monkeypatch.undo()
+    run(tiny(), data, tmp_path)
+    with pytest.raises(FileExistsError):
+        run(tiny(), data, tmp_path)
+
+
+def test_float16_with_a_scaler_learns_and_goes_on_with_its_scale(data: TrainingData, tmp_path: Path) -> None:
+    settings = tiny(precision="float16")
+    reports = run(settings, data, tmp_path / "whole")
+    exact = run(tiny(), data, tmp_path / "exact")
+    assert [each.loss for each in reports] == pytest.approx([each.loss for each in exact], rel=0.05)
+    assert [each.loss for each in reports] != [each.loss for each in exact]
+    record = json.loads((tmp_path / "whole" / "0" / "state.json").read_text())
+    assert record["scaler"]["scale"] > 1
+    assert record["scaler"]["_growth_tracker"] == 2
+    run(settings, data, tmp_path / "rest", start=tmp_path / "whole" / "0")
+    assert equal_files(tmp_path / "rest" / "2", tmp_path / "whole" / "2")
+
+
+def test_step_that_overflows_float16_is_left_out_and_lowers_the_scale(data: TrainingData, tmp_path: Path) -> None:
+    settings = tiny(precision="float16", epochs=1)
+    weights: list[torch.Tensor] = []
+    scales: list[float] = []
+
+    def enormous_scale(state: TrainingState) -> None:
+        state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**120, enabled=True)
+        weights.append(next(state.net.parameters()).detach().clone())
+
+    def on_step(state: TrainingState) -> None:
+        weights.append(next(state.net.parameters()).detach().clone())
+        scales.append(state.scaler.get_scale())
+
+    train_member(settings, data, Ranks(), lambda *_: None, enormous_scale, on_step)
+    assert torch.equal(weights[0], weights[-1])
+    assert scales == [2.0**119, 2.0**118]
+
+
+def test_bfloat16_is_near_float32(data: TrainingData, tmp_path: Path) -> None:
+    halves, exact = (run(tiny(precision=each), data, tmp_path / each) for each in ("bfloat16", "float32"))
+    assert [each.loss for each in halves] == pytest.approx([each.loss for each in exact], rel=0.05)
+    assert [each.loss for each in halves] != [each.loss for each in exact]
+
+
+def test_groups_of_the_whole_batch_change_nothing_and_smaller_ones_do(data: TrainingData, tmp_path: Path) -> None:
+    reports = [
+        [each.loss for each in run(tiny(**changes), data, tmp_path / str(i))]
+        for i, changes in enumerate(({}, {"batch_norm_group": 4}, {"batch_norm_group": 2}))
+    ]
+    assert reports[0] == reports[1]
+    assert reports[0] != reports[2]
+    with pytest.raises(ConfigError, match="batch_norm_group 5 must be at most global_batch 4"):
+        tiny(batch_norm_group=5)
+
+
+def test_group_too_small_for_the_ranks_is_refused() -> None:
+    check_batch(8, 4, 2, 2)
+    with pytest.raises(ConfigError, match=r"batch_norm_group 2 makes a group of 1 of batches of \[3\]"):
+        check_batch(9, 3, 2, 2)
+
+
+def test_plateau_lowers_the_rate_after_so_many_epochs_without_gain(data: TrainingData, tmp_path: Path) -> None:
+    optimiser = {"optimiser.schedule": "plateau", "optimiser.plateau_epochs": 2, "optimiser.plateau_factor": 0.1}
+    settings = tiny(epochs=6, **optimiser, **{"optimiser.lr": 1e-12})
+    reports = run(settings, data, tmp_path)
+    assert [each.is_best for each in reports] == [True, *[False] * 5], "so small a rate changes no mask"
+    rates = [each.learning_rate for each in reports]
+    assert rates == pytest.approx([1e-12, 1e-12, 1e-12, 1e-13, 1e-13, 1e-14])
+    rest = run(settings, data, tmp_path / "rest", start=tmp_path / "1")
+    assert [each.learning_rate for each in rest] == rates[2:]
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler: g++ is not installed")
+def test_compiled_net_learns_the_same(data: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[nn.Module] = []
+    true_compile = nn.Module.compile
+    monkeypatch.setattr(loop, "build_model", lambda *_, **__: nn.Conv2d(4, 1, 3, padding=1))
+    monkeypatch.setattr(nn.Module, "compile", lambda net: (compiled.append(net), true_compile(net)))
+    settings = tiny(epochs=1)
+    plain = run(settings, data, tmp_path / "plain")
+    assert not compiled
+    found = run(change(settings, {"compile": True}), data, tmp_path / "compiled")
+    assert len(compiled) == 1
+    assert found[0].loss == pytest.approx(plain[0].loss, rel=1e-3)
+    names = [set(load_file(tmp_path / each / "0" / "weights.safetensors")) for each in ("plain", "compiled")]
+    assert names[0] == names[1]
 
 
 def test_checkpoint_of_other_settings_is_refused_with_the_difference(data: TrainingData, tmp_path: Path) -> None:
