@@ -102,6 +102,54 @@ def restore_state(folder: Path, state: TrainingState, settings: MemberSettings) 
     state.plateau = Plateau(**record["plateau"])
 
 
+class CheckpointFolder:
+    """The last and the best checkpoint of a run in a folder on a local disk, whatever interrupts. Rank 0 only.
+
+    `checkpoints.json` names the two; what it does not name is left over, and goes when the next one is kept.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._names_file = root / "checkpoints.json"
+
+    @property
+    def last(self) -> Path | None:
+        """The last checkpoint; None before there is one."""
+        return self._named("last")
+
+    @property
+    def best(self) -> Path | None:
+        """The checkpoint of the best epoch; None before there is one."""
+        return self._named("best")
+
+    def keep(self, state: TrainingState, settings: MemberSettings, *, is_best: bool) -> None:
+        """Save `state` as the last checkpoint, and as the best if it is; then remove those that are neither."""
+        name = f"epoch-{state.position.epoch:04d}-{state.position.samples_done:08d}"
+        if name not in self._names().values():
+            shutil.rmtree(self._root / name, ignore_errors=True)
+            save_state(self._root / name, state, settings)
+        names = self._names() | {"last": name} | ({"best": name} if is_best else {})
+        partial = self._names_file.with_suffix(".partial")
+        partial.write_text(json.dumps(names, indent=1, sort_keys=True))
+        _to_disk(partial)
+        partial.rename(self._names_file)
+        _to_disk(self._root)
+        for path in self._root.iterdir():
+            if path.is_dir() and path.name not in names.values():
+                shutil.rmtree(path)
+
+    def _names(self) -> dict[str, str]:
+        try:
+            names: dict[str, str] = json.loads(self._names_file.read_text())
+        except FileNotFoundError:
+            return {}
+        return names
+
+    def _named(self, which: str) -> Path | None:
+        name = self._names().get(which)
+        return None if name is None else self._root / name
+
+
 def _read_record(folder: Path) -> dict[str, Any]:
     try:
         record: dict[str, Any] = json.loads((folder / STATE_FILE).read_text())

@@ -6,35 +6,31 @@ losses and scores are sums over all ranks divided once, so a run is the same on 
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.autograd.profiler import record_function
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from raytrain.config import LoaderSettings, MemberSettings
-from raytrain.errors import TrainingDiverged
 from raytrain.tiles.dataset import Key, TileDataset
 from raytrain.tiles.loader import SampleLoader
 from raytrain.tiles.order import Position, batch_groups, check_batch, epoch_batches, rank_share
 from raytrain.tiles.reader import TileReader
 from raytrain.training.batch_norm import over_all_ranks
 from raytrain.training.checkpoints import TrainingState
-from raytrain.training.losses import count_valid, segmentation_loss, totals
 from raytrain.training.metrics import Scores, count_pixels, scores
 from raytrain.training.models import build_model, compute_dtype
 from raytrain.training.ranks import Ranks
 from raytrain.training.samples import Sample, TrainingTransform, ValidationTransform
 from raytrain.training.schedules import learning_rate
+from raytrain.training.step import autocast, take_step, to_device
 
 VALIDATION_BATCH = 4
 """Tiles in one forward pass of validation, on each rank; in evaluation mode results do not depend on it."""
@@ -176,7 +172,7 @@ def _train_epoch(
         rate = learning_rate(settings.optimiser, (epoch * num_batches + step) / (settings.epochs * num_batches))
         for parameters in state.optimiser.param_groups:
             parameters["lr"] = rate * state.plateau.rate_factor
-        state.loss_sum += _step(net, state, settings, parts, ranks)
+        state.loss_sum += take_step(net, state, settings, parts, ranks)
         state.num_steps += 1
         state.position = Position(epoch, state.position.samples_done + sum(map(len, batch)))
         if on_step is not None:
@@ -196,56 +192,6 @@ def _seed(seed: int, position: Position, ranks: Ranks) -> None:
     torch.manual_seed(int(words[0]))
 
 
-def _step(
-    net: nn.Module, state: TrainingState, settings: MemberSettings, samples: Sequence[Sample], ranks: Ranks
-) -> float:
-    """Take one optimiser step on this rank's share of a global batch; return the loss of the whole batch.
-
-    The share comes in groups, each normalised over all ranks in a pass of its own; their gradients add up.
-    """
-    parts = [_to_device(sample, settings, ranks) for sample in samples]
-    # Of the whole batch, before the first backward pass: the parts of the loss are divided by what all ranks have.
-    divisors = totals(ranks.total(torch.stack([count_valid(label) for _, label in parts]).sum(0)))
-    state.optimiser.zero_grad(set_to_none=True)
-    loss = torch.zeros((), dtype=torch.float64, device=ranks.device)
-    for i, (image, label) in enumerate(parts, 1):
-        with _gradients_stay_here(net, i < len(parts)):
-            with record_function("raytrain: forward"), _autocast(settings, ranks):
-                logits = net(image)[:, 0]
-            part = segmentation_loss(logits, label, settings.loss, divisors)
-            with record_function("raytrain: backward"):
-                # DistributedDataParallel averages gradients over the ranks; the parts of the loss are to be added.
-                state.scaler.scale(part * ranks.world_size).backward()  # type: ignore[no-untyped-call]
-        loss += part.detach().double()
-    state.scaler.unscale_(state.optimiser)
-    norm = nn.utils.clip_grad_norm_(net.parameters(), settings.optimiser.clip_norm)
-    whole = ranks.total(torch.stack([loss, norm.double() / ranks.world_size])).cpu()
-    _judge(whole, state.scaler, settings)
-    state.scaler.step(state.optimiser)
-    state.scaler.update()
-    return float(whole[0])
-
-
-def _gradients_stay_here(net: nn.Module, wanted: bool) -> contextlib.AbstractContextManager[object]:
-    """Return a context in which backward passes add to this rank's gradients without exchanging them."""
-    if wanted and isinstance(net, DistributedDataParallel):
-        return cast(contextlib.AbstractContextManager[object], net.no_sync())
-    return contextlib.nullcontext()
-
-
-def _judge(whole: Tensor, scaler: torch.amp.GradScaler, settings: MemberSettings) -> None:
-    """Raise `TrainingDiverged` if the loss or the gradient norm, summed over the ranks, is not finite. All ranks alike.
-
-    A gradient that overflows float16 is no verdict while there is scale to take back: the scaler leaves out that step.
-    """
-    loss, norm = whole.isfinite().tolist()
-    if loss and (norm or (scaler.is_enabled() and scaler.get_scale() > 1)):
-        return
-    raise TrainingDiverged(
-        f"member {settings.name}: the loss or its gradient is not finite; try a smaller optimiser.lr"
-    )
-
-
 def validation_loader(settings: MemberSettings, data: TrainingData) -> SampleLoader[Sample]:
     """Return the loader of the validation tiles."""
     return SampleLoader(TileDataset(data.reader, data.validation, ValidationTransform(settings)), data.loader)
@@ -261,8 +207,8 @@ def validate(
     groups = list(_equal_shapes(data, ranks))
     shares = ([(0, i) for i in group] for group in groups)
     for group, sample in zip(groups, samples.load(shares), strict=True):
-        image, label = _to_device(sample, settings, ranks)
-        with _autocast(settings, ranks):
+        image, label = to_device(sample, settings, ranks)
+        with autocast(settings, ranks):
             cloud = (net(image)[:, 0].float() > 0).to(torch.uint8)
         for i, prediction, truth in zip(group, cloud.cpu().numpy(), label.cpu().numpy(), strict=True):
             counts[i] = torch.tensor(count_pixels(prediction, truth))
@@ -279,14 +225,3 @@ def _equal_shapes(data: TrainingData, ranks: Ranks) -> Iterator[list[int]]:
     for members in by_shape.values():
         for start in range(0, len(members), VALIDATION_BATCH):
             yield members[start : start + VALIDATION_BATCH]
-
-
-def _to_device(sample: Sample, settings: MemberSettings, ranks: Ranks) -> tuple[Tensor, Tensor]:
-    layout = torch.channels_last if settings.channels_last else torch.contiguous_format
-    image = sample.image.to(ranks.device, non_blocking=True, memory_format=layout)
-    return image, sample.label.to(ranks.device, non_blocking=True)
-
-
-def _autocast(settings: MemberSettings, ranks: Ranks) -> contextlib.AbstractContextManager[object]:
-    dtype = compute_dtype(settings.precision, ranks.device)
-    return torch.autocast(ranks.device.type, dtype=dtype, enabled=dtype != torch.float32)

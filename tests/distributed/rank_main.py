@@ -1,4 +1,4 @@
-"""One rank of a test: `rank_main.py train|batch-norm|diverge OUT [OPTIONS]`, with RANK, WORLD_SIZE and MASTER_* set.
+"""One rank of a test: `rank_main.py train|batch-norm|diverge OUT [OPTIONS]`, with RANK, WORLD_SIZE and MEETING set.
 
 OPTIONS are JSON: `changes` of the settings, `stop` after so many steps, with a checkpoint OUT/cut, `resume` from one.
 """
@@ -20,7 +20,7 @@ from torch import nn
 from raytrain.config import change
 from raytrain.errors import TrainingDiverged
 from raytrain.recipes import members
-from raytrain.training import loop
+from raytrain.training import loop, step
 from raytrain.training.batch_norm import over_all_ranks
 from raytrain.training.checkpoints import TrainingState, restore_state, save_state
 from raytrain.training.loop import EpochReport, TrainingData, train_member
@@ -123,7 +123,7 @@ def diverge(ranks: Ranks, out: Path, options: dict[str, Any]) -> None:
         loss = true_loss(*arguments)
         return loss * float("nan") if ranks.rank == 1 else loss
 
-    true_loss, loop.segmentation_loss = loop.segmentation_loss, broken
+    true_loss, step.segmentation_loss = step.segmentation_loss, broken
     try:
         train(ranks, out, options)
     except TrainingDiverged:
@@ -135,7 +135,8 @@ def main() -> None:
     torch.set_num_threads(1)
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if world_size > 1:
-        torch.distributed.init_process_group("gloo", rank=rank, world_size=world_size)
+        meeting = f"file://{os.environ['MEETING']}"
+        torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world_size)
     ranks = Ranks(rank, world_size)
     options = json.loads(sys.argv[3]) if len(sys.argv) > 3 else {}
     {"train": train, "batch-norm": batch_norm, "diverge": diverge}[sys.argv[1]](ranks, Path(sys.argv[2]), options)

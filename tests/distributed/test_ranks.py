@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,8 @@ WORKER = Path(__file__).with_name("rank_main.py")
 
 def on_ranks(world_size: int, what: str, out: Path, **options: Any) -> None:
     """Run `rank_main.py WHAT OUT OPTIONS` as `world_size` processes of one gloo group; any failure fails the test."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world_size)}
+    meeting = out / f"meeting-{uuid.uuid4().hex}"  # a file: a port may be taken before rank 0 listens
+    common = {**os.environ, "MEETING": str(meeting), "WORLD_SIZE": str(world_size)}
     common |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(WORKER.parents[2])}
     processes = [
         subprocess.Popen(

@@ -23,7 +23,7 @@ from raytrain.tiles.ingest import read_tile
 from raytrain.tiles.order import check_batch
 from raytrain.tiles.reader import TileReader, read_index, select_tiles
 from raytrain.training import loop
-from raytrain.training.checkpoints import TrainingState, restore_state, save_state
+from raytrain.training.checkpoints import CheckpointFolder, TrainingState, restore_state, save_state
 from raytrain.training.loop import EpochReport, TrainingData, train_member, validate, validation_loader
 from raytrain.training.models import build_model, load_weights
 from raytrain.training.ranks import Ranks
@@ -211,6 +211,40 @@ def test_checkpoint_is_whole_or_absent(data: TrainingData, tmp_path: Path, monke
     run(tiny(), data, tmp_path)
     with pytest.raises(FileExistsError):
         run(tiny(), data, tmp_path)
+
+
+def test_folder_keeps_the_last_and_the_best_checkpoint_and_no_other(data: TrainingData, tmp_path: Path) -> None:
+    settings, folder = tiny(epochs=5), CheckpointFolder(tmp_path / "kept")
+    assert folder.last is None
+    assert folder.best is None
+    values: list[float] = []
+
+    def on_epoch(report: EpochReport, state: TrainingState) -> None:
+        assert report.scores is not None
+        values.append(report.scores.iou_location_weighted)
+        folder.keep(state, settings, is_best=report.is_best)
+
+    def on_step(state: TrainingState) -> None:
+        folder.keep(state, settings, is_best=False)
+
+    train_member(settings, data, Ranks(), on_epoch, on_step=on_step)
+    best = int(np.argmax(values)) + 1
+    assert folder.last == tmp_path / "kept" / "epoch-0005-00000000"
+    assert folder.best == tmp_path / "kept" / f"epoch-{best:04d}-00000000"
+    assert {path.name for path in (tmp_path / "kept").iterdir()} == {
+        "checkpoints.json",
+        folder.last.name,
+        folder.best.name,
+    }
+    restored: list[TrainingState] = []
+
+    def restore(state: TrainingState) -> None:
+        assert folder.last is not None
+        restore_state(folder.last, state, settings)
+        restored.append(state)
+
+    train_member(settings, data, Ranks(), on_epoch, restore)
+    assert restored[0].plateau.best == max(values)
 
 
 def test_float16_with_a_scaler_learns_and_goes_on_with_its_scale(data: TrainingData, tmp_path: Path) -> None:
