@@ -363,7 +363,9 @@ class Train(ClusterCommand):
         if not self.json_output:
             rows = [[m.name, _or_dash(m.fold, "d"), str(m.epoch), _or_dash(m.score, ".4f")] for m in report.trained]
             rows += [[name, "", "failed", ""] for name in report.failed]
-            print_table("Members", ["member", "fold", "best epoch", "IoU by location"], rows)
+            rules = " or ".join(sorted({member.settings.empty_union_rule for member in report.trained})) or "-"
+            title = f"Members (an empty union counts {rules})"
+            print_table(title, ["member", "fold", "best epoch", "IoU by location"], rows)
         result = {
             "ensemble": report.ensemble_uri,
             "trained": [member.model_dump(mode="json") for member in report.trained],

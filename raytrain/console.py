@@ -64,7 +64,8 @@ class Narrator:
         """Print the line of an epoch."""
         score = metrics.get("iou_location_weighted")
         text = f"{run}: epoch {metrics['epoch'] + 1} of {num_epochs}, loss {metrics['loss']:.4f}"
-        text += f", validation IoU by location {score:.4f}" if score is not None else ""
+        if score is not None:
+            text += f", validation IoU by location {score:.4f} (empty union {metrics['empty_union_rule']})"
         self.say(f"{text}, {metrics['images_per_s']:.1f} images/s")
 
     def problems(self, problems: Sequence[DataError], *, consequence: str) -> None:
