@@ -30,6 +30,7 @@ def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
 
 Bands = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_distinct)]
 Channels = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 
 SettingsT = TypeVar("SettingsT", bound="Settings")
 
@@ -93,10 +94,30 @@ class LossWeights(Settings):
 
 
 class AugmentationSettings(Settings):
-    """The random changes of a training tile, each drawn from (seed, epoch, tile)."""
+    """The random changes of a training sample, each drawn from (seed, epoch, sample); the defaults are the recipe's.
 
-    horizontal_flip_fraction: float = Field(default=0.5, ge=0, le=1)
+    `horizontal_flip_fraction`, `affine_fraction`, `shift_fraction`, `gain_fraction`, `elastic_fraction` and
+    `rectangle_fraction` say how many of all samples are changed so. Of the affine ones, `scale_fraction` are scaled by
+    N(1, `scale_deviation`) and `rotation_fraction` turned by up to `rotation_limit_deg` either way, about a pivot that
+    is at most `pivot_fraction` of a side from the centre. Shifts (at most `shift_limit`) and gains (N(1,
+    `gain_deviation`)) are of values in [0, 1], one a band. A rectangle has at most `rectangle_side_fraction` of a side.
+    """
+
+    horizontal_flip_fraction: Fraction = 0.5
     rotation_by_90: bool = True
+    affine_fraction: Fraction = 0.7
+    pivot_fraction: Fraction = 0.4
+    scale_fraction: Fraction = 0.8
+    scale_deviation: Fraction = 0.1
+    rotation_fraction: Fraction = 0.8
+    rotation_limit_deg: float = Field(default=45.0, ge=0, le=180)
+    shift_fraction: Fraction = 0.01
+    shift_limit: Fraction = 0.05
+    gain_fraction: Fraction = 0.01
+    gain_deviation: Fraction = 0.1
+    elastic_fraction: Fraction = 0.04
+    rectangle_fraction: Fraction = 0.15
+    rectangle_side_fraction: Fraction = 0.4
 
 
 class MemberSettings(Settings):

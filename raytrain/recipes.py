@@ -6,13 +6,17 @@ The encoder always carries timm's full tag: timm's defaults for a bare name have
 
 from __future__ import annotations
 
-from raytrain.config import MemberSettings, Normalisation, OptimiserSettings, choose
+from raytrain.config import AugmentationSettings, MemberSettings, Normalisation, OptimiserSettings, choose
 from raytrain.errors import ConfigError
 
 THREE_BANDS = ("B02", "B03", "B04")
 FOUR_BANDS = ("B02", "B03", "B04", "B08")
 FALSE_COLOUR_BANDS = ("B03", "B04", "B08")
 MINMAX = Normalisation(kind="minmax")
+FLIPS_AND_QUARTER_TURNS = AugmentationSettings(
+    affine_fraction=0, shift_fraction=0, gain_fraction=0, elastic_fraction=0, rectangle_fraction=0
+)
+"""Changes without resampling only: in a few epochs of small crops there is no time to learn from more."""
 
 
 def _published(
@@ -65,6 +69,7 @@ def _small(name: str, encoder: str, bands: tuple[str, ...], normalisation: Norma
         crop_px=64,
         crops_per_tile=8,
         optimiser=OptimiserSettings(lr=0.07, schedule="cosine", warmup_fraction=0.1),
+        augmentation=FLIPS_AND_QUARTER_TURNS,
     )
 
 

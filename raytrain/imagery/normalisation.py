@@ -1,6 +1,7 @@
 """From uint16 reflectance x 10000 to the float32 in [-1, 1] that a member is trained on.
 
-The band maxima are those of the published recipe. Must not know models.
+The band maxima are those of the published recipe; B01 and B11 are in none of its members, but its author tried them,
+and these are the maxima of his public repository. Must not know models.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from raytrain.config import Normalisation
 from raytrain.errors import ConfigError
 
-BAND_MAXIMUM = {"B02": 22500.0, "B03": 21000.0, "B04": 19500.0, "B08": 17000.0}
+BAND_MAXIMUM = {"B01": 24000.0, "B02": 22500.0, "B03": 21000.0, "B04": 19500.0, "B08": 17000.0, "B11": 15500.0}
 NO_DATA_VALUE = -1.0
 """What a no-data pixel is after normalisation: the same as no reflected light."""
 
@@ -58,10 +59,30 @@ def normalise(pixels: NDArray[np.uint16], valid: NDArray[np.bool_], scale: Scale
 
     No-data pixels become `NO_DATA_VALUE`; a constant band becomes -1 under min-max.
     """
+    return from_unit_range(to_unit_range(pixels, scale), valid)
+
+
+def to_unit_range(pixels: NDArray[np.uint16], scale: Scale) -> NDArray[np.float32]:
+    """Return `[C, H, W] float32` in [0, 1] from `pixels` `[C, H, W] uint16`: what augmentation works on.
+
+    Values beyond the scale are clipped; a constant band becomes 0 under min-max, and so does a no-data pixel.
+    """
     values = pixels.astype(np.float32)
-    values = np.asarray(np.clip((values - scale.low) / scale.span, 0, 1) * 2 - 1, np.float32)
-    values[:, ~valid] = NO_DATA_VALUE
-    return values
+    values -= scale.low
+    values /= scale.span
+    return np.clip(values, 0, 1, out=values)
+
+
+def from_unit_range(values: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Return `[C, H, W] float32` in [-1, 1] from `values` `[C, H, W]` in [0, 1] and `valid` `[H, W] bool`.
+
+    No-data pixels become `NO_DATA_VALUE`, whatever they were.
+    """
+    centred = values * 2
+    centred -= 1
+    if not valid.all():
+        centred[:, ~valid] = NO_DATA_VALUE
+    return centred
 
 
 def _valid_range(

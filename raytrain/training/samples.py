@@ -1,11 +1,10 @@
-"""From a tile to what a net takes: crop, augmentation, normalisation; the same sample whoever makes it.
+"""From a tile to what a net takes: crop, normalisation, augmentation; the same sample whoever makes it.
 
 Every random choice is drawn from (seed, epoch, sample). Must not know ranks or shards.
 """
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,12 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raytrain.config import MemberSettings
-from raytrain.imagery.normalisation import Scale, normalise, scale_of
+from raytrain.imagery.normalisation import Scale, from_unit_range, normalise, scale_of, to_unit_range
 from raytrain.imagery.rasters import LABEL_IGNORE
 from raytrain.imagery.windows import reflect_up, round_up
-
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for updates at import otherwise
-import albumentations
+from raytrain.training.augmentation import augment
 
 
 class Sample(NamedTuple):
@@ -32,20 +29,22 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainingTransform:
-    """Make the training sample of a tile: a random crop, augmented, and normalised by the range of the whole tile."""
+    """Make the training sample of a tile: a random crop, normalised by the range of the whole tile, and augmented."""
 
     settings: MemberSettings
 
     def __call__(self, bands: NDArray[np.uint16], label: NDArray[np.uint8], epoch: int, sample: int) -> Sample:
-        """Return the sample of `bands` `[C, H, W]` and `label` `[H, W]`, sides `crop_px`."""
+        """Return the sample of `bands` `[C, H, W]` and `label` `[H, W]`, sides `crop_px`.
+
+        What has no data after the changes is `NO_DATA_VALUE` in the image and 255 in the label.
+        """
         settings = self.settings
         generator = np.random.default_rng((settings.seed, epoch, sample))
         scale = _scale(bands, settings)
         bands, label = _random_crop(bands, label, settings.crop_px, generator)
-        augment = _augmentation(settings)
-        augment.set_random_seed(int(generator.integers(2**31)))
-        changed = augment(image=np.ascontiguousarray(bands.transpose(1, 2, 0)), mask=label)
-        return _to_sample(np.ascontiguousarray(changed["image"].transpose(2, 0, 1)), changed["mask"], scale)
+        unit = to_unit_range(bands, scale)
+        values, label, valid = augment(unit, label, _valid(bands), settings.augmentation, generator)
+        return Sample(torch.from_numpy(from_unit_range(values, valid)), torch.from_numpy(label))
 
 
 @dataclass(frozen=True)
@@ -90,12 +89,3 @@ def _random_crop(
     column = int(generator.integers(width - size_px + 1))
     box = (slice(row, row + size_px), slice(column, column + size_px))
     return bands[:, *box], label[box]
-
-
-def _augmentation(settings: MemberSettings) -> albumentations.Compose:
-    steps: list[albumentations.BasicTransform] = [
-        albumentations.HorizontalFlip(p=settings.augmentation.horizontal_flip_fraction)
-    ]
-    if settings.augmentation.rotation_by_90:
-        steps.append(albumentations.RandomRotate90(p=1.0))
-    return albumentations.Compose(steps)

@@ -51,9 +51,9 @@ def test_minmax_of_a_constant_band_is_finite_and_no_data_enters_no_minimum() -> 
 
 
 def test_band_without_a_maximum_is_refused_with_the_remedy() -> None:
-    check_bands(KINDS[1], ("B11",))
-    with pytest.raises(ConfigError, match=r"B11.*use minmax"):
-        check_bands(KINDS[0], ("B02", "B11"))
+    check_bands(KINDS[1], ("B12",))
+    with pytest.raises(ConfigError, match=r"B12.*use minmax"):
+        check_bands(KINDS[0], ("B02", "B12"))
 
 
 def test_no_data_is_the_named_value_in_any_band_or_zero_in_all() -> None:
