@@ -26,6 +26,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from raytrain import __version__, storage
 from raytrain.config import (
+    RANDOM_WEIGHTS,
+    TIMM_WEIGHTS,
     Baseline,
     CellEncoding,
     EmptyUnionRule,
@@ -49,6 +51,7 @@ from raytrain.errors import (
     DataError,
     RaytrainError,
 )
+from raytrain.recipes import members
 
 MAX_CHIP_PX = 8192
 # --flag for True; no --no-flag beside it.
@@ -333,6 +336,8 @@ class Train(ClusterCommand):
     """Processes that read tiles for each rank, as many again for validation; 0: threads of the rank do."""
     loader_threads: int = 8
     """Reads in flight: of the rank, or in each such process, there within a batch."""
+    weights: str | None = None
+    """Mirror that `raytrain weights` made: encoders with timm's weights start from it, and no rank asks a hub."""
 
     def run(self, narrator: Narrator) -> int:
         """Train the members."""
@@ -340,7 +345,6 @@ class Train(ClusterCommand):
 
         if not (self.fold.isdecimal() or self.fold in ("all", "none")):
             raise ConfigError(f"--fold: expected a number, all or none, found {self.fold!r}")
-        changes = (load_changes(Path(self.config)) if self.config else {}) | parse_changes(self.set)
         job = TrainJob(
             shards=storage.normalise(self.shards),
             out=storage.normalise(self.out),
@@ -348,7 +352,8 @@ class Train(ClusterCommand):
             members=self.members,
             fold=int(self.fold) if self.fold.isdecimal() else "all" if self.fold == "all" else "none",
             workers=self.workers,
-            changes=changes,
+            changes=self._changes(),
+            weights=None if self.weights is None else storage.normalise(self.weights),
             loader=parse(
                 LoaderSettings,
                 {
@@ -379,8 +384,57 @@ class Train(ClusterCommand):
         return EXIT_NOT_FINISHED if report.failed else EXIT_DONE
 
     def uris(self) -> list[str]:
-        """Return the shards and the destination."""
-        return [self.shards, self.out]
+        """Return the shards, the destination, and what encoders start from where it is a mirror or a file."""
+        file = str(self._changes().get("encoder_weights", TIMM_WEIGHTS))
+        named = [] if file in (TIMM_WEIGHTS, RANDOM_WEIGHTS) else [file]
+        return [self.shards, self.out, *([] if self.weights is None else [self.weights]), *named]
+
+    def _changes(self) -> dict[str, Any]:
+        return (load_changes(Path(self.config)) if self.config else {}) | parse_changes(self.set)
+
+
+class Weights(Command):
+    """Mirror the pretrained weights of encoders in a store of your own, for `train --weights`."""
+
+    dst: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
+    """Where the mirror goes: <encoder>.safetensors and weights.json. What it has already stays."""
+    members: tuple[str, ...] = ()
+    """Members whose encoders are mirrored; all, unless --file names encoders."""
+    file: tuple[str, ...] = ()
+    """ENCODER=FILE: take the weights of this encoder from a safetensors file instead of timm's hub."""
+
+    def run(self, narrator: Narrator) -> int:
+        """Fill the mirror."""
+        from raytrain.training.mirror import write_mirror
+
+        dst = storage.normalise(self.dst)
+        files = {encoder: storage.normalise(uri) for encoder, uri in self._files().items()}
+        named = members(self.members or (() if files else ("all",)))
+        encoders = list(dict.fromkeys([*(member.encoder for member in named), *files]))
+        with narrator.step(f"weights to {dst}") as on_progress:
+            report = write_mirror(dst, encoders, files, on_progress)
+        entries = {encoder: report.mirror.encoders[encoder] for encoder in encoders}
+        size = f"{len(encoders)} encoders, {sum(entry.bytes for entry in entries.values()) / 1e6:.1f} MB"
+        again = f" ({len(report.skipped)} were there)" if report.skipped else ""
+        result = {"uri": dst, "encoders": {name: entry.model_dump(mode="json") for name, entry in entries.items()}}
+        self._print({**result, "skipped": report.skipped}, [f"{size}: {dst}{again}"])
+        return EXIT_DONE
+
+    def uris(self) -> list[str]:
+        """Return the destination and the files."""
+        return [self.dst, *self._files().values()]
+
+    def _files(self) -> dict[str, str]:
+        """Return the files by encoder."""
+        files: dict[str, str] = {}
+        for assignment in self.file:
+            encoder, equals, uri = assignment.partition("=")
+            if not (equals and uri and storage.is_plain_name(encoder)):
+                raise ConfigError(f"--file: expected ENCODER=FILE, found {assignment!r}")
+            if encoder in files:
+                raise ConfigError(f"--file: encoder {encoder!r} is named twice")
+            files[encoder] = uri
+        return files
 
 
 class Score(ClusterCommand):
@@ -538,6 +592,7 @@ COMMANDS: dict[str, Callable[..., Command]] = {
     "synth": Synth,
     "shard": Shard,
     "audit": Audit,
+    "weights": Weights,
     "train": Train,
     "score": Score,
     "evaluate": Evaluate,

@@ -19,6 +19,8 @@ from raytrain.errors import ConfigError
 
 EmptyUnionRule = Literal["one", "zero"]
 Baseline = Literal["before-04.00", "from-04.00"]
+TIMM_WEIGHTS, RANDOM_WEIGHTS = "timm", "random"
+"""What `encoder_weights` may be besides a path or a URI."""
 CellEncoding = Literal["raw", "blosc2-bitshuffle-lz4", "blosc2-bitshuffle-zstd"]
 
 
@@ -126,13 +128,20 @@ class MemberSettings(Settings):
     `batch_norm_group` is how many images are normalised together, in one pass over all ranks: those of the global batch
     unless it is given; a smaller one takes less memory, and is the same on any number of ranks. `precision` `auto` is
     bfloat16 on a GPU that has it, float16 on another, float32 on a CPU.
+
+    `encoder_weights` is what the encoder starts from: `timm` (the pretrained ones of its tag), `random`, or a path or
+    URI of a safetensors file with timm's names. With `first_convolution` `adapted` the pretrained filters of red, green
+    and blue stay with their bands, and any other band gets their mean; with `random` the first convolution is a new one
+    wherever the bands are not the three visible ones. `decoder_norm` says whether the decoder has batch normalisation.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     encoder: str
-    pretrained: bool = True
+    encoder_weights: str = Field(default=TIMM_WEIGHTS, min_length=1)
+    first_convolution: Literal["adapted", "random"] = "adapted"
     bands: Bands
     normalisation: Normalisation = Normalisation()
+    decoder_norm: bool = True
     decoder_channels: tuple[Channels, Channels, Channels, Channels, Channels] = (256, 128, 64, 32, 16)
     epochs: int = Field(default=60, ge=1)
     global_batch: int = Field(default=16, ge=1)

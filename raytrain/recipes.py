@@ -1,4 +1,4 @@
-"""The members by name: the eight of the published recipe, and small ones that a CPU trains in minutes.
+"""The members by name: the eight of the published recipe, small ones that a CPU trains in minutes, and a few more.
 
 A recipe is a function's worth of settings and nothing else; what the settings mean stands in `raytrain.config`.
 The encoder always carries timm's full tag: timm's defaults for a bare name have changed over the years.
@@ -6,7 +6,14 @@ The encoder always carries timm's full tag: timm's defaults for a bare name have
 
 from __future__ import annotations
 
-from raytrain.config import AugmentationSettings, MemberSettings, Normalisation, OptimiserSettings, choose
+from raytrain.config import (
+    RANDOM_WEIGHTS,
+    AugmentationSettings,
+    MemberSettings,
+    Normalisation,
+    OptimiserSettings,
+    choose,
+)
 from raytrain.errors import ConfigError
 
 THREE_BANDS = ("B02", "B03", "B04")
@@ -22,7 +29,18 @@ FLIPS_AND_QUARTER_TURNS = AugmentationSettings(
 def _published(
     name: str, encoder: str, bands: tuple[str, ...], normalisation: Normalisation, epochs: int
 ) -> MemberSettings:
-    return MemberSettings(name=name, encoder=encoder, bands=bands, normalisation=normalisation, epochs=epochs)
+    """Return a member with the decoder of the original (infra/decisions/0003-members.md has what differs)."""
+    widths = (64, 32, 24, 16, 8) if encoder.startswith("resnet34") else (256, 128, 96, 48, 32)
+    return MemberSettings(
+        name=name,
+        encoder=encoder,
+        bands=bands,
+        normalisation=normalisation,
+        decoder_norm=False,
+        decoder_channels=widths,
+        epochs=epochs,
+        optimiser=OptimiserSettings(schedule="plateau"),
+    )
 
 
 def _fixed(maximum: float) -> Normalisation:
@@ -56,11 +74,26 @@ def small_members() -> list[MemberSettings]:
     ]
 
 
+def further_members() -> list[MemberSettings]:
+    """Return members that belong to no group: one that a CPU fine-tunes in an hour or two, and a third small one."""
+    lite = MemberSettings(
+        name="lite0-4b",
+        encoder="tf_efficientnet_lite0.in1k",
+        bands=FOUR_BANDS,
+        decoder_channels=(96, 64, 48, 32, 16),
+        epochs=30,
+        global_batch=8,
+        crop_px=256,
+        optimiser=OptimiserSettings(lr=0.01, schedule="cosine", warmup_fraction=0.1),
+    )
+    return [lite, _small("small-resnet-4b-minmax", "test_resnet.r160_in1k", FOUR_BANDS, MINMAX)]
+
+
 def _small(name: str, encoder: str, bands: tuple[str, ...], normalisation: Normalisation) -> MemberSettings:
     return MemberSettings(
         name=name,
         encoder=encoder,
-        pretrained=False,
+        encoder_weights=RANDOM_WEIGHTS,
         bands=bands,
         normalisation=normalisation,
         decoder_channels=(48, 32, 24, 16, 8),
@@ -74,9 +107,9 @@ def _small(name: str, encoder: str, bands: tuple[str, ...], normalisation: Norma
 
 
 def members(names: tuple[str, ...]) -> list[MemberSettings]:
-    """Return the members by name, each once; `all` stands for the eight of the recipe, `small` for the small ones."""
+    """Return the members by name, each once; `all` stands for the eight of the recipe, `small` for the small two."""
     groups = {"all": published_members(), "small": small_members()}
-    known = {member.name: member for group in groups.values() for member in group}
+    known = {member.name: member for group in (*groups.values(), further_members()) for member in group}
     choose("member", names, [*groups, *known])
     chosen = [member for name in names for member in groups.get(name, [known[name]] if name in known else [])]
     if len({member.name for member in chosen}) != len(chosen):

@@ -19,20 +19,22 @@ from raytrain.config import LoaderSettings, MemberSettings
 from raytrain.errors import RaytrainError, StoreOutOfReach
 from raytrain.tiles.reader import TileReader, select_tiles
 from raytrain.training.checkpoints import TrainingState, restore_state, save_state
+from raytrain.training.encoder_files import EncoderFile
 from raytrain.training.loop import EpochReport, TrainingData, train_member
 from raytrain.training.ranks import Ranks
 
 
-def train_on_rank(run: RunSettings, loader: LoaderSettings, board: Any) -> None:
+def train_on_rank(run: RunSettings, loader: LoaderSettings, encoder_file: EncoderFile | None, board: Any) -> None:
     """Train on this rank (called by Ray Train on every worker); rank 0 reports checkpoints and posts the news.
 
+    Each rank of a fresh run fetches `encoder_file` and holds it against its hash; None stands for random weights.
     What a retry can't mend (wrong settings, a damaged tile, a diverged loss, no way to the hub) condemns the run: its
     ranks are ended, and those that Ray starts in their place end at once.
     """
     if ray.get(board.verdict.remote()) is not None:
         return
     try:
-        _train(run, loader, board)
+        _train(run, loader, encoder_file, board)
     except StoreOutOfReach:
         raise  # another attempt may find it
     except RaytrainError as error:
@@ -40,7 +42,7 @@ def train_on_rank(run: RunSettings, loader: LoaderSettings, board: Any) -> None:
         raise
 
 
-def _train(run: RunSettings, loader: LoaderSettings, board: Any) -> None:
+def _train(run: RunSettings, loader: LoaderSettings, encoder_file: EncoderFile | None, board: Any) -> None:
     context = ray.train.get_context()
     ranks = Ranks(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
     reader = TileReader(run.shards, run.member.bands, loader)
@@ -60,7 +62,8 @@ def _train(run: RunSettings, loader: LoaderSettings, board: Any) -> None:
         board.post.remote(Post(run.name, run.member.epochs, metrics))
 
     checkpoint = ray.train.get_checkpoint()
-    train_member(run.member, data, ranks, on_epoch, partial(_restore, checkpoint, run.member) if checkpoint else None)
+    restore = partial(_restore, checkpoint, run.member) if checkpoint else None
+    train_member(run.member, data, ranks, on_epoch, restore, encoder_file=encoder_file)
 
 
 def _restore(checkpoint: ray.train.Checkpoint, member: MemberSettings, state: TrainingState) -> None:

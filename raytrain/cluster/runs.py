@@ -11,12 +11,17 @@ METRICS = "metrics.json"
 
 
 class RunSettings(Settings):
-    """What one run depends on: recorded in its folder, and compared when the run is asked for again."""
+    """What one run depends on: recorded in its folder, and compared when the run is asked for again.
+
+    `encoder_weights_sha256` is the hash of the file that the encoder starts from; None for random weights. Where that
+    file lies is no part of a run.
+    """
 
     member: MemberSettings
     shards: str
     shards_digest: str
     fold: int | None
+    encoder_weights_sha256: str | None = None
 
     @property
     def name(self) -> str:

@@ -25,7 +25,7 @@ from raytrain import __version__, storage
 from raytrain.cluster import session
 from raytrain.cluster.board import Board, Post, follow
 from raytrain.cluster.runs import METRICS, SCORE, RunSettings
-from raytrain.config import LoaderSettings, Settings, change, differences, parse
+from raytrain.config import LoaderSettings, MemberSettings, Settings, change, differences, parse
 from raytrain.errors import ConfigError, DataError, RaytrainError, WorkNotFinished
 from raytrain.imagery.normalisation import check_bands
 from raytrain.recipes import members
@@ -34,6 +34,8 @@ from raytrain.scoring.manifest import read_manifest as read_ensemble
 from raytrain.tiles.order import check_batch
 from raytrain.tiles.reader import TileReader, read_manifest, select_tiles, shards_digest
 from raytrain.training import WEIGHTS_FILE
+from raytrain.training.encoder_files import EncoderFile, fetch, file_of
+from raytrain.training.mirror import find_files
 
 MAX_FAILURES = 3
 RUN_FILE, RESULT_FILE = "run.json", "result.json"
@@ -47,7 +49,8 @@ _LEARNT = re.compile(rf"^({re.escape(RESULT_FILE)}$|{re.escape(WEIGHTS_FILE)}$|c
 class TrainJob(Settings):
     """Which members to train on which shards; `changes` (dotted path -> value) apply to every member.
 
-    `loader` says how tiles get to the ranks, and is no part of what a run depends on.
+    `weights` is a mirror of encoder weights, from which members that ask for timm's take them. It and `loader`, which
+    says how tiles get to the ranks, are no part of what a run depends on.
     """
 
     shards: str
@@ -58,6 +61,7 @@ class TrainJob(Settings):
     workers: int = 1
     changes: dict[str, Any] = Field(default_factory=dict)
     loader: LoaderSettings = LoaderSettings()
+    weights: str | None = None
 
 
 @dataclass(frozen=True)
@@ -79,19 +83,22 @@ def train(job: TrainJob, cluster: session.Cluster, on_post: Callable[[Post], Non
     Nets that the experiment has from earlier jobs stay in its ensemble. A run that fails does not stop the others.
     Raises `ConfigError` where a run can't work, before anything starts as far as the driver can see it.
     """
-    runs = plan_runs(job)
     folder = storage.join(job.out, job.experiment)
-    earlier = _earlier_nets(folder, runs[0])
+    planned = plan_runs(job)
+    earlier = _earlier_nets(folder, planned[0])
+    files = _encoder_files(planned, job.weights)
+    runs = _with_hashes(folder, planned, files)
     for run in runs:
         _check_claim(storage.join(folder, run.name), run)
     trained: list[TrainedMember] = []
     failed: dict[str, str] = {}
-    with session.joined(cluster, [job.shards, job.out]):
+    weights = [file.uri for file in files.values() if file is not None and file.uri is not None]
+    with session.joined(cluster, [job.shards, job.out, *weights]):
         use_gpu = _placement(job.workers)
         for run in runs:
             done = _finished(folder, run)
             try:
-                trained.append(done or _run(folder, run, job, use_gpu, on_post))
+                trained.append(done or _run(folder, run, _pinned(files, run), job, use_gpu, on_post))
             except (ray.train.TrainingFailedError, WorkNotFinished, DataError) as error:
                 failed[run.name] = _reason(error)
     if failed:
@@ -123,7 +130,10 @@ def _earlier_nets(folder: str, run: RunSettings) -> tuple[TrainedMember, ...]:
 
 
 def plan_runs(job: TrainJob) -> list[RunSettings]:
-    """Return the runs of `job`, members within folds; raise `ConfigError` for what can't be trained."""
+    """Return the runs of `job`, members within folds, before the hashes of their encoders' weights are known.
+
+    Raises `ConfigError` for what can't be trained.
+    """
     if not storage.is_plain_name(job.experiment):
         raise ConfigError(f"experiment {job.experiment!r}: expected letters, digits, '.', '_' and '-'")
     if job.workers < 1:
@@ -132,7 +142,7 @@ def plan_runs(job: TrainJob) -> list[RunSettings]:
         raise ConfigError("no members are named; all stands for the eight of the recipe, small for two small ones")
     if "name" in job.changes:
         raise ConfigError("name is no setting to change: it says which member, and where its run lies")
-    chosen = [change(member, job.changes) for member in members(job.members)]
+    chosen = [_with_absolute_path(change(member, job.changes)) for member in members(job.members)]
     manifest = read_manifest(job.shards)
     reader = TileReader(job.shards, ())
     folds = _folds(job, reader)
@@ -152,6 +162,53 @@ def plan_runs(job: TrainJob) -> list[RunSettings]:
         for fold in folds
         for member in chosen
     ]
+
+
+def _with_absolute_path(member: MemberSettings) -> MemberSettings:
+    """Return the member with the URI of its encoder's weights in its one form: ranks run in folders of their own."""
+    file = file_of(member)
+    return change(member, {"encoder_weights": file.uri}) if file is not None and file.uri is not None else member
+
+
+def _encoder_files(runs: list[RunSettings], mirror: str | None) -> dict[str, EncoderFile | None]:
+    """Return the file that the encoder of each member starts from, by the member's name."""
+    chosen = {run.member.name: run.member for run in runs}
+    return dict(zip(chosen, find_files(list(chosen.values()), mirror), strict=True))
+
+
+def _with_hashes(folder: str, runs: list[RunSettings], files: dict[str, EncoderFile | None]) -> list[RunSettings]:
+    """Return the runs with the hashes of their encoders' weights.
+
+    A run that began with the hub's keeps the hash that it recorded then, so that it goes on while the hub is out of
+    reach; a fresh one has its file fetched here.
+    """
+    found: dict[EncoderFile, str] = {}
+    complete = []
+    for run in runs:
+        file = files[run.member.name]
+        sha256 = None if file is None else file.sha256 or (_recorded_hash(folder, run) if file.uri is None else None)
+        if file is not None and sha256 is None:
+            found[file] = found.get(file) or storage.sha256_of(fetch(file))
+            sha256 = found[file]
+        complete.append(run.model_copy(update={"encoder_weights_sha256": sha256}))
+    return complete
+
+
+def _recorded_hash(folder: str, run: RunSettings) -> str | None:
+    """Return the hash that the run's folder has, if its encoder is this one with timm's weights."""
+    path = storage.join(folder, run.name, RUN_FILE)
+    try:
+        found = parse(RunSettings, storage.read_json(path), path)
+    except FileNotFoundError:
+        return None
+    same = (found.member.encoder, found.member.encoder_weights) == (run.member.encoder, run.member.encoder_weights)
+    return found.encoder_weights_sha256 if same else None
+
+
+def _pinned(files: dict[str, EncoderFile | None], run: RunSettings) -> EncoderFile | None:
+    """Return the file of the run's encoder with the hash that the run depends on."""
+    file = files[run.member.name]
+    return None if file is None else file.model_copy(update={"sha256": run.encoder_weights_sha256})
 
 
 def _folds(job: TrainJob, reader: TileReader) -> list[int | None]:
@@ -194,7 +251,14 @@ def _finished(folder: str, run: RunSettings) -> TrainedMember | None:
     return net if storage.exists(storage.join(folder, net.weights)) else None
 
 
-def _run(folder: str, run: RunSettings, job: TrainJob, use_gpu: bool, on_post: Callable[[Post], None]) -> TrainedMember:
+def _run(
+    folder: str,
+    run: RunSettings,
+    encoder_file: EncoderFile | None,
+    job: TrainJob,
+    use_gpu: bool,
+    on_post: Callable[[Post], None],
+) -> TrainedMember:
     """Train one run to its end (or from its last checkpoint to its end) and keep its best weights."""
     storage.write_bytes(storage.join(folder, run.name, RUN_FILE), run.model_dump_json(indent=1).encode())
     board: Any = ray.remote(num_cpus=0)(Board).remote()
@@ -204,6 +268,7 @@ def _run(folder: str, run: RunSettings, job: TrainJob, use_gpu: bool, on_post: C
         train_loop_config={
             "run": run.model_dump(mode="json"),
             "loader": job.loader.model_dump(mode="json"),
+            "encoder_file": None if encoder_file is None else encoder_file.model_dump(mode="json"),
             "board": board,
         },
         scaling_config=ScalingConfig(num_workers=job.workers, use_gpu=use_gpu),
@@ -302,4 +367,6 @@ def _train_on_rank(config: dict[str, Any]) -> None:
     # Here, since torch and timm take seconds to import; the driver and Ray Train's controller do without.
     from raytrain.cluster.rank import train_on_rank
 
-    train_on_rank(parse(RunSettings, config["run"]), parse(LoaderSettings, config["loader"]), config["board"])
+    encoder_file = None if config["encoder_file"] is None else parse(EncoderFile, config["encoder_file"])
+    loader = parse(LoaderSettings, config["loader"])
+    train_on_rank(parse(RunSettings, config["run"]), loader, encoder_file, config["board"])

@@ -25,6 +25,7 @@ from raytrain.tiles.order import Position, batch_groups, check_batch, epoch_batc
 from raytrain.tiles.reader import TileReader
 from raytrain.training.batch_norm import over_all_ranks
 from raytrain.training.checkpoints import TrainingState
+from raytrain.training.encoder_files import EncoderFile
 from raytrain.training.metrics import Scores, count_pixels, scores
 from raytrain.training.models import build_model, compute_dtype
 from raytrain.training.ranks import Ranks
@@ -76,16 +77,18 @@ def train_member(
     on_epoch: OnEpoch,
     restore: Callable[[TrainingState], None] | None = None,
     on_step: OnStep | None = None,
+    encoder_file: EncoderFile | None = None,
 ) -> TrainingState:
     """Train the member of `settings` to its last epoch and return its state. All ranks call it with the same arguments.
 
     `restore`, where there is a checkpoint, brings the fresh state to it; `on_step` and `on_epoch` are called on every
-    rank after each step and each epoch, when the state may be saved. Raises `TrainingDiverged` on every rank at once if
-    the loss of a step is not finite on any.
+    rank after each step and each epoch, when the state may be saved. The encoder's pretrained weights come from
+    `encoder_file`, where it is given, else from where the settings say; a restored state needs none. Raises
+    `TrainingDiverged` on every rank at once if the loss of a step is not finite on any.
     """
     num_samples = len(data.train) * settings.crops_per_tile
     check_batch(num_samples, settings.global_batch, ranks.world_size, settings.batch_norm_group)
-    state = _fresh_state(settings, ranks, pretrained=settings.pretrained and restore is None)
+    state = _fresh_state(settings, ranks, encoder_file, pretrained=None if restore is None else False)
     if restore is not None:
         restore(state)
     net = _parallel(state.net, settings, ranks)
@@ -127,9 +130,12 @@ def _end_epoch(
     )
 
 
-def _fresh_state(settings: MemberSettings, ranks: Ranks, *, pretrained: bool) -> TrainingState:
+def _fresh_state(
+    settings: MemberSettings, ranks: Ranks, encoder_file: EncoderFile | None, *, pretrained: bool | None
+) -> TrainingState:
     torch.manual_seed(settings.seed)
-    net = over_all_ranks(build_model(settings, pretrained=pretrained), ranks).to(ranks.device)
+    net = build_model(settings, pretrained=pretrained, file=encoder_file)
+    net = over_all_ranks(net, ranks).to(ranks.device)
     if settings.channels_last:
         net = net.to(memory_format=torch.channels_last)
     sgd = settings.optimiser

@@ -11,34 +11,39 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from raytrain.config import MemberSettings
-from raytrain.errors import ConfigError, WorkNotFinished, first_line
+from raytrain.config import RANDOM_WEIGHTS, MemberSettings
+from raytrain.errors import ConfigError, first_line
+from raytrain.training.encoder_files import EncoderFile, fetch, file_of
+from raytrain.training.encoder_tensors import load_encoder
 
 
-def build_model(settings: MemberSettings, *, pretrained: bool | None = None) -> nn.Module:
+def build_model(
+    settings: MemberSettings, *, pretrained: bool | None = None, file: EncoderFile | None = None
+) -> nn.Module:
     """Return the U-Net of `settings`: `[B, C, H, W]` float in [-1, 1] -> `[B, 1, H, W]` logits; H, W multiples of 32.
 
-    `pretrained` overrides the setting (a net whose weights are loaded next needs none). Raises `ConfigError` for an
-    encoder that is unknown or has no pretrained weights, `WorkNotFinished` where they can't be fetched.
+    `pretrained` overrides the setting (a net whose weights are loaded next needs none), `file` where the pretrained
+    weights of the encoder come from. All draws are those of random weights, whatever is loaded over them. Raises
+    `ConfigError` for an encoder that is unknown or weights that don't fit, `WorkNotFinished` where the hub is out of
+    reach.
     """
-    wanted = settings.pretrained if pretrained is None else pretrained
     try:
         net = smp.Unet(
             encoder_name=f"tu-{settings.encoder}",
-            encoder_weights=True if wanted else None,
+            encoder_weights=None,
             in_channels=len(settings.bands),
             classes=1,
+            decoder_use_norm=settings.decoder_norm,
             decoder_channels=settings.decoder_channels,
         )
-    except OSError as error:  # before the others: the hub's own errors are OSErrors of several kinds
-        raise WorkNotFinished(
-            f"member {settings.name}: can't fetch pretrained weights of {settings.encoder!r} from timm's hub: "
-            f"{first_line(error)} (pretrained=false trains from random ones)"
-        ) from error
     except (RuntimeError, KeyError, ValueError) as error:
         raise ConfigError(
             f"member {settings.name}: can't build encoder {settings.encoder!r}: {first_line(error)}"
         ) from error
+    wanted = settings.encoder_weights != RANDOM_WEIGHTS if pretrained is None else pretrained
+    source = (file or file_of(settings)) if wanted else None
+    if source is not None:
+        load_encoder(net.encoder.model, settings, fetch(source), source.place)
     return cast(nn.Module, net)
 
 
