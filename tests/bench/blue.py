@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import rasterio
@@ -65,6 +66,6 @@ def read_archive(archive: Path, split: str) -> Iterator[BlueChip]:
         yield b02, _read(archive / f"{split}_labels" / f"{chip_id}.tif")
 
 
-def _read(path: Path) -> NDArray[np.generic]:
+def _read(path: Path) -> NDArray[Any]:
     with rasterio.open(path) as image:
         return np.asarray(image.read(1))
