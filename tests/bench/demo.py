@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import statistics
 import tempfile
 from pathlib import Path
 
-import numpy as np
-import rasterio
-
-from raytrain.imagery.rasters import LABEL_CLOUD, LABEL_IGNORE
-from tests.bench import record
-
-THRESHOLDS = np.arange(0, 16_000, 100)
+from tests.bench import blue, record
 
 
 def main() -> None:
@@ -30,7 +23,8 @@ def main() -> None:
             out = Path(folder) / "demo"
             seconds.append(record.raytrain("demo", "--out", str(out)).seconds)
             scores.append(json.loads((out / "scores" / "metrics.json").read_text())["iou_pooled"])
-            thresholds.add(best_threshold(out / "archive", "train", out / "unseen", "test"))
+            threshold = blue.fit(blue.read_archive(out / "archive", "train"))
+            thresholds.add((threshold, blue.pooled_iou(blue.read_archive(out / "unseen", "test"), threshold)))
     ((threshold, iou),) = thresholds
     rows = [
         ["duration of the command, s", _listed(seconds, 0)],
@@ -39,33 +33,6 @@ def main() -> None:
     ]
     headers = ["what", f"median of {options.runs} runs (each)"]
     record.keep("demo", options.write, "`raytrain demo`", headers, rows)
-
-
-def best_threshold(fitted: Path, fitted_split: str, tested: Path, tested_split: str) -> tuple[int, float]:
-    """Return the threshold on B02 of the best pooled IoU on one archive, and its pooled IoU on another."""
-    on_fitted, on_tested = pooled_iou(fitted, fitted_split), pooled_iou(tested, tested_split)
-    best = int(np.argmax(on_fitted))
-    return int(THRESHOLDS[best]), float(on_tested[best])
-
-
-def pooled_iou(archive: Path, split: str) -> np.ndarray:
-    """Return the pooled IoU of `B02 >= threshold` for each of `THRESHOLDS`, `[T] float64`."""
-    edges = [*THRESHOLDS, 1 << 16]
-    cloud, clear = np.zeros(len(THRESHOLDS)), np.zeros(len(THRESHOLDS))
-    with (archive / f"{split}_metadata.csv").open() as file:
-        chip_ids = [row["chip_id"] for row in csv.DictReader(file)]
-    for chip_id in chip_ids:
-        b02 = _read(archive / f"{split}_features" / chip_id / "B02.tif")
-        label = _read(archive / f"{split}_labels" / f"{chip_id}.tif")
-        cloud += np.histogram(b02[label == LABEL_CLOUD], edges)[0]
-        clear += np.histogram(b02[(label != LABEL_CLOUD) & (label != LABEL_IGNORE)], edges)[0]
-    true_positives, false_positives = np.cumsum(cloud[::-1])[::-1], np.cumsum(clear[::-1])[::-1]
-    return np.asarray(true_positives / (cloud.sum() + false_positives))
-
-
-def _read(path: Path) -> np.ndarray:
-    with rasterio.open(path) as image:
-        return np.asarray(image.read(1))
 
 
 def _listed(values: list[float], digits: int) -> str:
