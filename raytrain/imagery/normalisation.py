@@ -74,15 +74,15 @@ def to_unit_range(pixels: NDArray[np.uint16], scale: Scale) -> NDArray[np.float3
 
 
 def from_unit_range(values: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Return `[C, H, W] float32` in [-1, 1] from `values` `[C, H, W]` in [0, 1] and `valid` `[H, W] bool`.
+    """Bring `values` `[C, H, W] float32` from [0, 1] to [-1, 1] in place, and return them; `valid` is `[H, W] bool`.
 
     No-data pixels become `NO_DATA_VALUE`, whatever they were.
     """
-    centred = values * 2
-    centred -= 1
+    values *= 2
+    values -= 1
     if not valid.all():
-        centred[:, ~valid] = NO_DATA_VALUE
-    return centred
+        values[:, ~valid] = NO_DATA_VALUE
+    return values
 
 
 def _valid_range(
