@@ -322,7 +322,7 @@ def test_rerun_writes_only_what_is_missing_or_damaged(
     capsys.readouterr()
     assert mirror(files, tmp_path, EFFNET, BYOB, RESNET) == 0
     assert "3 encoders" in (shown := capsys.readouterr().out)
-    assert "(1 were there)" in shown
+    assert "(there before: 1)" in shown
     assert effnet.stat().st_mtime_ns == before
     assert byob.read_bytes() == files[BYOB].read_bytes()
     byob.unlink()
