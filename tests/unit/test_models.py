@@ -504,7 +504,11 @@ def test_run_begun_from_the_hub_goes_on_without_it_and_from_a_mirror_of_the_same
 
 
 def test_relative_path_of_weights_is_made_absolute_for_the_ranks(
-    files: dict[str, Path], shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    files: dict[str, Path],
+    shards: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     shutil.copy(files[EFFNET], tmp_path / "own.safetensors")
     monkeypatch.chdir(tmp_path)
@@ -512,6 +516,7 @@ def test_relative_path_of_weights_is_made_absolute_for_the_ranks(
     assert run.member.encoder_weights == file.uri == str(tmp_path / "own.safetensors")
     monkeypatch.setattr("sys.argv", ["train", "--shards", "/a", "--out", "/b", "--set", "encoder_weights=own.x"])
     assert cli.job("train") == 2
+    assert "own.x: a job needs s3://... or an absolute path" in capsys.readouterr().err
 
 
 def test_settings_of_earlier_versions_are_refused_by_the_name_that_is_gone() -> None:
