@@ -414,8 +414,9 @@ class Weights(Command):
         with narrator.step(f"weights to {dst}") as on_progress:
             report = write_mirror(dst, encoders, files, on_progress)
         entries = {encoder: report.mirror.encoders[encoder] for encoder in encoders}
-        size = f"{len(encoders)} encoders, {sum(entry.bytes for entry in entries.values()) / 1e6:.1f} MB"
-        again = f" ({len(report.skipped)} were there)" if report.skipped else ""
+        count = "1 encoder" if len(encoders) == 1 else f"{len(encoders)} encoders"
+        size = f"{count}, {sum(entry.bytes for entry in entries.values()) / 1e6:.1f} MB"
+        again = f" (there before: {len(report.skipped)})" if report.skipped else ""
         result = {"uri": dst, "encoders": {name: entry.model_dump(mode="json") for name, entry in entries.items()}}
         self._print({**result, "skipped": report.skipped}, [f"{size}: {dst}{again}"])
         return EXIT_DONE

@@ -100,5 +100,6 @@ def _from_hub(file: EncoderFile) -> bytes:
         ) from error
     except (OSError, httpx2.HTTPError) as error:  # the hub's own errors are OSErrors of several kinds
         raise WorkNotFinished(
-            f"can't fetch pretrained weights of {file.encoder!r} from timm's hub: {first_line(error)}; {remedy}"
+            f"can't fetch pretrained weights of {file.encoder!r} from timm's hub: "
+            f"{first_line(error).rstrip('.')}; {remedy}"
         ) from error

@@ -10,7 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+import timm
+import torch
 from rio_cogeo.cogeo import cog_validate
+from safetensors.torch import load_file, save_file
 
 from raytrain import storage
 from raytrain.cluster.board import Post
@@ -21,8 +24,10 @@ from raytrain.cluster.shard import ShardJob, shard
 from raytrain.cluster.train import TrainJob, TrainReport, _placement, train
 from raytrain.config import LoaderSettings, ScoreSettings, ShardSettings
 from raytrain.errors import ConfigError
+from raytrain.recipes import members
 from raytrain.scoring.manifest import read_manifest
 from raytrain.tiles.selection import Selection
+from raytrain.training.mirror import write_mirror
 
 BEFORE_RAY = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -155,6 +160,29 @@ def test_training_again_does_nothing_and_changed_settings_are_refused(trained: t
     changed = job.model_copy(update={"changes": {**TINY, "optimiser.lr": 0.2}})
     with pytest.raises(ConfigError, match=r"optimiser\.lr: 0\.07 -> 0\.2.*name another --experiment"):
         train(changed, Cluster(), lambda post: None)
+
+
+def test_ranks_start_from_the_weights_of_a_mirror_in_a_store(shards: Path, s3: str, tmp_path: Path) -> None:
+    encoder = members(("small-effnet-4b-20k",))[0].encoder
+    file, mirror = tmp_path / "encoder.safetensors", f"{s3}/mirror"
+    save_file(timm.create_model(encoder).state_dict(), file)
+    write_mirror(mirror, [encoder], {encoder: str(file)}, lambda done, total: None)
+    still = {**TINY, "epochs": 1, "encoder_weights": "timm", "optimiser.lr": 1e-30}
+    job = TrainJob(
+        shards=str(shards),
+        out=str(tmp_path),
+        members=("small-effnet-4b-20k",),
+        workers=2,
+        changes=still,
+        weights=mirror,
+    )
+    report = train(job, Cluster(), lambda post: None)
+    assert not report.failed
+    (run,) = (tmp_path / "main").glob("*/run.json")
+    assert json.loads(run.read_text())["encoder_weights_sha256"] == storage.sha256_of(file.read_bytes())
+    learnt = load_file(run.parent / "weights.safetensors")
+    name = "blocks.0.0.conv.weight"
+    assert torch.equal(learnt[f"encoder.model.{name}"], load_file(file)[name])
 
 
 def test_run_that_was_cut_off_continues_from_its_last_checkpoint(

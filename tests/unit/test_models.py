@@ -322,7 +322,7 @@ def test_rerun_writes_only_what_is_missing_or_damaged(
     capsys.readouterr()
     assert mirror(files, tmp_path, EFFNET, BYOB, RESNET) == 0
     assert "3 encoders" in (shown := capsys.readouterr().out)
-    assert "(1 were there)" in shown
+    assert "(there before: 1)" in shown
     assert effnet.stat().st_mtime_ns == before
     assert byob.read_bytes() == files[BYOB].read_bytes()
     byob.unlink()
@@ -504,7 +504,11 @@ def test_run_begun_from_the_hub_goes_on_without_it_and_from_a_mirror_of_the_same
 
 
 def test_relative_path_of_weights_is_made_absolute_for_the_ranks(
-    files: dict[str, Path], shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    files: dict[str, Path],
+    shards: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     shutil.copy(files[EFFNET], tmp_path / "own.safetensors")
     monkeypatch.chdir(tmp_path)
@@ -512,6 +516,7 @@ def test_relative_path_of_weights_is_made_absolute_for_the_ranks(
     assert run.member.encoder_weights == file.uri == str(tmp_path / "own.safetensors")
     monkeypatch.setattr("sys.argv", ["train", "--shards", "/a", "--out", "/b", "--set", "encoder_weights=own.x"])
     assert cli.job("train") == 2
+    assert "own.x: a job needs s3://... or an absolute path" in capsys.readouterr().err
 
 
 def test_settings_of_earlier_versions_are_refused_by_the_name_that_is_gone() -> None:
