@@ -1,0 +1,83 @@
+"""What a CPU can't show: a member trains on a CUDA device. `uv run pytest -m gpu tests/gpu`, where there is one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from raytrain.config import MemberSettings, ShardSettings, change
+from raytrain.recipes import members
+from raytrain.tiles.reader import TileReader
+from raytrain.training.checkpoints import TrainingState, restore_state, save_state
+from raytrain.training.loop import TrainingData, train_member
+from raytrain.training.models import compute_dtype
+from raytrain.training.ranks import Ranks
+from tests.making import shard_chips
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+]
+GPU = Ranks(device=torch.device("cuda", 0))
+
+
+def settings_of(**changes: object) -> MemberSettings:
+    small = {"epochs": 4, "crop_px": 64, "crops_per_tile": 2, "global_batch": 8, "optimiser.lr": 0.02}
+    return change(members(("small-effnet-4b-20k",))[0], {**small, **changes})
+
+
+@pytest.fixture(scope="module")
+def data(chips: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainingData:
+    folder = tmp_path_factory.mktemp("shards")
+    shard_chips(chips, folder, ShardSettings(folds="3"))
+    reader = TileReader(str(folder), ("B02", "B03", "B04", "B08"))
+    return TrainingData(reader, np.arange(12), np.arange(4))
+
+
+def train(settings: MemberSettings, data: TrainingData, ranks: Ranks) -> list[float]:
+    losses: list[float] = []
+    train_member(settings, data, ranks, lambda report, _: losses.append(report.loss))
+    return losses
+
+
+def test_float32_on_a_gpu_learns_what_a_cpu_learns(data: TrainingData, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    settings = settings_of(epochs=1, precision="float32", **{"optimiser.lr": 0.002})
+    assert train(settings, data, GPU) == pytest.approx(train(settings, data, Ranks()), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"precision": "float16"}, {"compile": True}, {"channels_last": False}], ids=str
+)
+def test_mixed_precision_learns(data: TrainingData, changes: dict[str, object]) -> None:
+    losses = train(settings_of(**changes), data, GPU)
+    exact = train(settings_of(precision="float32"), data, GPU)
+    assert losses[-1] < losses[0]
+    assert losses == pytest.approx(exact, rel=0.1)
+
+
+def test_auto_is_bfloat16_where_the_device_has_it() -> None:
+    has_it = torch.cuda.is_bf16_supported(including_emulation=False)
+    assert compute_dtype("auto", GPU.device) == (torch.bfloat16 if has_it else torch.float16)
+
+
+def test_checkpoint_of_a_gpu_goes_on_on_a_cpu(data: TrainingData, tmp_path: Path) -> None:
+    settings = settings_of(precision="float32")
+
+    def keep_second(report: object, state: TrainingState) -> None:
+        if state.position.epoch == 2:
+            save_state(tmp_path / "second", state, settings)
+
+    train_member(settings, data, GPU, keep_second)
+    rest: list[float] = []
+    train_member(
+        settings,
+        data,
+        Ranks(),
+        lambda report, _: rest.append(report.loss),
+        lambda state: restore_state(tmp_path / "second", state, settings),
+    )
+    assert rest == pytest.approx(train(settings, data, GPU)[2:], rel=0.05)
