@@ -370,7 +370,7 @@ class Train(ClusterCommand):
             rows += [[name, "", "failed", ""] for name in report.failed]
             rules = " or ".join(sorted({member.settings.empty_union_rule for member in report.trained})) or "-"
             title = f"Members (an empty union counts {rules})"
-            print_table(title, ["member", "fold", "best epoch", "IoU by location"], rows)
+            print_table(title, ["member", "fold", "epoch kept", "IoU by location"], rows)
         result = {
             "ensemble": report.ensemble_uri,
             "trained": [member.model_dump(mode="json") for member in report.trained],

@@ -78,6 +78,16 @@ class OptimiserSettings(Settings):
     plateau_epochs: int = Field(default=200, ge=1)
     plateau_factor: float = Field(default=0.5, gt=0, lt=1)
 
+    @model_validator(mode="after")
+    def _belongs_to_the_schedule(self) -> Self:
+        fields = type(self).model_fields
+        for name in ("plateau_epochs", "plateau_factor"):
+            if self.schedule != "plateau" and getattr(self, name) != fields[name].default:
+                raise ValueError(f"{name} is for schedule plateau, not {self.schedule}")
+        if self.schedule == "one-cycle" and self.warmup_fraction == 0:
+            raise ValueError("schedule one-cycle rises first: warmup_fraction must be above 0")
+        return self
+
 
 class LossWeights(Settings):
     """Weights of the terms of the loss; a term of weight 0 is not computed."""
@@ -155,7 +165,13 @@ class MemberSettings(Settings):
     channels_last: bool = True
     compile: bool = False
     empty_union_rule: EmptyUnionRule = "one"
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+
+    @model_validator(mode="after")
+    def _first_convolution_counts(self) -> Self:
+        if self.first_convolution == "random" and self.encoder_weights == RANDOM_WEIGHTS:
+            raise ValueError("first_convolution random is for pretrained weights; encoder_weights random has no others")
+        return self
 
     @model_validator(mode="after")
     def _group_fits(self) -> Self:

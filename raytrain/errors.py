@@ -5,7 +5,7 @@
     ├── DataError         one object of the data is wrong; collected, the rest goes on   exit 1
     └── WorkNotFinished   nodes, memory or the store failed; the same command goes on    exit 3
         ├── StoreOutOfReach    a store did not answer, however often it was asked        exit 3
-        └── TrainingDiverged   the loss is not finite; never retried blindly             exit 3
+        └── TrainingDiverged   loss, gradient or net not finite; never retried blindly   exit 3
 
 Messages say what was found, where, and what to do. This module must not know any other.
 """
@@ -57,7 +57,7 @@ class StoreOutOfReach(WorkNotFinished):
 
 
 class TrainingDiverged(WorkNotFinished):
-    """The loss is not finite on some rank; every rank raises this together."""
+    """The loss, its gradient or the net's output is not finite on some rank; every rank raises this together."""
 
 
 def first_line(error: BaseException) -> str:

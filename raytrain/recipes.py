@@ -63,19 +63,22 @@ def published_members() -> list[MemberSettings]:
 
 
 def small_members() -> list[MemberSettings]:
-    """Return two members of 0.2 and 0.5 million parameters that differ in encoder, bands and normalisation.
+    """Return two members of 0.2 and 0.5 million parameters that differ in encoder and normalisation.
 
-    They start from random weights; the 3-band one takes near infrared instead of blue, which tells snow from cloud.
-    Many small crops make a batch of many places: few steps are enough, and batch normalisation is steady.
+    They start from random weights. Many small crops make a batch of many places: few steps are enough, and batch
+    normalisation is steady.
     """
     return [
         _small("small-effnet-4b-20k", "test_efficientnet.r160_in1k", FOUR_BANDS, _fixed(20000)),
-        _small("small-byob-3b", "test_byobnet.r160_in1k", FALSE_COLOUR_BANDS, Normalisation()),
+        _small("small-byob-4b", "test_byobnet.r160_in1k", FOUR_BANDS, Normalisation()),
     ]
 
 
 def further_members() -> list[MemberSettings]:
-    """Return members that belong to no group: one that a CPU fine-tunes in an hour or two, and a third small one."""
+    """Return members that belong to no group: one that a CPU fine-tunes in an hour or two, and two small ones.
+
+    The small one of three bands takes near infrared instead of blue, which tells snow from cloud.
+    """
     lite = MemberSettings(
         name="lite0-4b",
         encoder="tf_efficientnet_lite0.in1k",
@@ -86,7 +89,11 @@ def further_members() -> list[MemberSettings]:
         crop_px=256,
         optimiser=OptimiserSettings(lr=0.01, schedule="cosine", warmup_fraction=0.1),
     )
-    return [lite, _small("small-resnet-4b-minmax", "test_resnet.r160_in1k", FOUR_BANDS, MINMAX)]
+    return [
+        lite,
+        _small("small-byob-3b", "test_byobnet.r160_in1k", FALSE_COLOUR_BANDS, Normalisation()),
+        _small("small-resnet-4b-minmax", "test_resnet.r160_in1k", FOUR_BANDS, MINMAX),
+    ]
 
 
 def _small(name: str, encoder: str, bands: tuple[str, ...], normalisation: Normalisation) -> MemberSettings:

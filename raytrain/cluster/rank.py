@@ -14,7 +14,7 @@ import ray.train
 import ray.train.torch
 
 from raytrain.cluster.board import Post
-from raytrain.cluster.runs import METRICS, SCORE, RunSettings
+from raytrain.cluster.runs import BEST, METRICS, SCORE, RunSettings
 from raytrain.config import LoaderSettings, MemberSettings
 from raytrain.errors import RaytrainError, StoreOutOfReach
 from raytrain.tiles.reader import TileReader, select_tiles
@@ -74,11 +74,13 @@ def _restore(checkpoint: ray.train.Checkpoint, member: MemberSettings, state: Tr
 def _metrics(report: EpochReport) -> dict[str, Any]:
     metrics: dict[str, Any] = {
         "epoch": report.epoch,
+        BEST: report.epoch + 1 if report.is_best else 0,
         "loss": report.loss,
         "epoch_s": report.epoch_s,
         "wait_s": report.wait_s,
         "learning_rate": report.learning_rate,
         "images_per_s": report.images_per_s,
+        "skipped_steps": report.skipped_steps,
     }
     if report.scores is not None:
         found = asdict(report.scores)

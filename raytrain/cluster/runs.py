@@ -5,6 +5,8 @@ from __future__ import annotations
 from raytrain.config import MemberSettings, Settings
 
 SCORE = "iou_location_weighted"
+BEST = "best_epoch"
+"""The metric that checkpoints are kept by: the number of an epoch that is the best so far, 0 for any other."""
 """The metric by which the best epoch of a run is kept."""
 METRICS = "metrics.json"
 """The epoch's metrics, in its checkpoint."""

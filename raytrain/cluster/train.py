@@ -24,7 +24,7 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from raytrain import __version__, storage
 from raytrain.cluster import session
 from raytrain.cluster.board import Board, Post, follow
-from raytrain.cluster.runs import METRICS, SCORE, RunSettings
+from raytrain.cluster.runs import BEST, METRICS, SCORE, RunSettings
 from raytrain.config import LoaderSettings, MemberSettings, Settings, change, differences, parse
 from raytrain.errors import ConfigError, DataError, RaytrainError, WorkNotFinished
 from raytrain.imagery.normalisation import check_bands
@@ -155,7 +155,7 @@ def plan_runs(job: TrainJob) -> list[RunSettings]:
         check_bands(member.normalisation, member.bands)
         for fold in folds:
             num_samples = len(select_tiles(reader, fold, "train")) * member.crops_per_tile
-            check_batch(num_samples, member.global_batch, job.workers, member.batch_norm_group)
+            check_batch(num_samples, job.workers, member)
             select_tiles(reader, fold, "validation")
     return [
         RunSettings(member=member, shards=job.shards, shards_digest=shards_digest(manifest), fold=fold)
@@ -262,7 +262,6 @@ def _run(
     """Train one run to its end (or from its last checkpoint to its end) and keep its best weights."""
     storage.write_bytes(storage.join(folder, run.name, RUN_FILE), run.model_dump_json(indent=1).encode())
     board: Any = ray.remote(num_cpus=0)(Board).remote()
-    has_score = run.fold is not None
     trainer = _Trainer(
         _train_on_rank,
         train_loop_config={
@@ -279,14 +278,14 @@ def _run(
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
             checkpoint_config=CheckpointConfig(
                 num_to_keep=1,
-                checkpoint_score_attribute=SCORE if has_score else None,
+                checkpoint_score_attribute=BEST,
                 checkpoint_score_order="max",
             ),
         ),
     )
     with follow(board, on_post):
         result = _fit(trainer, board)
-    checkpoint = result.get_best_checkpoint(SCORE, "max") if has_score else result.checkpoint
+    checkpoint = result.get_best_checkpoint(BEST, "max")
     if checkpoint is None:
         raise WorkNotFinished(f"run {run.name} ended without a checkpoint")
     return _keep(folder, run, checkpoint)

@@ -21,13 +21,12 @@ FEWEST_TILES = 10
 
 
 def to_reflectance(pixels: NDArray[np.uint16], valid: NDArray[np.bool_], baseline: Baseline) -> NDArray[np.uint16]:
-    """Return reflectance x 10000 `[C, H, W] uint16`, 0 where `valid` `[H, W]` is not.
+    """Return reflectance x 10000 `[C, H, W] uint16`, 0 where `valid` `[H, W]` is not, and nowhere else.
 
-    What is 0 or negative after the shift is taken off becomes 1: 0 in every band means no data.
+    What is 0 (or negative, after the shift is taken off) becomes 1: so any choice of bands shows what has no data.
     """
-    if baseline == "from-04.00":
-        pixels = np.maximum(pixels, SHIFT + 1) - np.uint16(SHIFT)
-    return pixels * valid
+    shift = SHIFT if baseline == "from-04.00" else 0
+    return (np.maximum(pixels, shift + 1) - np.uint16(shift)) * valid
 
 
 def is_dark(pixels: NDArray[np.uint16], valid: NDArray[np.bool_]) -> bool:

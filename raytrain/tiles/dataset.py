@@ -42,5 +42,5 @@ class TileDataset(Dataset[SampleT], Generic[SampleT]):
         epoch, sample = key
         bands, label = self._reader.read(int(self._tiles[sample % len(self._tiles)]))
         if label is None:
-            raise DataError(f"sample {sample}", "has no label")
+            raise DataError(self._reader.subject(int(self._tiles[sample % len(self._tiles)])), "has no label")
         return self._transform(bands, label, epoch, sample)

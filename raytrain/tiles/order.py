@@ -6,11 +6,29 @@ Pure functions of integers. Must not know pixels, torch or who reads.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
+from raytrain.config import MemberSettings
 from raytrain.errors import ConfigError
+
+DOWNSAMPLING = 32
+"""How many pixels of an image become one value behind the encoder, along each side."""
+
+
+class Purpose(IntEnum):
+    """What random numbers are drawn for; each purpose has streams of its own."""
+
+    ORDER = 0
+    SAMPLE = 1
+    LAYERS = 2
+
+
+def stream(seed: int, purpose: Purpose, *place: int) -> np.random.SeedSequence:
+    """Return what seeds the generator of (seed, purpose, place), where a place is an epoch, a sample and so on."""
+    return np.random.SeedSequence(seed, spawn_key=(purpose, *place))
 
 
 @dataclass(frozen=True)
@@ -33,7 +51,8 @@ def epoch_batches(
     With `samples_done`, the rest of the epoch: where that many samples are whole batches, just the batches that are
     left; with another `global_batch`, still each sample once.
     """
-    rest = np.random.default_rng((seed, epoch)).permutation(num_samples)[samples_done:]
+    generator = np.random.default_rng(stream(seed, Purpose.ORDER, epoch))
+    rest = generator.permutation(num_samples)[samples_done:]
     return np.array_split(rest, -(-len(rest) // global_batch)) if len(rest) else []
 
 
@@ -47,8 +66,12 @@ def batch_groups(batch: NDArray[np.int64], group_size: int | None) -> list[NDArr
     return np.array_split(batch, -(-len(batch) // (group_size or len(batch))))
 
 
-def check_batch(num_samples: int, global_batch: int, world_size: int, group_size: int | None = None) -> None:
-    """Raise `ConfigError` if some rank would get no sample of some group of some batch."""
+def check_batch(num_samples: int, world_size: int, member: MemberSettings) -> None:
+    """Raise `ConfigError` if some rank would get no sample of some group of some batch of `member`.
+
+    The same where a group is one image that its encoder shrinks to one value, which can't be normalised.
+    """
+    global_batch, group_size = member.global_batch, member.batch_norm_group
     smallest = num_samples // -(-num_samples // global_batch) if num_samples else 0
     if smallest < world_size:
         raise ConfigError(
@@ -61,4 +84,9 @@ def check_batch(num_samples: int, global_batch: int, world_size: int, group_size
         raise ConfigError(
             f"batch_norm_group {group_size} makes a group of {group} of batches of {sorted(sizes)}, too few for "
             f"{world_size} ranks; use fewer workers or a larger batch_norm_group"
+        )
+    if group == 1 and member.crop_px == DOWNSAMPLING:
+        raise ConfigError(
+            f"member {member.name}: a batch of one image of {member.crop_px} px comes to one value a channel, which "
+            "has no variance; use a larger crop_px, global_batch or batch_norm_group"
         )

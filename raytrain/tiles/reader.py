@@ -179,7 +179,7 @@ class TileReader:
             if label is not None:
                 shards.decode_cell(found["label"], label, self._encoding)
         except (ValueError, RuntimeError) as error:
-            raise DataError(self._subject(i), f"can't be read: {error}") from error
+            raise DataError(self.subject(i), f"can't be read: {error}") from error
         return bands, label
 
     def _from_cache(self, cells: Sequence[_Cell], i: int) -> dict[str, memoryview]:
@@ -214,14 +214,15 @@ class TileReader:
                 gone = isinstance(error, FileNotFoundError)
                 what = "no such file, but the index names it" if gone else f"can't be read: {error}"
                 if attempt + 1 == attempts:
-                    raise DataError(self._subject(i), what) from error
-                _logger.info("%s: %s; asked again", self._subject(i), what)
+                    raise DataError(self.subject(i), what) from error
+                _logger.info("%s: %s; asked again", self.subject(i), what)
                 time.sleep(storage.RETRIES.wait_s(attempt))
         if self._cache is not None:
             self._cache.write(self._shard(i), start, data)
         return found
 
-    def _subject(self, i: int) -> str:
+    def subject(self, i: int) -> str:
+        """Return what messages call the tile at position `i`: its id and where it lies."""
         return f"tile {self._tile_ids[i]} in {storage.join(self.uri, self._shard(i))}"
 
     def _shard(self, i: int) -> str:

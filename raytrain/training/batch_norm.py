@@ -50,16 +50,23 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
 
     def _over_all_ranks(self, x: Tensor) -> Tensor:
         values = x.float()
-        count = values.new_tensor([values.numel() / values.shape[1]])
-        sums = torch.cat([values.sum((0, 2, 3)), values.square().sum((0, 2, 3)), count])
-        sums = cast(Tensor, _SumOverRanks.apply(sums))
-        total = sums[-1].detach()
-        mean, mean_square = sums[:-1].view(2, -1) / total
+        count = values.numel() // values.shape[1]
+        # Sums of what is centred on this rank's mean, put together as float64: the mean square of large values that
+        # differ little has no digits left for their variance.
+        pivot = values.detach().mean((0, 2, 3))
+        centred = values - pivot[:, None, None]
+        sums = torch.stack([centred.sum((0, 2, 3)), centred.square().sum((0, 2, 3))]).double()
+        near, at = sums[0], pivot.double()
+        whole = torch.cat([near + count * at, sums[1] + 2 * at * near + count * at.square(), at.new_tensor([count])])
+        whole = cast(Tensor, _SumOverRanks.apply(whole))
+        total = whole[-1].detach()
+        mean, mean_square = whole[:-1].view(2, -1) / total
         variance = (mean_square - mean.square()).clamp_min(0)
-        self._update_running(mean.detach(), variance.detach() * total / (total - 1))
-        scale = self.weight * torch.rsqrt(variance + self.eps)
-        shift = self.bias - mean * scale
-        return cast(Tensor, (values * scale[:, None, None] + shift[:, None, None]).to(x.dtype))
+        bessel = total / (total - 1).clamp_min(1)
+        self._update_running(mean.detach().float(), (variance.detach() * bessel).float())
+        scale = self.weight * torch.rsqrt(variance.float() + self.eps)
+        shift = self.bias - (mean - at).float() * scale
+        return cast(Tensor, (centred * scale[:, None, None] + shift[:, None, None]).to(x.dtype))
 
     def _update_running(self, mean: Tensor, variance: Tensor) -> None:
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:

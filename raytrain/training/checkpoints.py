@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,18 +28,21 @@ from raytrain.training.schedules import Plateau
 
 MOMENTUM_FILE, STATE_FILE = "momentum.safetensors", "state.json"
 FORMAT_VERSION = 3
+_CHECKPOINT = re.compile(r"epoch-\d{4,}-\d{8,}|\.epoch-\d{4,}-\d{8,}\.partial")
 
 
 @dataclass
 class TrainingState:
     """What changes while a member trains.
 
-    `loss_sum` and `num_steps` are those of the epoch that is going on; `plateau` knows the best epoch.
+    `num_samples` are those of a whole epoch; `loss_sum` and `num_steps` are those of the epoch that is going on;
+    `plateau` knows the best epoch.
     """
 
     net: nn.Module
     optimiser: torch.optim.SGD
     scaler: torch.amp.GradScaler
+    num_samples: int
     position: Position = field(default_factory=Position)
     loss_sum: float = 0.0
     num_steps: int = 0
@@ -60,7 +64,9 @@ def save_state(folder: Path, state: TrainingState, settings: MemberSettings) -> 
     save_file(_momentum(state), partial / MOMENTUM_FILE)
     record = {
         "format_version": FORMAT_VERSION,
+        "num_samples": state.num_samples,
         "position": asdict(state.position),
+        "learning_rate": state.optimiser.param_groups[0]["lr"],
         "loss_sum": state.loss_sum,
         "num_steps": state.num_steps,
         "plateau": asdict(state.plateau),
@@ -69,7 +75,7 @@ def save_state(folder: Path, state: TrainingState, settings: MemberSettings) -> 
         "settings_digest": settings.digest(),
         "sha256": {name: _sha256(partial / name) for name in (WEIGHTS_FILE, MOMENTUM_FILE)},
     }
-    (partial / STATE_FILE).write_text(json.dumps(record, indent=1, sort_keys=True))
+    (partial / STATE_FILE).write_text(json.dumps(record | {"record_sha256": _digest(record)}, indent=1, sort_keys=True))
     for path in partial.iterdir():
         _to_disk(path)
     partial.rename(folder)
@@ -79,12 +85,18 @@ def save_state(folder: Path, state: TrainingState, settings: MemberSettings) -> 
 def restore_state(folder: Path, state: TrainingState, settings: MemberSettings) -> None:
     """Bring `state` to where the checkpoint in `folder` stands.
 
-    Raises `ConfigError` with the differences if the checkpoint was made with other settings, `DataError` if it is torn.
+    Raises `ConfigError` with the differences if the checkpoint was made with other settings or on another number of
+    samples, `DataError` if it is torn.
     """
     record = _read_record(folder)
-    if record["settings_digest"] != settings.digest():
-        changed = differences(parse(MemberSettings, record["settings"], str(folder / STATE_FILE)), settings)
+    changed = differences(parse(MemberSettings, record["settings"], str(folder / STATE_FILE)), settings)
+    if changed:
         raise ConfigError(f"the checkpoint of {settings.name} was made with other settings ({'; '.join(changed)})")
+    if record["num_samples"] != state.num_samples:
+        raise ConfigError(
+            f"the checkpoint of {settings.name} was made with {record['num_samples']} samples an epoch, here are "
+            f"{state.num_samples}: the tiles are others"
+        )
     files = {name: (folder / name).read_bytes() if (folder / name).exists() else b"" for name in record["sha256"]}
     for name, content in files.items():
         if hashlib.sha256(content).hexdigest() != record["sha256"][name]:
@@ -97,6 +109,8 @@ def restore_state(folder: Path, state: TrainingState, settings: MemberSettings) 
             state.optimiser.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(buffers[name])
     if record["scaler"]:
         state.scaler.load_state_dict(record["scaler"])
+    for group in state.optimiser.param_groups:
+        group["lr"] = record["learning_rate"]
     state.position = Position(**record["position"])
     state.loss_sum, state.num_steps = record["loss_sum"], record["num_steps"]
     state.plateau = Plateau(**record["plateau"])
@@ -105,7 +119,8 @@ def restore_state(folder: Path, state: TrainingState, settings: MemberSettings) 
 class CheckpointFolder:
     """The last and the best checkpoint of a run in a folder on a local disk, whatever interrupts. Rank 0 only.
 
-    `checkpoints.json` names the two; what it does not name is left over, and goes when the next one is kept.
+    `checkpoints.json` names the two; other checkpoints are left over, and go when the next one is kept. What is no
+    checkpoint by its name is not touched.
     """
 
     def __init__(self, root: Path) -> None:
@@ -135,7 +150,7 @@ class CheckpointFolder:
         partial.rename(self._names_file)
         _to_disk(self._root)
         for path in self._root.iterdir():
-            if path.is_dir() and path.name not in names.values():
+            if _CHECKPOINT.fullmatch(path.name) and path.name not in names.values():
                 shutil.rmtree(path)
 
     def _names(self) -> dict[str, str]:
@@ -155,11 +170,16 @@ def _read_record(folder: Path) -> dict[str, Any]:
         record: dict[str, Any] = json.loads((folder / STATE_FILE).read_text())
     except (FileNotFoundError, ValueError) as error:
         raise DataError(f"checkpoint {folder.name}", f"{STATE_FILE} is absent or cut off") from error
-    if record["format_version"] != FORMAT_VERSION:
-        raise ConfigError(
-            f"checkpoint of format version {record['format_version']}; this raytrain reads {FORMAT_VERSION}"
-        )
+    version = record.get("format_version")
+    if version != FORMAT_VERSION:
+        raise ConfigError(f"checkpoint of format version {version}; this raytrain reads {FORMAT_VERSION}")
+    if record.pop("record_sha256", None) != _digest(record):
+        raise DataError(f"checkpoint {folder.name}", f"{STATE_FILE} is not as it was written")
     return record
+
+
+def _digest(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _momentum(state: TrainingState) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import itertools
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -19,9 +19,19 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from raytrain.config import LoaderSettings, MemberSettings
+from raytrain.errors import TrainingDiverged
+from raytrain.imagery.normalisation import check_bands
 from raytrain.tiles.dataset import Key, TileDataset
 from raytrain.tiles.loader import SampleLoader
-from raytrain.tiles.order import Position, batch_groups, check_batch, epoch_batches, rank_share
+from raytrain.tiles.order import (
+    Position,
+    Purpose,
+    batch_groups,
+    check_batch,
+    epoch_batches,
+    rank_share,
+    stream,
+)
 from raytrain.tiles.reader import TileReader
 from raytrain.training.batch_norm import over_all_ranks
 from raytrain.training.checkpoints import TrainingState
@@ -35,6 +45,8 @@ from raytrain.training.step import autocast, take_step, to_device
 
 VALIDATION_BATCH = 4
 """Tiles in one forward pass of validation, on each rank; in evaluation mode results do not depend on it."""
+PROBED_TILES = 4
+"""Where nothing is validated, so many training tiles show whether the net still computes."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +64,9 @@ class EpochReport:
     """What an epoch came to.
 
     `loss` is the mean over its global batches, `scores` are None without validation; `is_best` says that no epoch
-    before was as good (by the location-weighted score, else by the loss). `epoch_s` is the time of the steps taken
-    here, of which `wait_s` were spent waiting for samples.
+    before was as good by the location-weighted score, where there is none that the epoch is the last so far. `epoch_s`
+    is the time of the steps taken here, of which `wait_s` were spent waiting for samples; `skipped_steps` of them
+    changed nothing, since their gradient overflowed float16.
     """
 
     epoch: int
@@ -64,6 +77,7 @@ class EpochReport:
     epoch_s: float
     wait_s: float
     images_per_s: float
+    skipped_steps: int
 
 
 OnEpoch = Callable[[EpochReport, TrainingState], None]
@@ -83,36 +97,40 @@ def train_member(
 
     `restore`, where there is a checkpoint, brings the fresh state to it; `on_step` and `on_epoch` are called on every
     rank after each step and each epoch, when the state may be saved. The encoder's pretrained weights come from
-    `encoder_file`, where it is given, else from where the settings say; a restored state needs none. Raises
-    `TrainingDiverged` on every rank at once if the loss of a step is not finite on any.
+    `encoder_file`, where it is given, else from where the settings say; a restored state needs none.
+
+    Raises `TrainingDiverged` on every rank at once if the loss of a step, its gradient, or what the net makes of a tile
+    after an epoch is not finite on any; `ConfigError` for settings that these tiles or ranks can't do.
     """
     num_samples = len(data.train) * settings.crops_per_tile
-    check_batch(num_samples, settings.global_batch, ranks.world_size, settings.batch_norm_group)
-    state = _fresh_state(settings, ranks, encoder_file, pretrained=None if restore is None else False)
+    check_bands(settings.normalisation, settings.bands)
+    check_batch(num_samples, ranks.world_size, settings)
+    state = _fresh_state(settings, ranks, num_samples, encoder_file, with_encoder_weights=restore is None)
     if restore is not None:
         restore(state)
     net = _parallel(state.net, settings, ranks)
     dataset = TileDataset(data.reader, data.train, TrainingTransform(settings), settings.crops_per_tile)
-    with SampleLoader(dataset, data.loader) as train_samples, validation_loader(settings, data) as validation_samples:
+    has_validation = len(data.validation) > 0
+    judged = data if has_validation else replace(data, validation=data.train[:PROBED_TILES])
+    with SampleLoader(dataset, data.loader) as train_samples, validation_loader(settings, judged) as judged_samples:
         while state.position.epoch < settings.epochs:
-            done_before, start = state.position.samples_done, time.monotonic()
-            wait_s = _train_epoch(net, state, settings, train_samples, ranks, on_step)
-            epoch_s = time.monotonic() - start
-            has_validation = len(data.validation) > 0
-            found = validate(state.net, settings, data, ranks, validation_samples) if has_validation else None
-            report = _end_epoch(state, settings, found, epoch_s, wait_s, num_samples - done_before)
-            on_epoch(report, state)
+            taken = _train_epoch(net, state, settings, train_samples, ranks, on_step)
+            found = validate(state.net, settings, judged, ranks, judged_samples)
+            on_epoch(_end_epoch(state, settings, found if has_validation else None, taken), state)
     return state
 
 
-def _end_epoch(
-    state: TrainingState,
-    settings: MemberSettings,
-    found: Scores | None,
-    epoch_s: float,
-    wait_s: float,
-    num_images: int,
-) -> EpochReport:
+@dataclass
+class _StepsTaken:
+    """What the steps of an epoch that were taken here came to."""
+
+    num_images: int = 0
+    skipped: int = 0
+    wait_s: float = 0.0
+    all_s: float = 0.0
+
+
+def _end_epoch(state: TrainingState, settings: MemberSettings, found: Scores | None, taken: _StepsTaken) -> EpochReport:
     """Bring `state` to the start of the next epoch and return the report of this one."""
     epoch, loss = state.position.epoch, state.loss_sum / max(state.num_steps, 1)
     value = -loss if found is None else found.iou_location_weighted
@@ -122,26 +140,33 @@ def _end_epoch(
         epoch=epoch,
         loss=loss,
         scores=found,
-        is_best=state.plateau.best_epoch == epoch,
+        is_best=found is None or state.plateau.best_epoch == epoch,
         learning_rate=state.optimiser.param_groups[0]["lr"],
-        epoch_s=epoch_s,
-        wait_s=wait_s,
-        images_per_s=num_images / epoch_s if epoch_s else 0.0,
+        epoch_s=taken.all_s,
+        wait_s=taken.wait_s,
+        images_per_s=taken.num_images / taken.all_s if taken.all_s else 0.0,
+        skipped_steps=taken.skipped,
     )
 
 
 def _fresh_state(
-    settings: MemberSettings, ranks: Ranks, encoder_file: EncoderFile | None, *, pretrained: bool | None
+    settings: MemberSettings,
+    ranks: Ranks,
+    num_samples: int,
+    encoder_file: EncoderFile | None = None,
+    *,
+    with_encoder_weights: bool = True,
 ) -> TrainingState:
     torch.manual_seed(settings.seed)
-    net = build_model(settings, pretrained=pretrained, file=encoder_file)
+    net = build_model(settings, with_encoder_weights=with_encoder_weights, file=encoder_file)
     net = over_all_ranks(net, ranks).to(ranks.device)
     if settings.channels_last:
         net = net.to(memory_format=torch.channels_last)
     sgd = settings.optimiser
     optimiser = torch.optim.SGD(net.parameters(), lr=sgd.lr, momentum=sgd.momentum, weight_decay=sgd.weight_decay)
     needs_scaling = compute_dtype(settings.precision, ranks.device) == torch.float16
-    return TrainingState(net, optimiser, torch.amp.GradScaler(ranks.device.type, enabled=needs_scaling))
+    scaler = torch.amp.GradScaler(ranks.device.type, enabled=needs_scaling)
+    return TrainingState(net, optimiser, scaler, num_samples)
 
 
 def _parallel(net: nn.Module, settings: MemberSettings, ranks: Ranks) -> nn.Module:
@@ -161,29 +186,35 @@ def _train_epoch(
     samples: SampleLoader[Sample],
     ranks: Ranks,
     on_step: OnStep | None,
-) -> float:
-    """Take a step for each global batch that is left of the epoch; return the seconds waited for samples. All ranks."""
+) -> _StepsTaken:
+    """Take a step for each global batch that is left of the epoch. All ranks."""
     net.train()
+    taken, begun = _StepsTaken(), time.monotonic()
     num_samples, epoch = len(samples.dataset), state.position.epoch
     batches = epoch_batches(num_samples, settings.global_batch, settings.seed, epoch, state.position.samples_done)
     num_batches = -(-num_samples // settings.global_batch)
     groups = [batch_groups(batch, settings.batch_norm_group) for batch in batches]
     shares = (_keys(epoch, rank_share(group, ranks.rank, ranks.world_size)) for batch in groups for group in batch)
-    loaded, wait_s = samples.load(shares), 0.0
+    loaded = samples.load(shares)
     for step, batch in enumerate(groups, num_batches - len(batches)):
         start = time.monotonic()
         parts = list(itertools.islice(loaded, len(batch)))
-        wait_s += time.monotonic() - start
+        taken.wait_s += time.monotonic() - start
         _seed(settings.seed, state.position, ranks)
         rate = learning_rate(settings.optimiser, (epoch * num_batches + step) / (settings.epochs * num_batches))
         for parameters in state.optimiser.param_groups:
             parameters["lr"] = rate * state.plateau.rate_factor
+        scale = state.scaler.get_scale()
         state.loss_sum += take_step(net, state, settings, parts, ranks)
         state.num_steps += 1
-        state.position = Position(epoch, state.position.samples_done + sum(map(len, batch)))
+        num_images = sum(map(len, batch))
+        state.position = Position(epoch, state.position.samples_done + num_images)
+        taken.num_images += num_images
+        taken.skipped += state.scaler.get_scale() < scale
         if on_step is not None:
             on_step(state)
-    return wait_s
+    taken.all_s = time.monotonic() - begun
+    return taken
 
 
 def _keys(epoch: int, samples: NDArray[np.int64]) -> list[Key]:
@@ -192,10 +223,8 @@ def _keys(epoch: int, samples: NDArray[np.int64]) -> list[Key]:
 
 def _seed(seed: int, position: Position, ranks: Ranks) -> None:
     """Seed torch's generators, for layers that draw: so no checkpoint has to keep their state."""
-    words = np.random.SeedSequence((seed, position.epoch, position.samples_done, ranks.rank)).generate_state(
-        1, np.uint64
-    )
-    torch.manual_seed(int(words[0]))
+    place = (position.epoch, position.samples_done, ranks.rank)
+    torch.manual_seed(int(stream(seed, Purpose.LAYERS, *place).generate_state(1, np.uint64)[0]))
 
 
 def validation_loader(settings: MemberSettings, data: TrainingData) -> SampleLoader[Sample]:
@@ -207,17 +236,28 @@ def validation_loader(settings: MemberSettings, data: TrainingData) -> SampleLoa
 def validate(
     net: nn.Module, settings: MemberSettings, data: TrainingData, ranks: Ranks, samples: SampleLoader[Sample]
 ) -> Scores:
-    """Return the scores over the validation tiles, each counted once, at threshold 0.5. All ranks."""
+    """Return the scores over the validation tiles (one at least), each counted once, at threshold 0.5. All ranks.
+
+    `samples` are those of `validation_loader` for the same settings and data. The net stays in evaluation mode. Raises
+    `TrainingDiverged` on every rank if a logit is not finite on any: it would count as clear.
+    """
     net.eval()
+    broken = torch.zeros((), dtype=torch.int64, device=ranks.device)
     counts = torch.zeros(len(data.validation), 2, dtype=torch.int64, device=ranks.device)
     groups = list(_equal_shapes(data, ranks))
     shares = ([(0, i) for i in group] for group in groups)
     for group, sample in zip(groups, samples.load(shares), strict=True):
         image, label = to_device(sample, settings, ranks)
         with autocast(settings, ranks):
-            cloud = (net(image)[:, 0].float() > 0).to(torch.uint8)
+            logits = net(image)[:, 0].float()
+        broken += (~logits.isfinite()).sum()
+        cloud = (logits > 0).to(torch.uint8)
         for i, prediction, truth in zip(group, cloud.cpu().numpy(), label.cpu().numpy(), strict=True):
             counts[i] = torch.tensor(count_pixels(prediction, truth))
+    if ranks.total(broken):
+        raise TrainingDiverged(
+            f"member {settings.name}: what the net makes of tiles is not finite; try a smaller optimiser.lr"
+        )
     intersection, union = ranks.total(counts).cpu().T.tolist()
     locations = data.reader.locations
     return scores(intersection, union, [locations[i] for i in data.validation], settings.empty_union_rule)

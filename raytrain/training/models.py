@@ -11,21 +11,20 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from raytrain.config import RANDOM_WEIGHTS, MemberSettings
+from raytrain.config import MemberSettings
 from raytrain.errors import ConfigError, first_line
 from raytrain.training.encoder_files import EncoderFile, fetch, file_of
 from raytrain.training.encoder_tensors import load_encoder
 
 
 def build_model(
-    settings: MemberSettings, *, pretrained: bool | None = None, file: EncoderFile | None = None
+    settings: MemberSettings, *, with_encoder_weights: bool = True, file: EncoderFile | None = None
 ) -> nn.Module:
     """Return the U-Net of `settings`: `[B, C, H, W]` float in [-1, 1] -> `[B, 1, H, W]` logits; H, W multiples of 32.
 
-    `pretrained` overrides the setting (a net whose weights are loaded next needs none), `file` where the pretrained
-    weights of the encoder come from. All draws are those of random weights, whatever is loaded over them. Raises
-    `ConfigError` for an encoder that is unknown or weights that don't fit, `WorkNotFinished` where the hub is out of
-    reach.
+    A net whose weights are loaded next goes without those of its encoder; `file` overrides where they come from. All
+    draws are those of random weights, whatever is loaded over them. Raises `ConfigError` for an encoder that is unknown
+    or weights that don't fit, `WorkNotFinished` where the hub is out of reach.
     """
     try:
         net = smp.Unet(
@@ -40,8 +39,7 @@ def build_model(
         raise ConfigError(
             f"member {settings.name}: can't build encoder {settings.encoder!r}: {first_line(error)}"
         ) from error
-    wanted = settings.encoder_weights != RANDOM_WEIGHTS if pretrained is None else pretrained
-    source = (file or file_of(settings)) if wanted else None
+    source = (file or file_of(settings)) if with_encoder_weights else None
     if source is not None:
         load_encoder(net.encoder.model, settings, fetch(source), source.place)
     return cast(nn.Module, net)
@@ -55,7 +53,7 @@ def load_weights(settings: MemberSettings, path: Path, sha256: str) -> nn.Module
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != sha256:
         raise ConfigError(f"weights of member {settings.name}: sha256 is {found}, but the ensemble names {sha256}")
-    net = build_model(settings, pretrained=False)
+    net = build_model(settings, with_encoder_weights=False)
     net.load_state_dict(load_file(path))
     return net.eval()
 

@@ -17,6 +17,7 @@ from raytrain.config import MemberSettings
 from raytrain.imagery.normalisation import Scale, from_unit_range, normalise, scale_of, to_unit_range
 from raytrain.imagery.rasters import LABEL_IGNORE
 from raytrain.imagery.windows import reflect_up, round_up
+from raytrain.tiles.order import Purpose, stream
 from raytrain.training.augmentation import augment
 
 
@@ -39,7 +40,7 @@ class TrainingTransform:
         What has no data after the changes is `NO_DATA_VALUE` in the image and 255 in the label.
         """
         settings = self.settings
-        generator = np.random.default_rng((settings.seed, epoch, sample))
+        generator = np.random.default_rng(stream(settings.seed, Purpose.SAMPLE, epoch, sample))
         scale = _scale(bands, settings)
         bands, label = _random_crop(bands, label, settings.crop_px, generator)
         unit = to_unit_range(bands, scale)

@@ -6,6 +6,7 @@ The named ranges (`raytrain: ...`) are what a profiler shows.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Sequence
 from typing import cast
 
@@ -28,7 +29,8 @@ def take_step(
 ) -> float:
     """Take one optimiser step on this rank's share of a global batch; return the loss of the whole batch.
 
-    The share comes in groups, each normalised over all ranks in a pass of its own; their gradients add up.
+    The share comes in groups, each normalised over all ranks in a pass of its own; their gradients add up. Raises
+    `TrainingDiverged` on every rank if the loss or the gradient is not finite on any.
     """
     parts = [to_device(sample, settings, ranks) for sample in samples]
     # Of the whole batch, before the first backward pass: the parts of the loss are divided by what all ranks have.
@@ -50,7 +52,7 @@ def take_step(
         state.scaler.unscale_(state.optimiser)
         norm = nn.utils.clip_grad_norm_(net.parameters(), settings.optimiser.clip_norm)
         whole = ranks.total(torch.stack([loss, norm.double() / ranks.world_size])).cpu()
-        _judge(whole, state.scaler, settings)
+        _judge(whole, state, settings)
         state.scaler.step(state.optimiser)
         state.scaler.update()
     return float(whole[0])
@@ -63,16 +65,18 @@ def _gradients_stay_here(net: nn.Module, wanted: bool) -> contextlib.AbstractCon
     return contextlib.nullcontext()
 
 
-def _judge(whole: Tensor, scaler: torch.amp.GradScaler, settings: MemberSettings) -> None:
+def _judge(whole: Tensor, state: TrainingState, settings: MemberSettings) -> None:
     """Raise `TrainingDiverged` if the loss or the gradient norm, summed over the ranks, is not finite. All ranks alike.
 
     A gradient that overflows float16 is no verdict while there is scale to take back: the scaler leaves out that step.
     """
-    loss, norm = whole.isfinite().tolist()
-    if loss and (norm or (scaler.is_enabled() and scaler.get_scale() > 1)):
+    loss, norm = whole.tolist()
+    can_lower_scale = state.scaler.is_enabled() and state.scaler.get_scale() > 1
+    if math.isfinite(loss) and (math.isfinite(norm) or can_lower_scale):
         return
     raise TrainingDiverged(
-        f"member {settings.name}: the loss or its gradient is not finite; try a smaller optimiser.lr"
+        f"member {settings.name}, epoch {state.position.epoch + 1}, after {state.position.samples_done} of "
+        f"{state.num_samples} samples: loss {loss:g}, gradient norm {norm:g}; try a smaller optimiser.lr"
     )
 
 

@@ -36,7 +36,7 @@ ORIGINAL_SKIPS = {
 def measure(member: MemberSettings) -> dict[str, Any]:
     """Return the figures of our net: parameters (all, encoder, decoder with head), GFLOP and output shape."""
     with torch.device("meta"):
-        net: Any = build_model(member, pretrained=False).eval()
+        net: Any = build_model(member, with_encoder_weights=False).eval()
         image = torch.zeros(1, len(member.bands), SIZE_PX, SIZE_PX)
         total, output = _count(net, image)
         encoder, _ = _count(net.encoder, image)

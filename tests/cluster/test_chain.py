@@ -58,7 +58,9 @@ def posts() -> list[Post]:
 @pytest.fixture(scope="module")
 def trained(shards: Path, posts: list[Post], tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainJob, TrainReport]:
     out = tmp_path_factory.mktemp("runs")
-    job = TrainJob(shards=str(shards), out=str(out), members=("small",), workers=2, changes=TINY)
+    job = TrainJob(
+        shards=str(shards), out=str(out), members=("small-effnet-4b-20k", "small-byob-3b"), workers=2, changes=TINY
+    )
     return job, train(job, Cluster(), posts.append)
 
 

@@ -35,7 +35,7 @@ FULL_AUGMENTATION = {
 EVERY_TERM = {f"loss.{name}": weight for name, weight in [("dice", 0.3), ("bce", 0.2), ("lovasz", 0.1)]}
 CASES: dict[str, dict[str, object]] = {
     "small-effnet-4b-20k": FULL_AUGMENTATION,
-    "small-byob-3b": {"batch_norm_group": 4, "optimiser.schedule": "one-cycle"},
+    "small-byob-3b": {"batch_norm_group": 4, "optimiser.schedule": "one-cycle", "optimiser.warmup_fraction": 0.3},
     "small-resnet-4b-minmax": EVERY_TERM,
 }
 """What of the recipe each member's steps go through, beside its own settings."""

@@ -39,7 +39,7 @@ def switch_on(net: nn.Module) -> None:
 def test_published_member_takes_a_step_that_moves_every_parameter(name: str) -> None:
     # The rate is a high one, since the recipe's times a small gradient is lost in the last bit of a scale of 1.
     settings = change(members((name,))[0], {"encoder_weights": "random", "optimiser.lr": 1.0})
-    state = _fresh_state(settings, Ranks(), None, pretrained=None)
+    state = _fresh_state(settings, Ranks(), num_samples=1)
     net, figures = state.net, FIGURES[name]
     switch_on(net)
     before = {each: parameter.detach().clone() for each, parameter in net.named_parameters()}

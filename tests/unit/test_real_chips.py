@@ -96,7 +96,7 @@ def test_val_trains_on_train_alone_and_never_on_a_place_of_val() -> None:
 
 
 def test_settings_are_changed_for_all_or_for_one_member_and_seeds_come_by_their_option() -> None:
-    first, second = changed_members(["small"], ["epochs=3", "small-byob-3b:encoder=a://b", "optimiser.lr=0.5"])
+    first, second = changed_members(["small"], ["epochs=3", "small-byob-4b:encoder=a://b", "optimiser.lr=0.5"])
     assert (first.epochs, second.epochs, first.optimiser.lr, second.optimiser.lr) == (3, 3, 0.5, 0.5)
     assert first.encoder == members(("small",))[0].encoder
     assert second.encoder == "a://b"

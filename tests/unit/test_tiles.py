@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raytrain import storage
-from raytrain.config import CellEncoding
+from raytrain.config import CellEncoding, MemberSettings, change
 from raytrain.errors import ConfigError, DataError
+from raytrain.recipes import members
 from raytrain.tiles.folds import assign_folds, deal_folds
 from raytrain.tiles.format import Tile
 from raytrain.tiles.order import Position, check_batch, epoch_batches, rank_share
@@ -288,14 +289,28 @@ def test_epoch_goes_on_with_another_global_batch_and_still_each_sample_once(
     assert sorted(np.concatenate([*before, *after]).tolist()) == list(range(num))
 
 
+def batches_of(global_batch: int, group: int | None = None, crop_px: int = 64) -> MemberSettings:
+    """Return a member of such batches."""
+    changes = {"global_batch": global_batch, "batch_norm_group": group, "crop_px": crop_px}
+    return change(members(("small-effnet-4b-20k",))[0], changes)
+
+
+def test_batch_that_has_no_variance_is_refused() -> None:
+    check_batch(4, 1, batches_of(1))
+    check_batch(4, 2, batches_of(2, crop_px=32))
+    for member in (batches_of(1, crop_px=32), batches_of(4, 1, crop_px=32)):
+        with pytest.raises(ConfigError, match="member small-effnet-4b-20k: a batch of one image of 32 px"):
+            check_batch(4, 1, member)
+
+
 @given(st.integers(1, 300), st.integers(1, 40), st.integers(1, 6))
 def test_batch_check_refuses_just_what_leaves_a_rank_without_a_sample(num: int, batch: int, world: int) -> None:
     empty = any(not len(rank_share(each, r, world)) for each in epoch_batches(num, batch, 0, 0) for r in range(world))
     if empty:
         with pytest.raises(ConfigError, match="use fewer workers"):
-            check_batch(num, batch, world)
+            check_batch(num, world, batches_of(batch))
     else:
-        check_batch(num, batch, world)
+        check_batch(num, world, batches_of(batch))
 
 
 def test_epochs_differ_and_seeds_differ() -> None:

@@ -6,6 +6,7 @@ import itertools
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,11 @@ from torch import nn
 from raytrain.cluster.train import _reason
 from raytrain.config import MemberSettings, ShardSettings, change
 from raytrain.errors import ConfigError, DataError, TrainingDiverged
+from raytrain.imagery.normalisation import BAND_MAXIMUM
 from raytrain.recipes import members, published_members
 from raytrain.tiles.archive import open_archive
 from raytrain.tiles.ingest import read_tile
-from raytrain.tiles.order import check_batch
+from raytrain.tiles.order import Purpose, check_batch, stream
 from raytrain.tiles.reader import TileReader, read_index, select_tiles
 from raytrain.training import loop
 from raytrain.training.checkpoints import CheckpointFolder, TrainingState, restore_state, save_state
@@ -164,6 +166,7 @@ def test_run_stopped_at_any_step_goes_on_there_and_ends_alike(
     assert equal_files(tmp_path / "rest" / "2", whole / "2")
     assert [each.loss for each in rest] == [each.loss for each in reports[(num_steps - 1) // 2 :]]
     assert [each.is_best for each in rest] == [each.is_best for each in reports[(num_steps - 1) // 2 :]]
+    assert [each.learning_rate for each in rest] == [each.learning_rate for each in reports[(num_steps - 1) // 2 :]]
 
 
 def test_layers_that_draw_go_on_alike_too(data: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,9 +299,9 @@ def test_groups_of_the_whole_batch_change_nothing_and_smaller_ones_do(data: Trai
 
 
 def test_group_too_small_for_the_ranks_is_refused() -> None:
-    check_batch(8, 4, 2, 2)
+    check_batch(8, 2, tiny(batch_norm_group=2))
     with pytest.raises(ConfigError, match=r"batch_norm_group 2 makes a group of 1 of batches of \[3\]"):
-        check_batch(9, 3, 2, 2)
+        check_batch(9, 2, tiny(global_batch=3, batch_norm_group=2))
 
 
 def test_plateau_lowers_the_rate_after_so_many_epochs_without_gain(data: TrainingData, tmp_path: Path) -> None:
@@ -335,9 +338,9 @@ def test_checkpoint_of_other_settings_is_refused_with_the_difference(data: Train
         run(change(settings, {"optimiser.lr": 0.01}), data, tmp_path / "other", start=tmp_path / "0")
 
 
-@pytest.mark.parametrize("kind", ["band-maximum", "minmax", "fixed-maximum"])
-def test_a_few_tiles_can_be_learned_by_heart(data: TrainingData, kind: str) -> None:
-    changes = {"normalisation.kind": kind, "normalisation.maximum": 10000 if kind == "fixed-maximum" else None}
+def test_a_few_tiles_can_be_learned_by_heart(data: TrainingData) -> None:
+    """The real thing, on real chips and for each normalisation, stands in tests/learning."""
+    changes = {"normalisation.kind": "minmax", "normalisation.maximum": None}
     settings = tiny(epochs=25, crop_px=64, **{"optimiser.lr": 0.1}, **changes)
     settings = change(settings, {"decoder_channels": [16, 16, 8, 8, 8]})
     fractions = read_index(data.reader.uri)["cloud_fraction"].to_numpy()
@@ -408,16 +411,75 @@ def test_small_member_goes_from_image_to_logits_of_its_size(name: str) -> None:
     assert 1e5 < sum(each.numel() for each in net.parameters()) < 1e6
 
 
+FOUR, THREE = ("B02", "B03", "B04", "B08"), ("B02", "B03", "B04")
+PUBLISHED = [
+    ("v2s-4b", "tf_efficientnetv2_s.in1k", FOUR, ("band-maximum", None), 100),
+    ("v2b0-4b-minmax", "tf_efficientnetv2_b0.in1k", FOUR, ("minmax", None), 90),
+    ("v2b0-3b", "tf_efficientnetv2_b0.in1k", THREE, ("band-maximum", None), 80),
+    ("r34-3b", "resnet34.bt_in1k", THREE, ("band-maximum", None), 60),
+    ("r34-3b-minmax", "resnet34.bt_in1k", THREE, ("minmax", None), 60),
+    ("r34-4b-20k", "resnet34.bt_in1k", FOUR, ("fixed-maximum", 20000), 60),
+    ("b3-4b", "tf_efficientnet_b3.ns_jft_in1k", FOUR, ("band-maximum", None), 70),
+    ("b0-4b-30k", "tf_efficientnet_b0.ns_jft_in1k", FOUR, ("fixed-maximum", 30000), 60),
+]
+"""The table of the published recipe."""
+
+
 def test_published_members_are_the_eight_of_the_recipe() -> None:
-    encoders = {member.encoder for member in published_members()}
-    assert len(published_members()) == 8
-    assert all("." in encoder for encoder in encoders)
+    found = [
+        (each.name, each.encoder, each.bands, (each.normalisation.kind, each.normalisation.maximum), each.epochs)
+        for each in published_members()
+    ]
+    assert found == PUBLISHED
+
+
+def test_published_members_are_trained_by_the_figures_of_the_recipe() -> None:
+    for member in published_members():
+        sgd, loss, changes = member.optimiser, member.loss, member.augmentation
+        assert (sgd.lr, sgd.momentum, sgd.weight_decay, sgd.clip_norm) == (2e-3, 0.9, 0, 2.999)
+        assert (sgd.warmup_fraction, member.global_batch, member.batch_norm_group, member.crop_px) == (0, 16, None, 512)
+        assert loss.model_dump() == {"jaccard": 1.0, "focal": 0.1, "dice": 0, "bce": 0, "lovasz": 0}
+        assert (changes.horizontal_flip_fraction, changes.rotation_by_90, changes.affine_fraction) == (0.5, True, 0.7)
+        assert (changes.pivot_fraction, changes.scale_fraction, changes.scale_deviation) == (0.4, 0.8, 0.1)
+        assert (changes.rotation_fraction, changes.rotation_limit_deg) == (0.8, 45)
+        assert (changes.shift_fraction, changes.shift_limit) == (0.01, 0.05)
+        assert (changes.gain_fraction, changes.gain_deviation, changes.elastic_fraction) == (0.01, 0.1, 0.04)
+        assert (changes.rectangle_fraction, changes.rectangle_side_fraction) == (0.15, 0.4)
+    assert {band: BAND_MAXIMUM[band] for band in FOUR} == {"B02": 22500, "B03": 21000, "B04": 19500, "B08": 17000}
+
+
+def test_net_that_computes_nothing_finite_is_never_called_best(data: TrainingData) -> None:
+    """Its last step had a finite loss, and what is not a number is not above the threshold: it would count as clear."""
+    settings = tiny(epochs=1, global_batch=8, **{"optimiser.lr": 1e30, "optimiser.warmup_fraction": 0})
+    one_step = replace(data, train=data.train[:8])
+    reports: list[EpochReport] = []
+    for each in (one_step, replace(one_step, validation=data.train[:0])):
+        with pytest.raises(TrainingDiverged, match="what the net makes of tiles is not finite"):
+            train_member(settings, each, Ranks(), lambda report, _: reports.append(report))
+    assert reports == []
+
+
+def test_checkpoint_of_other_tiles_is_refused(data: TrainingData, tmp_path: Path) -> None:
+    run(tiny(), data, tmp_path)
+    with pytest.raises(ConfigError, match="was made with 8 samples an epoch, here are 7: the tiles are others"):
+        run(tiny(), replace(data, train=data.train[:7]), tmp_path / "rest", start=tmp_path / "0")
+
+
+def test_without_validation_the_last_epoch_is_kept(data: TrainingData, tmp_path: Path) -> None:
+    reports = run(tiny(), replace(data, validation=data.train[:0]), tmp_path)
+    assert [(each.is_best, each.scores) for each in reports] == [(True, None)] * 3
+
+
+def test_random_numbers_of_different_purposes_are_different() -> None:
+    streams = [stream(0, Purpose.ORDER, 3), *(stream(0, purpose, 3, 0) for purpose in Purpose)]
+    streams += [stream(1, Purpose.SAMPLE, 3, 5), stream(2**32 * 3 + 1, Purpose.SAMPLE, 5), stream(3, Purpose.SAMPLE, 0)]
+    assert len({tuple(each.generate_state(4)) for each in streams}) == len(streams)
 
 
 @pytest.mark.parametrize("settings", published_members(), ids=lambda settings: settings.name)
 def test_published_member_goes_from_image_to_logits_of_its_size(settings: MemberSettings) -> None:
     with torch.device("meta"):
-        net = build_model(settings, pretrained=False)
+        net = build_model(settings, with_encoder_weights=False)
         assert net(torch.zeros(1, len(settings.bands), 64, 96)).shape == (1, 1, 64, 96)
 
 
@@ -441,17 +503,17 @@ def test_reason_of_a_failed_run_is_one_line_that_says_what_to_do() -> None:
 
 
 def test_resumed_run_asks_no_hub(data: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[bool | None] = []
+    asked: list[bool] = []
 
-    def build(settings: MemberSettings, *, pretrained: bool | None, **_: object) -> nn.Module:
-        asked.append(pretrained)
-        return build_model(settings, pretrained=False)
+    def build(settings: MemberSettings, *, with_encoder_weights: bool, **_: object) -> nn.Module:
+        asked.append(with_encoder_weights)
+        return build_model(settings, with_encoder_weights=False)
 
     monkeypatch.setattr("raytrain.training.loop.build_model", build)
     wanted = tiny(epochs=2, encoder_weights="timm")
     run(wanted, data, tmp_path / "fresh")
     run(wanted, data, tmp_path / "resumed", start=tmp_path / "fresh" / "0")
-    assert asked == [None, False]
+    assert asked == [True, False]
 
 
 def test_weights_of_another_hash_are_refused(data: TrainingData, tmp_path: Path) -> None:
