@@ -30,7 +30,8 @@ def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
-Bands = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_distinct)]
+BandName = Annotated[str, Field(min_length=1)]
+Bands = Annotated[tuple[BandName, ...], Field(min_length=1), AfterValidator(_distinct)]
 Channels = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -137,7 +138,7 @@ class MemberSettings(Settings):
 
     `batch_norm_group` is how many images are normalised together, in one pass over all ranks: those of the global batch
     unless it is given; a smaller one takes less memory, and is the same on any number of ranks. `precision` `auto` is
-    bfloat16 on a GPU that has it, float16 on another, float32 on a CPU.
+    bfloat16 on a GPU that has it, float16 on another, float32 on a CPU. `compile` is for GPUs, or one rank on a CPU.
 
     `encoder_weights` is what the encoder starts from: `timm` (the pretrained ones of its tag), `random`, or a path or
     URI of a safetensors file with timm's names. With `first_convolution` `adapted` the pretrained filters of red, green

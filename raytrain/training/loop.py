@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from raytrain.config import LoaderSettings, MemberSettings
-from raytrain.errors import TrainingDiverged
+from raytrain.errors import ConfigError, TrainingDiverged
 from raytrain.imagery.normalisation import check_bands
 from raytrain.tiles.dataset import Key, TileDataset
 from raytrain.tiles.loader import SampleLoader
@@ -170,7 +170,14 @@ def _fresh_state(
 
 
 def _parallel(net: nn.Module, settings: MemberSettings, ranks: Ranks) -> nn.Module:
-    """Return `net` wrapped for training; the wrapper shares its parameters."""
+    """Return `net` wrapped for training; the wrapper shares its parameters.
+
+    Raises `ConfigError` for what is compiled on several CPU ranks: on two it had not taken a step in four minutes.
+    """
+    if settings.compile and ranks.world_size > 1 and ranks.device.type == "cpu":
+        raise ConfigError(
+            f"member {settings.name}: compile is for GPUs, or one rank on a CPU; here are {ranks.world_size} CPU ranks"
+        )
     if settings.compile:
         net.compile()  # in place: the names of its parameters stay
     if ranks.world_size == 1:

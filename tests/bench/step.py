@@ -84,7 +84,7 @@ def main() -> None:
         shard_chips(folder / "chips", folder / "shards", ShardSettings())
         for member in members(tuple(options.members)):
             settings = change(member, dict(each.split("=", 1) for each in options.set))
-            settings = change(settings, {"epochs": 2 * options.turns + 2})
+            settings = change(settings, {"epochs": options.turns + 2})  # the first warms up, the last is profiled
             alone = measure(settings, folder / "shards", Ranks(device=torch.device(options.device)))
             rows.append(_row(settings, "1", alone))
             if options.device == "cpu":

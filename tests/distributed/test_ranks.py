@@ -145,3 +145,7 @@ def test_global_batch_norm_is_plain_batch_norm_on_the_whole_batch(tmp_path: Path
 
 def test_diverged_loss_on_one_rank_ends_every_rank(tmp_path: Path) -> None:
     on_ranks(2, "diverge", tmp_path)
+
+
+def test_compile_on_several_cpu_ranks_is_refused_on_every_rank(tmp_path: Path) -> None:
+    on_ranks(2, "compiled", tmp_path)

@@ -98,6 +98,19 @@ def test_fixed_maximum_needs_its_number() -> None:
         parse(Normalisation, {"kind": "minmax", "maximum": 3})
 
 
+def test_settings_that_nothing_would_read_are_refused() -> None:
+    (member,) = members(("r34-3b",))
+    for changes, text in (
+        ({"optimiser.schedule": "cosine", "optimiser.plateau_epochs": 5}, "plateau_epochs is for schedule plateau"),
+        ({"optimiser.schedule": "constant", "optimiser.plateau_factor": 0.1}, "plateau_factor is for schedule plateau"),
+        ({"optimiser.schedule": "one-cycle"}, "one-cycle rises first: warmup_fraction must be above 0"),
+        ({"encoder_weights": "random", "first_convolution": "random"}, "first_convolution random is for pretrained"),
+        ({"seed": 2**63}, "seed"),
+    ):
+        with pytest.raises(ConfigError, match=text):
+            change(member, changes)
+
+
 def test_members_by_name_and_by_group() -> None:
     assert len(members(("all",))) == 8
     assert [each.name for each in members(("r34-3b", "small"))] == ["r34-3b", "small-effnet-4b-20k", "small-byob-4b"]

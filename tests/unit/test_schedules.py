@@ -74,7 +74,7 @@ def test_published_plateau_never_fires_within_a_hundred_epochs() -> None:
 
 def test_only_schedule_plateau_changes_the_rate() -> None:
     state = Plateau()
-    for epoch in range(10):
-        state = state.after(epoch, -1.0, OptimiserSettings(schedule="cosine", plateau_epochs=1))
+    for epoch in range(300):  # more than the 200 of the default
+        state = state.after(epoch, -1.0, OptimiserSettings(schedule="cosine"))
     assert state.rate_factor == 1
     assert state.best_epoch == 0

@@ -25,6 +25,7 @@ from raytrain.tiles.ingest import read_tile
 from raytrain.tiles.order import Purpose, check_batch, stream
 from raytrain.tiles.reader import TileReader, read_index, select_tiles
 from raytrain.training import loop
+from raytrain.training.batch_norm import over_all_ranks
 from raytrain.training.checkpoints import CheckpointFolder, TrainingState, restore_state, save_state
 from raytrain.training.loop import EpochReport, TrainingData, train_member, validate, validation_loader
 from raytrain.training.models import build_model, load_weights
@@ -448,6 +449,21 @@ def test_published_members_are_trained_by_the_figures_of_the_recipe() -> None:
     assert {band: BAND_MAXIMUM[band] for band in FOUR} == {"B02": 22500, "B03": 21000, "B04": 19500, "B08": 17000}
 
 
+@pytest.mark.parametrize("name", ["small-effnet-4b-20k", "small-byob-4b"])
+def test_batch_norm_of_gpu_ranks_is_torchs_own_everywhere_and_keeps_what_timm_fused(name: str) -> None:
+    """Only its forward pass needs GPUs; that all layers are converted can be seen without."""
+    plain = build_model(tiny(name))
+    parts = {key: part for key, part in plain.named_modules() if isinstance(part, nn.BatchNorm2d)}
+    converted = over_all_ranks(build_model(tiny(name)), Ranks(0, 2, torch.device("cuda", 0)))
+    found = dict(converted.named_modules())
+    assert parts
+    for key, part in parts.items():
+        assert isinstance(found[key], nn.SyncBatchNorm)
+        assert (found[key].eps, found[key].momentum) == (part.eps, part.momentum)
+        assert type(getattr(found[key], "act", None)) is type(getattr(part, "act", None))
+    assert list(converted.state_dict()) == list(plain.state_dict())
+
+
 def test_net_that_computes_nothing_finite_is_never_called_best(data: TrainingData) -> None:
     """Its last step had a finite loss, and what is not a number is not above the threshold: it would count as clear."""
     settings = tiny(epochs=1, global_batch=8, **{"optimiser.lr": 1e30, "optimiser.warmup_fraction": 0})
@@ -457,6 +473,12 @@ def test_net_that_computes_nothing_finite_is_never_called_best(data: TrainingDat
         with pytest.raises(TrainingDiverged, match="what the net makes of tiles is not finite"):
             train_member(settings, each, Ranks(), lambda report, _: reports.append(report))
     assert reports == []
+
+
+def test_band_without_a_maximum_is_refused_before_anything_is_read(data: TrainingData) -> None:
+    settings = tiny("small-byob-4b", bands=["B02", "B12"])
+    with pytest.raises(ConfigError, match="no band maximum is known for B12"):
+        train_member(settings, data, Ranks(), lambda *_: None)
 
 
 def test_checkpoint_of_other_tiles_is_refused(data: TrainingData, tmp_path: Path) -> None:
