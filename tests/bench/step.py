@@ -70,6 +70,7 @@ def main() -> None:
     parser.add_argument("--tile-px", type=int, default=256)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1, help="of torch; a thread of the loader comes on top")
+    parser.add_argument("--loader-processes", type=int, default=0, help="instead of a thread of the rank itself")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--write", metavar="MACHINE")
     options = parser.parse_args()
@@ -85,10 +86,11 @@ def main() -> None:
         for member in members(tuple(options.members)):
             settings = change(member, dict(each.split("=", 1) for each in options.set))
             settings = change(settings, {"epochs": options.turns + 2})  # the first warms up, the last is profiled
-            alone = measure(settings, folder / "shards", Ranks(device=torch.device(options.device)))
+            loader = LoaderSettings(threads=1, processes=options.loader_processes)
+            alone = measure(settings, folder / "shards", Ranks(device=torch.device(options.device)), loader)
             rows.append(_row(settings, "1", alone))
             if options.device == "cpu":
-                rows.append(_row(settings, str(NUM_RANKS), _by_ranks(settings, folder)))
+                rows.append(_row(settings, str(NUM_RANKS), _by_ranks(settings, folder, loader)))
     headers = [
         "member, crop, batch",
         "ranks",
@@ -108,11 +110,11 @@ def main() -> None:
     record.keep("step", options.write, title, headers, rows)
 
 
-def measure(settings: MemberSettings, shards: Path, ranks: Ranks) -> Found:
+def measure(settings: MemberSettings, shards: Path, ranks: Ranks, loader: LoaderSettings) -> Found:
     """Train on all tiles of `shards`, a bare epoch after each of ours; all ranks."""
     reader = TileReader(str(shards), settings.bands)
     tiles = np.arange(len(reader.locations))
-    data = TrainingData(reader, tiles, np.arange(0), LoaderSettings(threads=1))
+    data = TrainingData(reader, tiles, np.arange(0), loader)
     found = Found()
     num_steps = -(-len(tiles) * settings.crops_per_tile // settings.global_batch)
     bare = BareLoop(settings, reader, tiles, ranks, num_steps)
@@ -214,10 +216,11 @@ def _samples(settings: MemberSettings, reader: TileReader, tiles: np.ndarray) ->
     return statistics.mean(reading), statistics.mean(augmenting)
 
 
-def _by_ranks(settings: MemberSettings, folder: Path) -> Found:
+def _by_ranks(settings: MemberSettings, folder: Path, loader: LoaderSettings) -> Found:
     """Run this program as two processes of one gloo group; return what rank 0 found."""
     meeting = folder / f"meeting-{settings.name}"
-    work = {"settings": settings.model_dump(mode="json"), "shards": str(folder / "shards"), "meeting": str(meeting)}
+    work = {"settings": settings.model_dump(mode="json"), "loader": loader.model_dump(mode="json")}
+    work |= {"shards": str(folder / "shards"), "meeting": str(meeting)}
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "tests.bench.step"],
@@ -239,7 +242,8 @@ def _as_rank() -> None:
         "gloo", init_method=f"file://{work['meeting']}", rank=work["rank"], world_size=NUM_RANKS
     )
     settings = parse(MemberSettings, work["settings"], "settings")
-    found = measure(settings, Path(work["shards"]), Ranks(work["rank"], NUM_RANKS))
+    loader = parse(LoaderSettings, work["loader"], "loader")
+    found = measure(settings, Path(work["shards"]), Ranks(work["rank"], NUM_RANKS), loader)
     print(json.dumps(found.__dict__))
     torch.distributed.destroy_process_group()
 
