@@ -104,7 +104,7 @@ def _small(name: str, encoder: str, bands: tuple[str, ...], normalisation: Norma
         bands=bands,
         normalisation=normalisation,
         decoder_channels=(48, 32, 24, 16, 8),
-        epochs=6,
+        epochs=10,
         global_batch=48,
         crop_px=64,
         crops_per_tile=8,
