@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import shutil
@@ -31,7 +32,7 @@ from raytrain.training.loop import EpochReport, TrainingData, train_member, vali
 from raytrain.training.models import build_model, load_weights
 from raytrain.training.ranks import Ranks
 from raytrain.training.samples import TrainingTransform, ValidationTransform
-from tests.making import shard_chips
+from tests.making import make_tile, shard_chips, write_tiles
 
 TINY = {"epochs": 3, "crop_px": 32, "crops_per_tile": 1, "global_batch": 4, "decoder_channels": [8, 8, 8, 4, 4]}
 
@@ -473,6 +474,23 @@ def test_net_that_computes_nothing_finite_is_never_called_best(data: TrainingDat
         with pytest.raises(TrainingDiverged, match="what the net makes of tiles is not finite"):
             train_member(settings, each, Ranks(), lambda report, _: reports.append(report))
     assert reports == []
+
+
+@pytest.mark.parametrize("kind", ["band-maximum", "minmax"])
+def test_member_of_five_bands_trains_validates_and_is_loaded_again(tmp_path: Path, kind: str) -> None:
+    write_tiles(tmp_path / "shards", [make_tile(i, (64, 48)) for i in range(6)], "raw")
+    bands = ["B02", "B03", "B04", "B08", "B11"]
+    settings = tiny("small-byob-4b", bands=bands, epochs=1, **{"normalisation.kind": kind})
+    reader = TileReader(str(tmp_path / "shards"), settings.bands)
+    reports = run(settings, TrainingData(reader, np.arange(4), np.arange(4, 6)), tmp_path / "run")
+    assert reports[0].scores is not None
+    assert reports[0].scores.num_chips == 2
+    weights = tmp_path / "run" / "0" / "weights.safetensors"
+    net = load_weights(settings, weights, hashlib.sha256(weights.read_bytes()).hexdigest())
+    image = torch.zeros(1, 5, 32, 32)
+    lit = image.clone()
+    lit[:, 4] = 1
+    assert not torch.equal(net(image), net(lit)), "the fifth band counts"
 
 
 def test_band_without_a_maximum_is_refused_before_anything_is_read(data: TrainingData) -> None:
