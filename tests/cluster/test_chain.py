@@ -166,7 +166,7 @@ def test_training_again_does_nothing_and_changed_settings_are_refused(trained: t
 
 def test_ranks_start_from_the_weights_of_a_mirror_in_a_store(shards: Path, s3: str, tmp_path: Path) -> None:
     encoder = members(("small-effnet-4b-20k",))[0].encoder
-    file, mirror = tmp_path / "encoder.safetensors", f"{s3}/mirror"
+    file, mirror = tmp_path / "encoder.safetensors", f"{s3}/mirror-for-ranks"
     save_file(timm.create_model(encoder).state_dict(), file)
     write_mirror(mirror, [encoder], {encoder: str(file)}, lambda done, total: None)
     still = {**TINY, "epochs": 1, "encoder_weights": "timm", "optimiser.lr": 1e-30}
