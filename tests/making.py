@@ -1,4 +1,4 @@
-"""Shards made without Ray: of tiles drawn at random, or of the chips of an archive."""
+"""Shards made without Ray, of tiles drawn at random or of the chips of an archive; a member that trains in seconds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raytrain import storage
-from raytrain.config import CellEncoding, ShardSettings
+from raytrain.config import CellEncoding, MemberSettings, ShardSettings, change
+from raytrain.recipes import members
 from raytrain.tiles.archive import Chip, open_archive
 from raytrain.tiles.folds import assign_folds
 from raytrain.tiles.format import ShardWriter, Tile, index_schema
@@ -90,3 +91,9 @@ def finish(folder: Path | str, settings: ShardSettings, parts: list[ShardPart]) 
 def shard_chips(chips: Path | str, folder: Path | str, settings: ShardSettings) -> None:
     """Write the shards of an archive."""
     finish(folder, settings, [write_shard(work) for work in plan_chips(chips, folder, settings)])
+
+
+def tiny_member(name: str = "small-effnet-4b-20k", **changes: object) -> MemberSettings:
+    """Return a small member cut down to what trains in seconds: three epochs of batches of four crops of 32 px."""
+    tiny = {"epochs": 3, "crop_px": 32, "crops_per_tile": 1, "global_batch": 4, "decoder_channels": [8, 8, 8, 4, 4]}
+    return change(members((name,))[0], {**tiny, **changes})

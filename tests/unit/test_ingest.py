@@ -15,12 +15,12 @@ import rasterio
 
 from raytrain import storage
 from raytrain.config import ShardSettings
-from raytrain.errors import ConfigError, WorkNotFinished
+from raytrain.errors import ConfigError, DataError, WorkNotFinished
 from raytrain.imagery.baseline import doubt, is_dark, to_reflectance
 from raytrain.tiles import ingest
 from raytrain.tiles.archive import open_archive
 from raytrain.tiles.folds import assign_folds
-from raytrain.tiles.ingest import ShardWork, remove_parts, standing_at, write_shard
+from raytrain.tiles.ingest import ShardWork, read_tile, remove_parts, standing_at, write_shard
 from raytrain.tiles.reader import TileReader
 from raytrain.tiles.verify import unknown_files, verify_index, verify_shard
 from tests.making import BANDS, finish, make_tile, plan_chips, shard_chips, write_tiles
@@ -268,3 +268,26 @@ def test_every_kind_of_difference_is_named_down_to_the_tile(tmp_path: Path) -> N
     (tmp_path / "index.parquet").write_bytes(b"PAR1")
     assert "bytes, where the manifest says" in str(verify_index(str(tmp_path), manifest["index"])[0])
     assert "which tiles are damaged can't be told" in str(verify_shard(str(tmp_path), manifest["shards"][0])[1])
+
+
+def test_label_that_vanishes_after_the_listing_costs_its_chip_only(own_chips: Path) -> None:
+    chip = open_archive(str(own_chips), ("B02",)).chips[0]
+    assert chip.label is not None
+    Path(chip.label).unlink()
+    with pytest.raises(DataError, match=f"{chip.chip_id}: the label vanished"):
+        read_tile(chip, "before-04.00")
+
+
+def test_tile_of_a_chip_has_zero_and_ignore_where_there_is_no_data(own_chips: Path) -> None:
+    chip = open_archive(str(own_chips), ("B02", "B03", "B04", "B08")).chips[0]
+    for uri in chip.bands.values():
+        with rasterio.open(uri) as source:
+            pixels, profile = source.read(1), source.profile
+        pixels[:8] = 0
+        with rasterio.open(uri, "w", **profile) as target:
+            target.write(pixels, 1)
+    tile, _ = read_tile(chip, "before-04.00")
+    assert tile.label is not None
+    assert (tile.label[:8] == 255).all()
+    assert (tile.label[8:] != 255).any()
+    assert tile.valid_fraction <= 56 / 64

@@ -1,4 +1,4 @@
-"""Where an encoder's first weights come from, how they fit its bands, and the mirror that keeps them."""
+"""How a net is built: what its encoder starts from and how it fits the bands; the mirror of such weights."""
 
 from __future__ import annotations
 
@@ -23,22 +23,21 @@ from raytrain.config import MemberSettings, ShardSettings, change, parse
 from raytrain.errors import ConfigError, WorkNotFinished
 from raytrain.recipes import members
 from raytrain.tiles.reader import TileReader, select_tiles
+from raytrain.training.batch_norm import over_all_ranks
 from raytrain.training.encoder_files import EncoderFile, fetch
 from raytrain.training.encoder_tensors import adapt_filters
 from raytrain.training.loop import TrainingData, train_member
 from raytrain.training.mirror import read_mirror
 from raytrain.training.models import build_model
 from raytrain.training.ranks import Ranks
-from tests.making import shard_chips
+from tests.making import shard_chips, tiny_member
 
 EFFNET, BYOB, RESNET = "test_efficientnet.r160_in1k", "test_byobnet.r160_in1k", "test_resnet.r160_in1k"
 RGB, FOUR, FIVE = ("B04", "B03", "B02"), ("B02", "B03", "B04", "B08"), ("B11", "B02", "B03", "B04", "B08")
 
 
 def tiny(encoder: str = EFFNET, bands: tuple[str, ...] = FOUR, **changes: object) -> MemberSettings:
-    member = members(("small-effnet-4b-20k",))[0]
-    small = {"decoder_channels": [8, 8, 8, 4, 4], "epochs": 1, "crop_px": 32, "crops_per_tile": 1, "global_batch": 4}
-    return change(member, {"encoder": encoder, "bands": bands, **small, **changes})
+    return tiny_member(encoder=encoder, bands=bands, **{"epochs": 1, **changes})
 
 
 def make_file(folder: Path, encoder: str) -> Path:
@@ -525,3 +524,23 @@ def test_settings_of_earlier_versions_are_refused_by_the_name_that_is_gone() -> 
         parse(MemberSettings, values, "run.json")
     with pytest.raises(ConfigError, match=r"unknown setting 'pretrained'; known are .*encoder_weights"):
         change(members(("small-byob-3b",))[0], {"pretrained": False})
+
+
+@pytest.mark.parametrize("encoder", [EFFNET, BYOB])
+def test_batch_norm_of_gpu_ranks_is_torchs_own_everywhere_and_keeps_what_timm_fused(encoder: str) -> None:
+    """Only its forward pass needs GPUs; that all layers are converted can be seen without."""
+    plain = build_model(tiny(encoder))
+    parts = {key: part for key, part in plain.named_modules() if isinstance(part, nn.BatchNorm2d)}
+    converted = over_all_ranks(build_model(tiny(encoder)), Ranks(0, 2, torch.device("cuda", 0)))
+    found = dict(converted.named_modules())
+    assert parts
+    for key, part in parts.items():
+        assert isinstance(found[key], nn.SyncBatchNorm)
+        assert (found[key].eps, found[key].momentum) == (part.eps, part.momentum)
+        assert type(getattr(found[key], "act", None)) is type(getattr(part, "act", None))
+    assert list(converted.state_dict()) == list(plain.state_dict())
+
+
+def test_encoder_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ConfigError, match="can't build encoder 'resnet1000'"):
+        build_model(tiny(encoder="resnet1000"))

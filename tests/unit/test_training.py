@@ -1,4 +1,4 @@
-"""Samples drawn from (seed, epoch, sample) alone, runs that resume bit by bit."""
+"""The loop: what it learns and refuses; runs that stop anywhere and go on bit by bit; their checkpoints."""
 
 from __future__ import annotations
 
@@ -19,82 +19,15 @@ from torch import nn
 from raytrain.cluster.train import _reason
 from raytrain.config import MemberSettings, ShardSettings, change
 from raytrain.errors import ConfigError, DataError, TrainingDiverged
-from raytrain.imagery.normalisation import BAND_MAXIMUM
-from raytrain.recipes import members, published_members
-from raytrain.tiles.archive import open_archive
-from raytrain.tiles.ingest import read_tile
-from raytrain.tiles.order import Purpose, check_batch, stream
+from raytrain.tiles.order import check_batch
 from raytrain.tiles.reader import TileReader, read_index, select_tiles
 from raytrain.training import loop
-from raytrain.training.batch_norm import over_all_ranks
 from raytrain.training.checkpoints import CheckpointFolder, TrainingState, restore_state, save_state
 from raytrain.training.loop import EpochReport, TrainingData, train_member, validate, validation_loader
 from raytrain.training.models import build_model, load_weights
 from raytrain.training.ranks import Ranks
-from raytrain.training.samples import TrainingTransform, ValidationTransform
-from tests.making import make_tile, shard_chips, write_tiles
-
-TINY = {"epochs": 3, "crop_px": 32, "crops_per_tile": 1, "global_batch": 4, "decoder_channels": [8, 8, 8, 4, 4]}
-
-
-def tiny(name: str = "small-effnet-4b-20k", **changes: object) -> MemberSettings:
-    return change(members((name,))[0], {**TINY, **changes})
-
-
-def test_sample_depends_on_seed_epoch_and_sample_alone() -> None:
-    settings = tiny()
-    bands = np.random.default_rng(0).integers(1, 9000, (4, 64, 48)).astype(np.uint16)
-    label = (bands[0] > 4500).astype(np.uint8)
-    transform = TrainingTransform(settings)
-    first = transform(bands, label, 2, 7)
-    again = TrainingTransform(settings)(bands.copy(), label.copy(), 2, 7)
-    assert torch.equal(first.image, again.image)
-    assert torch.equal(first.label, again.label)
-    others = [transform(bands, label, 3, 7), transform(bands, label, 2, 8)]
-    others.append(TrainingTransform(change(settings, {"seed": 1}))(bands, label, 2, 7))
-    assert all(not torch.equal(first.image, other.image) for other in others)
-    assert first.image.shape == (4, 32, 32)
-
-
-def test_minmax_of_a_crop_is_that_of_its_tile() -> None:
-    settings = tiny(bands=["B02"], **{"normalisation.kind": "minmax", "normalisation.maximum": None})
-    bands = np.full((1, 64, 64), 1000, np.uint16)
-    bands[0, :2, :2] = 9000
-    bands[0, 10:60, 10:60] = 1080
-    label = np.zeros((64, 64), np.uint8)
-    images = [TrainingTransform(settings)(bands, label, 0, sample).image for sample in range(20)]
-    expected = torch.tensor([-1, -0.98, 1])
-    assert all((image[..., None] - expected).abs().min(-1).values.max() < 1e-6 for image in images)
-    assert any(image.max() < 0 for image in images), "no crop without the bright corner was drawn"
-    whole = ValidationTransform(settings)(bands, label, 0, 0).image
-    assert whole[0, 30, 30] == pytest.approx(-0.98)
-
-
-def test_image_and_label_are_changed_together() -> None:
-    bands = np.random.default_rng(0).integers(1, 9000, (1, 40, 40)).astype(np.uint16)
-    label = (bands[0] > 4500).astype(np.uint8)
-    settings = tiny(bands=["B02"], **{"normalisation.maximum": 9000})
-    orientations = set()
-    for sample in range(30):
-        image, changed = TrainingTransform(settings)(bands, label, 0, sample)
-        assert torch.equal((image[0] > 0).to(torch.uint8), changed)
-        orientations.add(changed.numpy().tobytes())
-    assert len(orientations) > 20
-
-
-def test_no_data_is_ignored_and_a_small_tile_is_reflected_up() -> None:
-    bands = np.full((4, 20, 20), 3000, np.uint16)
-    bands[:, :5] = 0
-    label = np.ones((20, 20), np.uint8)
-    image, changed = ValidationTransform(tiny())(bands, label, 0, 0)
-    assert image.shape == (4, 32, 32)
-    assert (changed[:5] == 255).all()
-    assert (changed[5:20, :20] == 1).all()
-    assert (changed[20:] == 255).all()
-    assert (changed[:, 20:] == 255).all()
-    image, changed = TrainingTransform(tiny())(bands, label, 0, 0)
-    assert (changed == 255).any()
-    assert image.shape == (4, 32, 32)
+from raytrain.training.samples import ValidationTransform
+from tests.making import make_tile, shard_chips, tiny_member, write_tiles
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +52,7 @@ def run(settings: MemberSettings, data: TrainingData, folder: Path, start: Path 
 
 
 def test_resumed_run_equals_the_uninterrupted_one_bit_by_bit(data: TrainingData, tmp_path: Path) -> None:
-    settings = tiny()
+    settings = tiny_member()
     whole = run(settings, data, tmp_path / "whole")
     rest = run(settings, data, tmp_path / "rest", start=tmp_path / "whole" / "0")
     assert [report.epoch for report in rest] == [1, 2]
@@ -152,16 +85,16 @@ def equal_files(left: Path, right: Path) -> bool:
 
 @pytest.fixture(scope="module")
 def whole_run(data: TrainingData, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[EpochReport]]:
-    """The run of `tiny()` on `data`, two batches an epoch, uninterrupted."""
+    """The run of `tiny_member()` on `data`, two batches an epoch, uninterrupted."""
     folder = tmp_path_factory.mktemp("whole")
-    return folder, run(tiny(), data, folder)
+    return folder, run(tiny_member(), data, folder)
 
 
 @pytest.mark.parametrize("num_steps", range(1, 6))
 def test_run_stopped_at_any_step_goes_on_there_and_ends_alike(
     data: TrainingData, tmp_path: Path, whole_run: tuple[Path, list[EpochReport]], num_steps: int
 ) -> None:
-    settings, (whole, reports) = tiny(), whole_run
+    settings, (whole, reports) = tiny_member(), whole_run
     with pytest.raises(Stopped):
         train_member(settings, data, Ranks(), lambda *_: None, None, stop_after(num_steps, tmp_path / "cut", settings))
     rest = run(settings, data, tmp_path / "rest", start=tmp_path / "cut")
@@ -181,7 +114,7 @@ def test_layers_that_draw_go_on_alike_too(data: TrainingData, tmp_path: Path, mo
             return torch.dropout(self.layer(image), 0.5, self.training)
 
     monkeypatch.setattr(loop, "build_model", lambda *_, **__: Dropping())
-    settings = tiny()
+    settings = tiny_member()
     run(settings, data, tmp_path / "whole")
     with pytest.raises(Stopped):
         train_member(settings, data, Ranks(), lambda *_: None, None, stop_after(3, tmp_path / "cut", settings))
@@ -198,10 +131,10 @@ def test_torn_checkpoint_is_refused(
     content = (torn / name).read_bytes()
     (torn / name).write_bytes(content[: len(content) // 2])
     with pytest.raises(DataError, match=f"checkpoint torn: {name}"):
-        run(tiny(), data, tmp_path / "rest", start=torn)
+        run(tiny_member(), data, tmp_path / "rest", start=torn)
     (torn / name).unlink()
     with pytest.raises(DataError, match=f"checkpoint torn: {name}"):
-        run(tiny(), data, tmp_path / "rest", start=torn)
+        run(tiny_member(), data, tmp_path / "rest", start=torn)
 
 
 def test_checkpoint_is_whole_or_absent(data: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,16 +143,16 @@ def test_checkpoint_is_whole_or_absent(data: TrainingData, tmp_path: Path, monke
 
     monkeypatch.setattr("raytrain.training.checkpoints._momentum", full_disk)
     with pytest.raises(OSError, match="No space left"):
-        run(tiny(), data, tmp_path)
+        run(tiny_member(), data, tmp_path)
     assert not (tmp_path / "0").exists()
     monkeypatch.undo()
-    run(tiny(), data, tmp_path)
+    run(tiny_member(), data, tmp_path)
     with pytest.raises(FileExistsError):
-        run(tiny(), data, tmp_path)
+        run(tiny_member(), data, tmp_path)
 
 
 def test_folder_keeps_the_last_and_the_best_checkpoint_and_no_other(data: TrainingData, tmp_path: Path) -> None:
-    settings, folder = tiny(epochs=5), CheckpointFolder(tmp_path / "kept")
+    settings, folder = tiny_member(epochs=5), CheckpointFolder(tmp_path / "kept")
     assert folder.last is None
     assert folder.best is None
     values: list[float] = []
@@ -253,9 +186,9 @@ def test_folder_keeps_the_last_and_the_best_checkpoint_and_no_other(data: Traini
 
 
 def test_float16_with_a_scaler_learns_and_goes_on_with_its_scale(data: TrainingData, tmp_path: Path) -> None:
-    settings = tiny(precision="float16")
+    settings = tiny_member(precision="float16")
     reports = run(settings, data, tmp_path / "whole")
-    exact = run(tiny(), data, tmp_path / "exact")
+    exact = run(tiny_member(), data, tmp_path / "exact")
     assert [each.loss for each in reports] == pytest.approx([each.loss for each in exact], rel=0.05)
     assert [each.loss for each in reports] != [each.loss for each in exact]
     record = json.loads((tmp_path / "whole" / "0" / "state.json").read_text())
@@ -266,7 +199,7 @@ def test_float16_with_a_scaler_learns_and_goes_on_with_its_scale(data: TrainingD
 
 
 def test_step_that_overflows_float16_is_left_out_and_lowers_the_scale(data: TrainingData, tmp_path: Path) -> None:
-    settings = tiny(precision="float16", epochs=1)
+    settings = tiny_member(precision="float16", epochs=1)
     weights: list[torch.Tensor] = []
     scales: list[float] = []
 
@@ -284,31 +217,31 @@ def test_step_that_overflows_float16_is_left_out_and_lowers_the_scale(data: Trai
 
 
 def test_bfloat16_is_near_float32(data: TrainingData, tmp_path: Path) -> None:
-    halves, exact = (run(tiny(precision=each), data, tmp_path / each) for each in ("bfloat16", "float32"))
+    halves, exact = (run(tiny_member(precision=each), data, tmp_path / each) for each in ("bfloat16", "float32"))
     assert [each.loss for each in halves] == pytest.approx([each.loss for each in exact], rel=0.05)
     assert [each.loss for each in halves] != [each.loss for each in exact]
 
 
 def test_groups_of_the_whole_batch_change_nothing_and_smaller_ones_do(data: TrainingData, tmp_path: Path) -> None:
     reports = [
-        [each.loss for each in run(tiny(**changes), data, tmp_path / str(i))]
+        [each.loss for each in run(tiny_member(**changes), data, tmp_path / str(i))]
         for i, changes in enumerate(({}, {"batch_norm_group": 4}, {"batch_norm_group": 2}))
     ]
     assert reports[0] == reports[1]
     assert reports[0] != reports[2]
     with pytest.raises(ConfigError, match="batch_norm_group 5 must be at most global_batch 4"):
-        tiny(batch_norm_group=5)
+        tiny_member(batch_norm_group=5)
 
 
 def test_group_too_small_for_the_ranks_is_refused() -> None:
-    check_batch(8, 2, tiny(batch_norm_group=2))
+    check_batch(8, 2, tiny_member(batch_norm_group=2))
     with pytest.raises(ConfigError, match=r"batch_norm_group 2 makes a group of 1 of batches of \[3\]"):
-        check_batch(9, 2, tiny(global_batch=3, batch_norm_group=2))
+        check_batch(9, 2, tiny_member(global_batch=3, batch_norm_group=2))
 
 
 def test_plateau_lowers_the_rate_after_so_many_epochs_without_gain(data: TrainingData, tmp_path: Path) -> None:
     optimiser = {"optimiser.schedule": "plateau", "optimiser.plateau_epochs": 2, "optimiser.plateau_factor": 0.1}
-    settings = tiny(epochs=6, **optimiser, **{"optimiser.lr": 1e-12})
+    settings = tiny_member(epochs=6, **optimiser, **{"optimiser.lr": 1e-12})
     reports = run(settings, data, tmp_path)
     assert [each.is_best for each in reports] == [True, *[False] * 5], "so small a rate changes no mask"
     rates = [each.learning_rate for each in reports]
@@ -323,7 +256,7 @@ def test_compiled_net_learns_the_same(data: TrainingData, tmp_path: Path, monkey
     true_compile = nn.Module.compile
     monkeypatch.setattr(loop, "build_model", lambda *_, **__: nn.Conv2d(4, 1, 3, padding=1))
     monkeypatch.setattr(nn.Module, "compile", lambda net: (compiled.append(net), true_compile(net)))
-    settings = tiny(epochs=1)
+    settings = tiny_member(epochs=1)
     plain = run(settings, data, tmp_path / "plain")
     assert not compiled
     found = run(change(settings, {"compile": True}), data, tmp_path / "compiled")
@@ -334,7 +267,7 @@ def test_compiled_net_learns_the_same(data: TrainingData, tmp_path: Path, monkey
 
 
 def test_checkpoint_of_other_settings_is_refused_with_the_difference(data: TrainingData, tmp_path: Path) -> None:
-    settings = tiny(epochs=1)
+    settings = tiny_member(epochs=1)
     run(settings, data, tmp_path)
     with pytest.raises(ConfigError, match=r"other settings \(optimiser\.lr: 0\.07 -> 0\.01\)"):
         run(change(settings, {"optimiser.lr": 0.01}), data, tmp_path / "other", start=tmp_path / "0")
@@ -343,7 +276,7 @@ def test_checkpoint_of_other_settings_is_refused_with_the_difference(data: Train
 def test_a_few_tiles_can_be_learned_by_heart(data: TrainingData) -> None:
     """The real thing, on real chips and for each normalisation, stands in tests/learning."""
     changes = {"normalisation.kind": "minmax", "normalisation.maximum": None}
-    settings = tiny(epochs=25, crop_px=64, **{"optimiser.lr": 0.1}, **changes)
+    settings = tiny_member(epochs=25, crop_px=64, **{"optimiser.lr": 0.1}, **changes)
     settings = change(settings, {"decoder_channels": [16, 16, 8, 8, 8]})
     fractions = read_index(data.reader.uri)["cloud_fraction"].to_numpy()
     few = np.flatnonzero((fractions > 0.1) & (fractions < 0.9))[:4]
@@ -357,13 +290,13 @@ def test_a_few_tiles_can_be_learned_by_heart(data: TrainingData) -> None:
 
 def test_diverged_loss_is_an_error_that_names_the_remedy(data: TrainingData) -> None:
     with pytest.raises(TrainingDiverged, match=r"small-effnet-4b-20k.*smaller optimiser\.lr"):
-        train_member(tiny(**{"optimiser.lr": 1e30}), data, Ranks(), lambda *_: None)
+        train_member(tiny_member(**{"optimiser.lr": 1e30}), data, Ranks(), lambda *_: None)
 
 
 def test_validation_counts_each_tile_once_whatever_the_grouping(data: TrainingData) -> None:
     """The counts are those of a loop over tiles of three shapes, one tile a forward pass."""
     torch.manual_seed(0)
-    settings = tiny()
+    settings = tiny_member()
     net = build_model(settings).eval()
     reader = Cut(data.reader)
     all_of_it = TrainingData(reader, data.train, np.arange(len(reader)))
@@ -405,69 +338,9 @@ class Cut(TileReader):
         return bands[:, :height, :width].copy(), label[:height, :width].copy()
 
 
-@pytest.mark.parametrize("name", ["small-effnet-4b-20k", "small-byob-3b"])
-def test_small_member_goes_from_image_to_logits_of_its_size(name: str) -> None:
-    settings = members((name,))[0]
-    net = build_model(settings)
-    assert net(torch.zeros(2, len(settings.bands), 64, 96)).shape == (2, 1, 64, 96)
-    assert 1e5 < sum(each.numel() for each in net.parameters()) < 1e6
-
-
-FOUR, THREE = ("B02", "B03", "B04", "B08"), ("B02", "B03", "B04")
-PUBLISHED = [
-    ("v2s-4b", "tf_efficientnetv2_s.in1k", FOUR, ("band-maximum", None), 100),
-    ("v2b0-4b-minmax", "tf_efficientnetv2_b0.in1k", FOUR, ("minmax", None), 90),
-    ("v2b0-3b", "tf_efficientnetv2_b0.in1k", THREE, ("band-maximum", None), 80),
-    ("r34-3b", "resnet34.bt_in1k", THREE, ("band-maximum", None), 60),
-    ("r34-3b-minmax", "resnet34.bt_in1k", THREE, ("minmax", None), 60),
-    ("r34-4b-20k", "resnet34.bt_in1k", FOUR, ("fixed-maximum", 20000), 60),
-    ("b3-4b", "tf_efficientnet_b3.ns_jft_in1k", FOUR, ("band-maximum", None), 70),
-    ("b0-4b-30k", "tf_efficientnet_b0.ns_jft_in1k", FOUR, ("fixed-maximum", 30000), 60),
-]
-"""The table of the published recipe."""
-
-
-def test_published_members_are_the_eight_of_the_recipe() -> None:
-    found = [
-        (each.name, each.encoder, each.bands, (each.normalisation.kind, each.normalisation.maximum), each.epochs)
-        for each in published_members()
-    ]
-    assert found == PUBLISHED
-
-
-def test_published_members_are_trained_by_the_figures_of_the_recipe() -> None:
-    for member in published_members():
-        sgd, loss, changes = member.optimiser, member.loss, member.augmentation
-        assert (sgd.lr, sgd.momentum, sgd.weight_decay, sgd.clip_norm) == (2e-3, 0.9, 0, 2.999)
-        assert (sgd.warmup_fraction, member.global_batch, member.batch_norm_group, member.crop_px) == (0, 16, None, 512)
-        assert loss.model_dump() == {"jaccard": 1.0, "focal": 0.1, "dice": 0, "bce": 0, "lovasz": 0}
-        assert (changes.horizontal_flip_fraction, changes.rotation_by_90, changes.affine_fraction) == (0.5, True, 0.7)
-        assert (changes.pivot_fraction, changes.scale_fraction, changes.scale_deviation) == (0.4, 0.8, 0.1)
-        assert (changes.rotation_fraction, changes.rotation_limit_deg) == (0.8, 45)
-        assert (changes.shift_fraction, changes.shift_limit) == (0.01, 0.05)
-        assert (changes.gain_fraction, changes.gain_deviation, changes.elastic_fraction) == (0.01, 0.1, 0.04)
-        assert (changes.rectangle_fraction, changes.rectangle_side_fraction) == (0.15, 0.4)
-    assert {band: BAND_MAXIMUM[band] for band in FOUR} == {"B02": 22500, "B03": 21000, "B04": 19500, "B08": 17000}
-
-
-@pytest.mark.parametrize("name", ["small-effnet-4b-20k", "small-byob-4b"])
-def test_batch_norm_of_gpu_ranks_is_torchs_own_everywhere_and_keeps_what_timm_fused(name: str) -> None:
-    """Only its forward pass needs GPUs; that all layers are converted can be seen without."""
-    plain = build_model(tiny(name))
-    parts = {key: part for key, part in plain.named_modules() if isinstance(part, nn.BatchNorm2d)}
-    converted = over_all_ranks(build_model(tiny(name)), Ranks(0, 2, torch.device("cuda", 0)))
-    found = dict(converted.named_modules())
-    assert parts
-    for key, part in parts.items():
-        assert isinstance(found[key], nn.SyncBatchNorm)
-        assert (found[key].eps, found[key].momentum) == (part.eps, part.momentum)
-        assert type(getattr(found[key], "act", None)) is type(getattr(part, "act", None))
-    assert list(converted.state_dict()) == list(plain.state_dict())
-
-
 def test_net_that_computes_nothing_finite_is_never_called_best(data: TrainingData) -> None:
     """Its last step had a finite loss, and what is not a number is not above the threshold: it would count as clear."""
-    settings = tiny(epochs=1, global_batch=8, **{"optimiser.lr": 1e30, "optimiser.warmup_fraction": 0})
+    settings = tiny_member(epochs=1, global_batch=8, **{"optimiser.lr": 1e30, "optimiser.warmup_fraction": 0})
     one_step = replace(data, train=data.train[:8])
     reports: list[EpochReport] = []
     for each in (one_step, replace(one_step, validation=data.train[:0])):
@@ -480,7 +353,7 @@ def test_net_that_computes_nothing_finite_is_never_called_best(data: TrainingDat
 def test_member_of_five_bands_trains_validates_and_is_loaded_again(tmp_path: Path, kind: str) -> None:
     write_tiles(tmp_path / "shards", [make_tile(i, (64, 48)) for i in range(6)], "raw")
     bands = ["B02", "B03", "B04", "B08", "B11"]
-    settings = tiny("small-byob-4b", bands=bands, epochs=1, **{"normalisation.kind": kind})
+    settings = tiny_member("small-byob-4b", bands=bands, epochs=1, **{"normalisation.kind": kind})
     reader = TileReader(str(tmp_path / "shards"), settings.bands)
     reports = run(settings, TrainingData(reader, np.arange(4), np.arange(4, 6)), tmp_path / "run")
     assert reports[0].scores is not None
@@ -494,38 +367,20 @@ def test_member_of_five_bands_trains_validates_and_is_loaded_again(tmp_path: Pat
 
 
 def test_band_without_a_maximum_is_refused_before_anything_is_read(data: TrainingData) -> None:
-    settings = tiny("small-byob-4b", bands=["B02", "B12"])
+    settings = tiny_member("small-byob-4b", bands=["B02", "B12"])
     with pytest.raises(ConfigError, match="no band maximum is known for B12"):
         train_member(settings, data, Ranks(), lambda *_: None)
 
 
 def test_checkpoint_of_other_tiles_is_refused(data: TrainingData, tmp_path: Path) -> None:
-    run(tiny(), data, tmp_path)
+    run(tiny_member(), data, tmp_path)
     with pytest.raises(ConfigError, match="was made with 8 samples an epoch, here are 7: the tiles are others"):
-        run(tiny(), replace(data, train=data.train[:7]), tmp_path / "rest", start=tmp_path / "0")
+        run(tiny_member(), replace(data, train=data.train[:7]), tmp_path / "rest", start=tmp_path / "0")
 
 
 def test_without_validation_the_last_epoch_is_kept(data: TrainingData, tmp_path: Path) -> None:
-    reports = run(tiny(), replace(data, validation=data.train[:0]), tmp_path)
+    reports = run(tiny_member(), replace(data, validation=data.train[:0]), tmp_path)
     assert [(each.is_best, each.scores) for each in reports] == [(True, None)] * 3
-
-
-def test_random_numbers_of_different_purposes_are_different() -> None:
-    streams = [stream(0, Purpose.ORDER, 3), *(stream(0, purpose, 3, 0) for purpose in Purpose)]
-    streams += [stream(1, Purpose.SAMPLE, 3, 5), stream(2**32 * 3 + 1, Purpose.SAMPLE, 5), stream(3, Purpose.SAMPLE, 0)]
-    assert len({tuple(each.generate_state(4)) for each in streams}) == len(streams)
-
-
-@pytest.mark.parametrize("settings", published_members(), ids=lambda settings: settings.name)
-def test_published_member_goes_from_image_to_logits_of_its_size(settings: MemberSettings) -> None:
-    with torch.device("meta"):
-        net = build_model(settings, with_encoder_weights=False)
-        assert net(torch.zeros(1, len(settings.bands), 64, 96)).shape == (1, 1, 64, 96)
-
-
-def test_encoder_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(ConfigError, match="can't build encoder 'resnet1000'"):
-        build_model(tiny(encoder="resnet1000"))
 
 
 def test_reason_of_a_failed_run_is_one_line_that_says_what_to_do() -> None:
@@ -550,39 +405,14 @@ def test_resumed_run_asks_no_hub(data: TrainingData, tmp_path: Path, monkeypatch
         return build_model(settings, with_encoder_weights=False)
 
     monkeypatch.setattr("raytrain.training.loop.build_model", build)
-    wanted = tiny(epochs=2, encoder_weights="timm")
+    wanted = tiny_member(epochs=2, encoder_weights="timm")
     run(wanted, data, tmp_path / "fresh")
     run(wanted, data, tmp_path / "resumed", start=tmp_path / "fresh" / "0")
     assert asked == [True, False]
 
 
 def test_weights_of_another_hash_are_refused(data: TrainingData, tmp_path: Path) -> None:
-    settings = tiny(epochs=1)
+    settings = tiny_member(epochs=1)
     run(settings, data, tmp_path)
     with pytest.raises(ConfigError, match=r"sha256 is .* but the ensemble names 00"):
         load_weights(settings, tmp_path / "0" / "weights.safetensors", "00")
-
-
-def test_label_that_vanishes_after_the_listing_costs_its_chip_only(own_chips: Path) -> None:
-    chip = open_archive(str(own_chips), ("B02",)).chips[0]
-    assert chip.label is not None
-    Path(chip.label).unlink()
-    with pytest.raises(DataError, match=f"{chip.chip_id}: the label vanished"):
-        read_tile(chip, "before-04.00")
-
-
-def test_tile_of_a_chip_has_zero_and_ignore_where_there_is_no_data(own_chips: Path) -> None:
-    import rasterio
-
-    chip = open_archive(str(own_chips), ("B02", "B03", "B04", "B08")).chips[0]
-    for uri in chip.bands.values():
-        with rasterio.open(uri) as source:
-            pixels, profile = source.read(1), source.profile
-        pixels[:8] = 0
-        with rasterio.open(uri, "w", **profile) as target:
-            target.write(pixels, 1)
-    tile, _ = read_tile(chip, "before-04.00")
-    assert tile.label is not None
-    assert (tile.label[:8] == 255).all()
-    assert (tile.label[8:] != 255).any()
-    assert tile.valid_fraction <= 56 / 64
