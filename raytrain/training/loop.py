@@ -103,8 +103,7 @@ def train_member(
     after an epoch is not finite on any; `ConfigError` for settings that these tiles or ranks can't do.
     """
     num_samples = len(data.train) * settings.crops_per_tile
-    check_bands(settings.normalisation, settings.bands)
-    check_batch(num_samples, ranks.world_size, settings)
+    _check(settings, num_samples, ranks)
     state = _fresh_state(settings, ranks, num_samples, encoder_file, with_encoder_weights=restore is None)
     if restore is not None:
         restore(state)
@@ -118,6 +117,17 @@ def train_member(
             found = validate(state.net, settings, judged, ranks, judged_samples)
             on_epoch(_end_epoch(state, settings, found if has_validation else None, taken), state)
     return state
+
+
+def _check(settings: MemberSettings, num_samples: int, ranks: Ranks) -> None:
+    """Raise `ConfigError` for settings that so many samples or these ranks can't do, before a net is built."""
+    check_bands(settings.normalisation, settings.bands)
+    check_batch(num_samples, ranks.world_size, settings)
+    if settings.compile and ranks.world_size > 1 and ranks.device.type == "cpu":
+        # On two such ranks a compiled net had not taken a step in four minutes.
+        raise ConfigError(
+            f"member {settings.name}: compile is for GPUs, or one rank on a CPU; here are {ranks.world_size} CPU ranks"
+        )
 
 
 @dataclass
@@ -170,14 +180,7 @@ def _fresh_state(
 
 
 def _parallel(net: nn.Module, settings: MemberSettings, ranks: Ranks) -> nn.Module:
-    """Return `net` wrapped for training; the wrapper shares its parameters.
-
-    Raises `ConfigError` for what is compiled on several CPU ranks: on two it had not taken a step in four minutes.
-    """
-    if settings.compile and ranks.world_size > 1 and ranks.device.type == "cpu":
-        raise ConfigError(
-            f"member {settings.name}: compile is for GPUs, or one rank on a CPU; here are {ranks.world_size} CPU ranks"
-        )
+    """Return `net` wrapped for training; the wrapper shares its parameters."""
     if settings.compile:
         net.compile()  # in place: the names of its parameters stay
     if ranks.world_size == 1:
