@@ -16,10 +16,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from raytrain.console_runs import LOG_EVERY_S, RunLines, RunRows, Runs, epoch_text
 from raytrain.errors import DataError
 
 OnProgress = Callable[[int, int], None]
-LOG_EVERY_S = 10.0
 
 
 class Narrator:
@@ -60,13 +60,18 @@ class Narrator:
 
         yield on_progress
 
+    @contextmanager
+    def runs(self, names: Sequence[str]) -> Iterator[Runs]:
+        """Show the progress of the runs of these names while the body goes on; any thread may tell of it."""
+        if self._console.is_terminal:
+            with RunRows(self._console, names) as rows:
+                yield rows
+        else:
+            yield RunLines(self.say)
+
     def epoch(self, run: str, num_epochs: int, metrics: dict[str, Any]) -> None:
         """Print the line of an epoch."""
-        score = metrics.get("iou_location_weighted")
-        text = f"{run}: epoch {metrics['epoch'] + 1} of {num_epochs}, loss {metrics['loss']:.4f}"
-        if score is not None:
-            text += f", validation IoU by location {score:.4f} (empty union {metrics['empty_union_rule']})"
-        self.say(f"{text}, {metrics['images_per_s']:.1f} images/s")
+        self.say(epoch_text(run, num_epochs, metrics))
 
     def problems(self, problems: Sequence[DataError], *, consequence: str) -> None:
         """Print the list of what was wrong in the data; nothing if it is empty."""

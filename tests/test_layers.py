@@ -17,7 +17,7 @@ LAYERS = [
     ("raytrain.scoring",),
     ("raytrain.evaluation",),
     ("raytrain.cluster",),
-    ("raytrain.console",),
+    ("raytrain.console", "raytrain.console_runs"),
     ("raytrain.cli",),
 ]
 FORBIDDEN = {
