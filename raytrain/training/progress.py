@@ -38,6 +38,11 @@ class RunProgress:
     score: float | None
     left_s: float | None
 
+    @property
+    def images_done(self) -> int:
+        """How many images the run has trained on over all epochs, those of earlier attempts that count included."""
+        return self.epoch * self.num_samples + self.samples_done
+
 
 @dataclass(frozen=True)
 class _Step:

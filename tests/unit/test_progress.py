@@ -62,6 +62,7 @@ def test_after_a_resume_only_the_steps_taken_here_count() -> None:
     meter.begin_epoch()
     told = last(steps(meter, clock, count=1, took_s=1.0, start=Position(7, 200)))
     assert (told.epoch, told.samples_done, told.score) == (7, 208, 0.7)
+    assert told.images_done == 7 * 400 + 208
     assert told.images_per_s == pytest.approx(8)
     assert told.left_s == pytest.approx((3 * 400 - 208) / 8)
 
