@@ -1,0 +1,112 @@
+"""What a run leaves to look at while it trains: TensorBoard's event files in its folder, and Ray's metrics.
+
+On rank 0 only. A store that fails here is a warning, never the end of training.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from ray.util.metrics import Gauge
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.record_writer import RecordWriter
+
+from raytrain import storage
+from raytrain.errors import first_line
+from raytrain.training.progress import RunProgress
+
+FOLDER = "tensorboard"
+"""Below a run's folder."""
+_NAME = re.compile(r"events\.out\.tfevents\.attempt-(\d+)")
+_logger = logging.getLogger(__name__)
+
+
+def next_attempt(run_uri: str) -> int:
+    """Return the number of the attempt that begins: one more than the last that left an event file, 0 for the first.
+
+    Raises `StoreOutOfReach`, and `OSError` for a folder that can't be listed.
+    """
+    found = (_NAME.fullmatch(name) for name in storage.find(storage.join(run_uri, FOLDER)))
+    return max((int(match[1]) + 1 for match in found if match), default=0)
+
+
+class EventFile:
+    """TensorBoard's events of one attempt at a run (rank 0 only): gathered locally, published as one object.
+
+    A step is a number of images over all epochs so far, so that the curves of attempts lie one behind the other on any
+    number of ranks. `first_step` is how many images were done when this attempt began. TensorBoard reads the files of a
+    folder in the order of their names, which are functions of `attempt`, and drops what earlier files say of later
+    steps: those were thrown away. An attempt that publishes nothing leaves nothing.
+    """
+
+    def __init__(self, run_uri: str, attempt: int, first_step: int, clock: Callable[[], float] = time.time) -> None:
+        self._uri = storage.join(run_uri, FOLDER, f"events.out.tfevents.attempt-{attempt:06d}")
+        self._clock = clock
+        self._folder = tempfile.TemporaryDirectory(prefix="raytrain-events-")
+        self._path = Path(self._folder.name) / "events"
+        self._records = RecordWriter(str(self._path))
+        self._published_bytes = 0
+        self._write(Event(file_version="brain.Event:2"))
+        # TensorBoard drops what it has of this step and later; what was done when the checkpoint was made stays.
+        self._write(Event(step=first_step + 1, session_log=SessionLog(status=SessionLog.START)))
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """Add a point to the curve of each name, at `step` images."""
+        points = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._write(Event(step=step, summary=Summary(value=points)))
+
+    def publish(self) -> None:
+        """Put the file as it is now into the run's folder, in place of what was published before.
+
+        To be called with each checkpoint, and at the end of each epoch. A store that fails is a warning: the next call
+        writes all of it.
+        """
+        self._records.flush()
+        data = self._path.read_bytes()
+        if len(data) == self._published_bytes:
+            return
+        try:
+            storage.write_bytes(self._uri, data)
+        except Exception as error:
+            if not storage.is_out_of_reach(error):
+                raise
+            _logger.warning("%s: not written, training goes on: %s", self._uri, first_line(error))
+        else:
+            self._published_bytes = len(data)
+
+    def close(self) -> None:
+        """Publish what is left and remove the local file."""
+        self.publish()
+        self._records.close()
+        self._folder.cleanup()
+
+    def _write(self, event: Event) -> None:
+        event.wall_time = self._clock()
+        self._records.write(event.SerializeToString())
+
+
+class Gauges:
+    """Ray's metrics of a run (rank 0 only), each tagged with its name; Prometheus sees them with `ray_` in front."""
+
+    def __init__(self, run: str) -> None:
+        self._images_per_s = _gauge("raytrain_images_per_s", "Images trained a second, over all ranks.", run)
+        self._wait = _gauge("raytrain_data_wait_fraction", "Share of step time spent waiting for samples.", run)
+        self._score = _gauge("raytrain_validation_iou", "Validation IoU, weighted by location.", run)
+
+    def set(self, progress: RunProgress) -> None:
+        """Take the values of a run's progress; one that is not known yet stays as it is."""
+        self._images_per_s.set(progress.images_per_s)
+        self._wait.set(progress.wait_fraction)
+        self._score.set(progress.score)
+
+
+def _gauge(name: str, description: str, run: str) -> Gauge:
+    gauge = Gauge(name, description, tag_keys=("run",))
+    gauge.set_default_tags({"run": run})
+    return gauge
