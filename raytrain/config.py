@@ -316,9 +316,14 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, A
             yield prefix + name, value
 
 
+def flat(settings: Settings) -> dict[str, Any]:
+    """Return `{dotted path: plain value}` of all settings."""
+    return dict(_flatten(settings.model_dump(mode="json")))
+
+
 def differences(left: Settings, right: Settings) -> list[str]:
     """Return one text per setting that differs: `path: left -> right`."""
-    ours, theirs = (dict(_flatten(each.model_dump(mode="json"))) for each in (left, right))
+    ours, theirs = flat(left), flat(right)
     return [f"{p}: {ours.get(p)} -> {theirs.get(p)}" for p in sorted(ours | theirs) if ours.get(p) != theirs.get(p)]
 
 
