@@ -322,8 +322,13 @@ class Train(ClusterCommand):
     """Names of members, `all` for the eight of the recipe, `small` for two that a CPU trains in minutes."""
     fold: str = "0"
     """The fold to validate on; `all` trains each member once a fold, `none` on all tiles without validation."""
-    workers: int = Field(default=1, ge=1)
-    """Data-parallel ranks of a run, one a GPU where the cluster has any, else one a CPU."""
+    workers: tuple[int, ...] = Field(default=(1,), min_length=1, max_length=2)
+    """Data-parallel ranks of a run, one a GPU where the cluster has any, else one a CPU. Two numbers are the fewest and
+    the most of an elastic run, which goes on with what the cluster has."""
+    checkpoint_minutes: float = Field(default=10.0, gt=0)
+    """A run's state is saved so often within an epoch, and at the end of each."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """How many of a run's last checkpoints stay, beside that of its best epoch."""
     config: str | None = None
     """TOML file of settings, applied to every member."""
     set: tuple[str, ...] = ()
@@ -341,19 +346,44 @@ class Train(ClusterCommand):
 
     def run(self, narrator: Narrator) -> int:
         """Train the members."""
-        from raytrain.cluster.train import TrainJob, train
+        from raytrain.cluster.train import train
+
+        report = train(self._job(), self._cluster, news_teller(narrator))
+        if not self.json_output:
+            print_runs(report)
+        result = {
+            "ensemble": report.ensemble_uri,
+            "trained": [member.model_dump(mode="json") for member in report.trained],
+            "failed": report.failed,
+            "runs": {
+                run.name: {"seconds": run.seconds, "restarts": [each.model_dump(mode="json") for each in run.restarts]}
+                for run in report.runs
+            },
+        }
+        nets = "1 net" if report.num_members == 1 else f"{report.num_members} nets"
+        line = f"ensemble: {report.ensemble_uri} ({nets})"
+        self._print(result, [line] if report.ensemble_uri else [])
+        for name, reason in report.failed.items():
+            narrator.say(f"raytrain: {name} is not finished: {reason}; the same command goes on")
+        return EXIT_NOT_FINISHED if report.failed else EXIT_DONE
+
+    def _job(self) -> Any:
+        from raytrain.cluster.runs import Checkpointing, TrainJob
 
         if not (self.fold.isdecimal() or self.fold in ("all", "none")):
             raise ConfigError(f"--fold: expected a number, all or none, found {self.fold!r}")
-        job = TrainJob(
+        return TrainJob(
             shards=storage.normalise(self.shards),
             out=storage.normalise(self.out),
             experiment=self.experiment,
             members=self.members,
             fold=int(self.fold) if self.fold.isdecimal() else "all" if self.fold == "all" else "none",
-            workers=self.workers,
+            workers=self.workers[0] if len(self.workers) == 1 else (self.workers[0], self.workers[1]),
             changes=self._changes(),
             weights=None if self.weights is None else storage.normalise(self.weights),
+            checkpointing=parse(
+                Checkpointing, {"interval_s": 60 * self.checkpoint_minutes, "keep_last": self.keep_checkpoints}
+            ),
             loader=parse(
                 LoaderSettings,
                 {
@@ -364,24 +394,6 @@ class Train(ClusterCommand):
                 },
             ),
         )
-        report = train(job, self._cluster, lambda post: narrator.epoch(post.run, post.num_epochs, post.metrics))
-        if not self.json_output:
-            rows = [[m.name, _or_dash(m.fold, "d"), str(m.epoch), _or_dash(m.score, ".4f")] for m in report.trained]
-            rows += [[name, "", "failed", ""] for name in report.failed]
-            rules = " or ".join(sorted({member.settings.empty_union_rule for member in report.trained})) or "-"
-            title = f"Members (an empty union counts {rules})"
-            print_table(title, ["member", "fold", "epoch kept", "IoU by location"], rows)
-        result = {
-            "ensemble": report.ensemble_uri,
-            "trained": [member.model_dump(mode="json") for member in report.trained],
-            "failed": report.failed,
-        }
-        nets = "1 net" if report.num_members == 1 else f"{report.num_members} nets"
-        line = f"ensemble: {report.ensemble_uri} ({nets})"
-        self._print(result, [line] if report.ensemble_uri else [])
-        for name, reason in report.failed.items():
-            narrator.say(f"raytrain: {name} is not finished: {reason}; the same command goes on")
-        return EXIT_NOT_FINISHED if report.failed else EXIT_DONE
 
     def uris(self) -> list[str]:
         """Return the shards, the destination, and what encoders start from where it is a mirror or a file."""
@@ -391,6 +403,61 @@ class Train(ClusterCommand):
 
     def _changes(self) -> dict[str, Any]:
         return (load_changes(Path(self.config)) if self.config else {}) | parse_changes(self.set)
+
+
+def news_teller(narrator: Narrator) -> Callable[[Any], None]:
+    """Return what tells a person the news of runs."""
+    from raytrain.cluster.board import Begun, Failed, Noted, Post
+
+    def tell(news: Any) -> None:
+        if isinstance(news, Post):
+            narrator.epoch(news.run, news.num_epochs, news.metrics)
+        elif isinstance(news, Failed):
+            then = "another attempt follows" if news.is_retried else "the run ends"
+            narrator.say(f"{news.run}: {news.kind}: {news.cause}; {then}")
+        elif isinstance(news, Begun) and news.attempt > 1:
+            for torn in news.torn:
+                narrator.say(f"{news.run}: {torn}; the checkpoint before it is taken")
+            place = f"epoch {news.position.epoch + 1}, {news.position.samples_done} images into it"
+            narrator.say(f"{news.run}: goes on in {place}, on {news.num_ranks} ranks")
+        elif isinstance(news, Noted):
+            narrator.say(f"{news.run}: {news.text}")
+
+    return tell
+
+
+def print_runs(report: Any) -> None:
+    """Print a table of what became of the runs of a training, and one of what they were restarted for."""
+    rules = " or ".join(sorted({member.settings.empty_union_rule for member in report.trained})) or "-"
+    rows = [
+        [
+            run.name,
+            "failed" if run.net is None else str(run.net.epoch),
+            "-" if run.net is None else _or_dash(run.net.score, ".4f"),
+            _duration(run.seconds),
+            str(len(run.restarts)),
+        ]
+        for run in report.runs
+    ]
+    title = f"Runs (an empty union counts {rules})"
+    print_table(title, ["run", "epoch kept", "IoU by location", "time", "restarts"], rows)
+    rows = [
+        [
+            run.name,
+            f"{restart.kind}: {restart.cause}",
+            f"{restart.resumed.epoch + 1}, image {restart.resumed.samples_done}",
+            "unknown" if restart.lost_images is None else str(restart.lost_images),
+        ]
+        for run in report.runs
+        for restart in run.restarts
+    ]
+    if rows:
+        print_table("Restarts", ["run", "cause", "went on in epoch", "images done again"], rows)
+
+
+def _duration(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours} h {rest // 60:02d} min" if hours else f"{rest // 60} min {rest % 60:02d} s"
 
 
 class Weights(Command):

@@ -418,15 +418,32 @@ def read_range(uri: str, start: int, end: int) -> bytes:
     return persistently(uri, lambda: _gets(_environment()).part(path_of(uri), start, end))
 
 
-def write_bytes(uri: str, data: bytes) -> None:
-    """Write the whole object so that it appears at once or not at all."""
+def write_bytes(uri: str, data: bytes, *, durably: bool = False) -> None:
+    """Write the whole object so that it appears at once or not at all.
+
+    With `durably` a local file lies on its disk when this returns, and a machine that loses its power keeps it; a store
+    answers for that anyway.
+    """
     if is_local(uri):
         path = Path(path_of(uri))
         path.parent.mkdir(parents=True, exist_ok=True)
         with _renamed_into_place(path) as partial:
             partial.write_bytes(data)
+            if durably:
+                _to_disk(partial)
+        if durably:
+            _to_disk(path.parent)
     else:
         persistently(uri, lambda: filesystem(uri).pipe_file(path_of(uri), data))
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until what was written to a file or a folder lies on its disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_file(uri: str, path: Path) -> None:
@@ -455,6 +472,13 @@ def remove(uri: str) -> None:
     """Remove the object at `uri` if there is one."""
     with contextlib.suppress(FileNotFoundError):
         persistently(uri, lambda: filesystem(uri).rm_file(path_of(uri)))
+
+
+def remove_empty_folder(uri: str) -> None:
+    """Remove the local folder at `uri` if there is one and nothing is in it; a store has no empty folders."""
+    if is_local(uri):
+        with contextlib.suppress(FileNotFoundError):
+            os.rmdir(path_of(uri))
 
 
 def find(uri: str) -> dict[str, FileInfo]:

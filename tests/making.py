@@ -18,6 +18,8 @@ from raytrain.tiles.archive import Chip, open_archive
 from raytrain.tiles.folds import assign_folds
 from raytrain.tiles.format import ShardWriter, Tile, index_schema
 from raytrain.tiles.ingest import ShardPart, ShardWork, standing_at, write_index, write_manifest, write_shard
+from raytrain.training.checkpoint_files import read_checkpoint
+from raytrain.training.checkpoints import TrainingState, restore_state, take_snapshot, write_checkpoint
 
 BANDS = ("B02", "B03", "B04", "B08", "B11")
 
@@ -97,3 +99,13 @@ def tiny_member(name: str = "small-effnet-4b-20k", **changes: object) -> MemberS
     """Return a small member cut down to what trains in seconds: three epochs of batches of four crops of 32 px."""
     tiny = {"epochs": 3, "crop_px": 32, "crops_per_tile": 1, "global_batch": 4, "decoder_channels": [8, 8, 8, 4, 4]}
     return change(members((name,))[0], {**tiny, **changes})
+
+
+def save_to(folder: Path, state: TrainingState, settings: MemberSettings) -> None:
+    """Save the state of a run as the checkpoint `folder`, while training waits."""
+    write_checkpoint(str(folder), take_snapshot(state, settings))
+
+
+def restore_from(folder: Path, state: TrainingState, settings: MemberSettings) -> None:
+    """Bring a fresh state to where the checkpoint `folder` stands."""
+    restore_state(read_checkpoint(str(folder)), state, settings)

@@ -1,4 +1,7 @@
-"""News from the ranks to the driver while it waits for Ray Train: an actor to post to, a thread that reads it."""
+"""News from ranks and controllers to the driver while it waits for Ray Train: an actor to post to, a thread that reads.
+
+The actor lives on the driver's node: it is lost with the driver and with nothing else.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,32 @@ from typing import Any
 
 import ray
 import ray.exceptions
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raytrain.errors import RaytrainError
+from raytrain.tiles.order import Position
+from raytrain.training.progress import RunProgress
 
 POLL_S = 0.5
+
+
+@dataclass(frozen=True)
+class Begun:
+    """An attempt of a run begins at `position`, on so many ranks; `torn` says which newer checkpoints can't be used."""
+
+    run: str
+    attempt: int
+    position: Position
+    num_ranks: int
+    torn: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """How a run goes on."""
+
+    run: str
+    position: Position
+    progress: RunProgress
 
 
 @dataclass(frozen=True)
@@ -25,34 +50,72 @@ class Post:
     metrics: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Failed:
+    """An attempt of a run ended: the kind of the cause, the cause in one line, whether another one follows."""
+
+    run: str
+    kind: str
+    cause: str
+    is_retried: bool
+
+
+@dataclass(frozen=True)
+class Noted:
+    """A line about a run for a person."""
+
+    run: str
+    text: str
+
+
+News = Begun | Stepped | Post | Failed | Noted
+
+
 class Board:
-    """Posts that the driver has not read yet, and the verdict on a run that must not go on (a Ray actor)."""
+    """News that the driver has not read yet, and what the controllers of the runs ask for (a Ray actor)."""
 
     def __init__(self) -> None:
-        self._posts: list[Post] = []
-        self._verdict: RaytrainError | None = None
+        self._news: list[News] = []
+        self._saved: dict[str, Position] = {}
+        self._controllers: dict[str, Any] = {}
 
-    def post(self, post: Post) -> None:
-        """Add news."""
-        self._posts.append(post)
+    def post(self, news: News) -> None:
+        """Add news; only the last step of a run is kept."""
+        if isinstance(news, Stepped):
+            self._news = [each for each in self._news if not (isinstance(each, Stepped) and each.run == news.run)]
+        self._news.append(news)
 
-    def take(self) -> list[Post]:
+    def take(self) -> list[News]:
         """Return the news since the last call."""
-        posts, self._posts = self._posts, []
-        return posts
+        news, self._news = self._news, []
+        return news
 
-    def condemn(self, reason: RaytrainError) -> None:
-        """Say that the run ended for good, and why; the first reason stays."""
-        self._verdict = self._verdict or reason
+    def set_saved(self, run: str, position: Position) -> None:
+        """Say that a checkpoint of a run was saved."""
+        self._saved[run] = position
 
-    def verdict(self) -> RaytrainError | None:
-        """Return why the run ended for good; None if it did not."""
-        return self._verdict
+    def saved(self, run: str) -> Position:
+        """Return the position of the last checkpoint of a run, the beginning if there is none."""
+        return self._saved.get(run, Position())
+
+    def set_controller(self, run: str, controller: Any) -> None:
+        """Say which actor controls a run."""
+        self._controllers[run] = controller
+
+    def controllers(self) -> list[Any]:
+        """Return the actors that control runs."""
+        return list(self._controllers.values())
+
+
+def start_board() -> Any:
+    """Return a new board, on the node of this process."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0)(Board).options(scheduling_strategy=here).remote()
 
 
 @contextlib.contextmanager
-def follow(board: Any, on_post: Callable[[Post], None]) -> Iterator[None]:
-    """Hand every post to `on_post`, in another thread, until the body is done and the last one is read."""
+def follow(board: Any, on_news: Callable[[News], None]) -> Iterator[None]:
+    """Hand all news to `on_news`, in another thread, until the body is done and the last ones are read."""
     done = threading.Event()
 
     def read() -> None:
@@ -60,11 +123,11 @@ def follow(board: Any, on_post: Callable[[Post], None]) -> Iterator[None]:
         while not last:
             last = done.wait(POLL_S)
             try:
-                posts: list[Post] = ray.get(board.take.remote())
+                found: list[News] = ray.get(board.take.remote())
             except ray.exceptions.RayError:
                 return  # the body learns of a lost cluster by itself
-            for post in posts:
-                on_post(post)
+            for news in found:
+                on_news(news)
 
     reader = threading.Thread(target=read, daemon=True)
     reader.start()

@@ -15,10 +15,12 @@ from typing import Any, NamedTuple, Protocol
 
 from raytrain import storage
 from raytrain.cluster import session
+from raytrain.cluster.board import News, Post
 from raytrain.cluster.evaluate import EvaluateJob, evaluate
+from raytrain.cluster.runs import TrainJob
 from raytrain.cluster.score import ScoreJob, score
 from raytrain.cluster.shard import ShardJob, shard
-from raytrain.cluster.train import TrainJob, train
+from raytrain.cluster.train import train
 from raytrain.config import ScoreSettings
 from raytrain.errors import DataError, WorkNotFinished
 from raytrain.evaluation.gallery import find_images, make_gallery
@@ -168,11 +170,16 @@ def _shard(folders: _Folders, cluster: session.Cluster, narrator: Narrator) -> l
 def _train(folders: _Folders, cluster: session.Cluster, narrator: Narrator) -> list[TrainedMember]:
     job = TrainJob(shards=str(folders.shards), out=str(folders.runs), members=("small",), workers=WORKERS)
     with narrator.step(f"train: two members, {WORKERS} workers each"):
-        report = train(job, cluster, lambda post: narrator.epoch(post.run, post.num_epochs, post.metrics))
+        report = train(job, cluster, lambda news: _tell(news, narrator))
     if report.failed:
         name, reason = next(iter(report.failed.items()))
         raise WorkNotFinished(f"{name} is not finished: {reason}; the same command goes on")
     return report.trained
+
+
+def _tell(news: News, narrator: Narrator) -> None:
+    if isinstance(news, Post):
+        narrator.epoch(news.run, news.num_epochs, news.metrics)
 
 
 def _score(folders: _Folders, cluster: session.Cluster, narrator: Narrator) -> list[DataError]:

@@ -1,80 +1,181 @@
-"""One rank of a run, inside a Ray Train worker: the loop with Ray Train's checkpoints, and news for the driver."""
+"""One rank of a run, inside a Ray Train worker: the loop, its checkpoints, and news for the driver.
+
+All ranks restore the checkpoint that rank 0 chose. From there on only rank 0 saves and posts, and no rank waits for it:
+nothing here makes ranks meet.
+"""
 
 from __future__ import annotations
 
-import json
-import tempfile
-from dataclasses import asdict
+import logging
+import time
+from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import ray
 import ray.train
+import ray.train.collective
 import ray.train.torch
 
-from raytrain.cluster.board import Post
-from raytrain.cluster.runs import BEST, METRICS, SCORE, RunSettings
-from raytrain.config import LoaderSettings, MemberSettings
-from raytrain.errors import RaytrainError, StoreOutOfReach
+from raytrain.cluster import requests
+from raytrain.cluster.board import Begun, Post, Stepped
+from raytrain.cluster.runs import SCORE, Checkpointing, RunSettings
+from raytrain.config import LoaderSettings
+from raytrain.tiles.order import Position
 from raytrain.tiles.reader import TileReader, select_tiles
-from raytrain.training.checkpoints import TrainingState, restore_state, save_state
+from raytrain.training.checkpoint_files import KeptCheckpoint, checkpoint_uri, read_checkpoint
+from raytrain.training.checkpoint_store import BackgroundWriter, CheckpointStore, Start
+from raytrain.training.checkpoints import StepsTaken, TrainingState, restore_state, take_snapshot
 from raytrain.training.encoder_files import EncoderFile
 from raytrain.training.loop import EpochReport, TrainingData, train_member
+from raytrain.training.progress import Meter
 from raytrain.training.ranks import Ranks
 
+NOTICE_INTERVAL_S = 10
+"""How often the state is saved once a node is known to be taken away."""
+GIVE_UP_INTERVALS, GIVE_UP_S = 3, 600
+"""How many intervals, and how long at least, training goes on while nothing can be saved."""
+_logger = logging.getLogger(__name__)
 
-def train_on_rank(run: RunSettings, loader: LoaderSettings, encoder_file: EncoderFile | None, board: Any) -> None:
-    """Train on this rank (called by Ray Train on every worker); rank 0 reports checkpoints and posts the news.
 
-    Each rank of a fresh run fetches `encoder_file` and holds it against its hash; None stands for random weights.
-    What a retry can't mend (wrong settings, a damaged tile, a diverged loss, no way to the hub) condemns the run: its
-    ranks are ended, and those that Ray starts in their place end at once.
+def train_on_rank(
+    run: RunSettings,
+    folder: str,
+    checkpointing: Checkpointing,
+    loader: LoaderSettings,
+    encoder_file: EncoderFile | None,
+    board: Any,
+) -> None:
+    """Train on this rank (called by Ray Train on every worker), from where the last attempt was saved.
+
+    `folder` is that of the run. Each rank of a fresh run fetches `encoder_file` and holds it against its hash; None
+    stands for random weights.
     """
-    if ray.get(board.verdict.remote()) is not None:
-        return
-    try:
-        _train(run, loader, encoder_file, board)
-    except StoreOutOfReach:
-        raise  # another attempt may find it
-    except RaytrainError as error:
-        ray.get(board.condemn.remote(error))
-        raise
-
-
-def _train(run: RunSettings, loader: LoaderSettings, encoder_file: EncoderFile | None, board: Any) -> None:
     context = ray.train.get_context()
     ranks = Ranks(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
     reader = TileReader(run.shards, run.member.bands, loader)
     train, validation = (select_tiles(reader, run.fold, part) for part in ("train", "validation"))
     data = TrainingData(reader, train, validation, loader)
+    if not ranks.leads:
+        name = ray.train.collective.broadcast_from_rank_zero(None)
+        restore = None if name is None else partial(_restore, checkpoint_uri(folder, name), run)
+        train_member(run.member, data, ranks, _nothing, restore, encoder_file=encoder_file)
+        return
+    store = CheckpointStore(folder, checkpointing.keep_last)
+    start = store.begin()
+    ray.train.collective.broadcast_from_rank_zero(start.checkpoint and start.checkpoint.name)
+    restore = partial(_apply, start.files, run) if start.checkpoint else None
+    num_samples = len(train) * run.member.crops_per_tile
+    with _Leader(run, num_samples, checkpointing, store, board) as leader:
+        leader.tell_begin(start, ranks.world_size)
+        train_member(run.member, data, ranks, leader.on_epoch, restore, leader.on_step, encoder_file)
 
-    def on_epoch(report: EpochReport, state: TrainingState) -> None:
+
+def _nothing(report: EpochReport, state: TrainingState) -> None:
+    """Be what ranks behind the first do after an epoch."""
+
+
+def _restore(uri: str, run: RunSettings, state: TrainingState) -> None:
+    restore_state(read_checkpoint(uri), state, run.member)
+
+
+def _apply(files: dict[str, bytes], run: RunSettings, state: TrainingState) -> None:
+    restore_state(files, state, run.member)
+    files.clear()  # as large as the net and its momentum
+
+
+class _Leader:
+    """What rank 0 does beside training: it saves and posts. As a context it ends once everything is saved."""
+
+    def __init__(
+        self, run: RunSettings, num_samples: int, checkpointing: Checkpointing, store: CheckpointStore, board: Any
+    ) -> None:
+        self._run = run
+        self._interval_s = checkpointing.interval_s
+        self._board = board
+        give_up_s = max(GIVE_UP_INTERVALS * self._interval_s, GIVE_UP_S)
+        self._writer = BackgroundWriter(store, give_up_s, self._on_saved)
+        self._meter = Meter(run.name, run.member.epochs, num_samples)
+        self._taken_at = time.monotonic()
+        self._is_noticed = False
+        self._asked: Position | None = None
+        self._seen: StepsTaken | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self._writer.close()
+
+    def tell_begin(self, start: Start, num_ranks: int) -> None:
+        """Tell where this attempt begins."""
+        position = start.checkpoint.position if start.checkpoint else Position()
+        for torn in start.torn:
+            _logger.warning("run %s: %s; going on from the checkpoint before", self._run.name, torn)
+        begun = Begun(self._run.name, start.attempt, position, num_ranks, tuple(map(str, start.torn)))
+        ray.get([self._board.post.remote(begun), self._board.set_saved.remote(self._run.name, position)])
+
+    def on_step(self, state: TrainingState) -> None:
+        """Save the state if that is due, and tell how the run goes on."""
+        self._writer.check()
+        if self._is_due():
+            self._save(state)
+        self._tell(state)
+
+    def on_epoch(self, report: EpochReport, state: TrainingState) -> None:
+        """Save the state and tell what the epoch came to."""
         metrics = _metrics(report)
-        if not ranks.leads:
-            ray.train.report(metrics)
+        self._meter.end_epoch(report.epoch, report.loss, metrics.get(SCORE))
+        self._save(state, metrics=metrics, is_best=report.is_best)
+        self._board.post.remote(Post(self._run.name, self._run.member.epochs, metrics))
+        self._meter.begin_epoch()
+
+    def _tell(self, state: TrainingState) -> None:
+        """Tell how the run goes on, now and then; the first step here began before this process could measure it."""
+        before, self._seen = self._seen, replace(state.taken)
+        if before is None:
+            self._meter.begin_epoch()
             return
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary) / "checkpoint"
-            save_state(folder, state, run.member)
-            (folder / METRICS).write_text(json.dumps(metrics))
-            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
-        board.post.remote(Post(run.name, run.member.epochs, metrics))
+        if state.taken.num_images <= before.num_images:  # the first step of another epoch
+            before = StepsTaken()
+        num_images, wait_s = state.taken.num_images - before.num_images, state.taken.wait_s - before.wait_s
+        progress = self._meter.step(state.position, num_images, wait_s, state.mean_loss)
+        if progress is not None:
+            self._board.post.remote(Stepped(self._run.name, state.position, progress))
 
-    checkpoint = ray.train.get_checkpoint()
-    restore = partial(_restore, checkpoint, run.member) if checkpoint else None
-    train_member(run.member, data, ranks, on_epoch, restore, encoder_file=encoder_file)
+    def _is_due(self) -> bool:
+        """Tell whether to save within an epoch: the interval is over, somebody asks for it, or a node is to go."""
+        if not self._is_noticed and requests.is_preempted():
+            self._is_noticed = True
+            self._interval_s = min(self._interval_s, NOTICE_INTERVAL_S)
+            _logger.warning("run %s: a node will be taken away; the state is saved now", self._run.name)
+            return True
+        if requests.is_asked() and self._asked is None:
+            return True
+        return self._writer.is_idle and time.monotonic() - self._taken_at >= self._interval_s
 
+    def _save(self, state: TrainingState, *, metrics: dict[str, Any] | None = None, is_best: bool = False) -> None:
+        start = time.monotonic()
+        snapshot = take_snapshot(state, self._run.member)
+        self._taken_at = time.monotonic()
+        if requests.is_asked():
+            self._asked = state.position
+        self._writer.submit(snapshot, metrics=metrics, is_best=is_best, pause_s=self._taken_at - start)
 
-def _restore(checkpoint: ray.train.Checkpoint, member: MemberSettings, state: TrainingState) -> None:
-    with checkpoint.as_directory() as folder:
-        restore_state(Path(folder), state, member)
+    def _on_saved(self, kept: KeptCheckpoint) -> None:
+        if self._asked is not None and kept.position >= self._asked:
+            self._asked = None
+            requests.set_saved()
+        self._board.set_saved.remote(self._run.name, kept.position)
 
 
 def _metrics(report: EpochReport) -> dict[str, Any]:
     metrics: dict[str, Any] = {
         "epoch": report.epoch,
-        BEST: report.epoch + 1 if report.is_best else 0,
         "loss": report.loss,
         "epoch_s": report.epoch_s,
         "wait_s": report.wait_s,

@@ -1,15 +1,16 @@
-"""A run: what one member's training on one fold depends on, and the names that driver and ranks share."""
+"""A run: what one member's training on one fold depends on, what a command asks for, the names that all sides share."""
 
 from __future__ import annotations
 
-from raytrain.config import MemberSettings, Settings
+from typing import Any, Literal
+
+from pydantic import Field
+
+from raytrain.config import LoaderSettings, MemberSettings, Settings
 
 SCORE = "iou_location_weighted"
-BEST = "best_epoch"
-"""The metric that checkpoints are kept by: the number of an epoch that is the best so far, 0 for any other."""
 """The metric by which the best epoch of a run is kept."""
-METRICS = "metrics.json"
-"""The epoch's metrics, in its checkpoint."""
+RUN_FILE, RESULT_FILE, HISTORY_FILE = "run.json", "result.json", "history.json"
 
 
 class RunSettings(Settings):
@@ -29,3 +30,43 @@ class RunSettings(Settings):
     def name(self) -> str:
         """The run's folder."""
         return f"{self.member.name}-fold{'none' if self.fold is None else self.fold}"
+
+
+class Checkpointing(Settings):
+    """How often a run's state is saved within an epoch, and how many of the last ones stay, the best one beside them.
+
+    The end of an epoch is saved always.
+    """
+
+    interval_s: float = Field(default=600.0, gt=0)
+    keep_last: int = Field(default=2, ge=1)
+
+
+class TrainJob(Settings):
+    """Which members to train on which shards; `changes` (dotted path -> value) apply to every member.
+
+    `workers` are the ranks of a run, or the fewest and the most of an elastic one, which goes on with what the cluster
+    has. `weights` is a mirror of encoder weights, from which members that ask for timm's take them. It, `loader`, which
+    says how tiles get to the ranks, `workers` and `checkpointing` are no part of what a run depends on.
+    """
+
+    shards: str
+    out: str
+    experiment: str = "main"
+    members: tuple[str, ...] = ("all",)
+    fold: int | Literal["all", "none"] = 0
+    workers: int | tuple[int, int] = 1
+    changes: dict[str, Any] = Field(default_factory=dict)
+    loader: LoaderSettings = LoaderSettings()
+    checkpointing: Checkpointing = Checkpointing()
+    weights: str | None = None
+
+    @property
+    def fewest_workers(self) -> int:
+        """The ranks without which no run goes on."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        """The ranks of a run where the cluster has room."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]

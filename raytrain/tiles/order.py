@@ -31,7 +31,7 @@ def stream(seed: int, purpose: Purpose, *place: int) -> np.random.SeedSequence:
     return np.random.SeedSequence(seed, spawn_key=(purpose, *place))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Position:
     """How far a run has come: whole epochs, and in the one that is going on the samples done over all ranks.
 

@@ -34,7 +34,7 @@ from raytrain.tiles.order import (
 )
 from raytrain.tiles.reader import TileReader
 from raytrain.training.batch_norm import over_all_ranks
-from raytrain.training.checkpoints import TrainingState
+from raytrain.training.checkpoints import StepsTaken, TrainingState
 from raytrain.training.encoder_files import EncoderFile
 from raytrain.training.metrics import Scores, count_pixels, scores
 from raytrain.training.models import build_model, compute_dtype
@@ -113,9 +113,9 @@ def train_member(
     judged = data if has_validation else replace(data, validation=data.train[:PROBED_TILES])
     with SampleLoader(dataset, data.loader) as train_samples, validation_loader(settings, judged) as judged_samples:
         while state.position.epoch < settings.epochs:
-            taken = _train_epoch(net, state, settings, train_samples, ranks, on_step)
+            _train_epoch(net, state, settings, train_samples, ranks, on_step)
             found = validate(state.net, settings, judged, ranks, judged_samples)
-            on_epoch(_end_epoch(state, settings, found if has_validation else None, taken), state)
+            on_epoch(_end_epoch(state, settings, found if has_validation else None), state)
     return state
 
 
@@ -130,18 +130,9 @@ def _check(settings: MemberSettings, num_samples: int, ranks: Ranks) -> None:
         )
 
 
-@dataclass
-class _StepsTaken:
-    """What the steps of an epoch that were taken here came to."""
-
-    num_images: int = 0
-    skipped: int = 0
-    wait_s: float = 0.0
-    all_s: float = 0.0
-
-
-def _end_epoch(state: TrainingState, settings: MemberSettings, found: Scores | None, taken: _StepsTaken) -> EpochReport:
+def _end_epoch(state: TrainingState, settings: MemberSettings, found: Scores | None) -> EpochReport:
     """Bring `state` to the start of the next epoch and return the report of this one."""
+    taken = state.taken
     epoch, loss = state.position.epoch, state.loss_sum / max(state.num_steps, 1)
     value = -loss if found is None else found.iou_location_weighted
     state.plateau = state.plateau.after(epoch, value, settings.optimiser)
@@ -196,10 +187,11 @@ def _train_epoch(
     samples: SampleLoader[Sample],
     ranks: Ranks,
     on_step: OnStep | None,
-) -> _StepsTaken:
+) -> None:
     """Take a step for each global batch that is left of the epoch. All ranks."""
     net.train()
-    taken, begun = _StepsTaken(), time.monotonic()
+    taken, begun = StepsTaken(), time.monotonic()
+    state.taken = taken
     num_samples, epoch = len(samples.dataset), state.position.epoch
     batches = epoch_batches(num_samples, settings.global_batch, settings.seed, epoch, state.position.samples_done)
     num_batches = -(-num_samples // settings.global_batch)
@@ -221,10 +213,9 @@ def _train_epoch(
         state.position = Position(epoch, state.position.samples_done + num_images)
         taken.num_images += num_images
         taken.skipped += state.scaler.get_scale() < scale
+        taken.all_s = time.monotonic() - begun
         if on_step is not None:
             on_step(state)
-    taken.all_s = time.monotonic() - begun
-    return taken
 
 
 def _keys(epoch: int, samples: NDArray[np.int64]) -> list[Key]:

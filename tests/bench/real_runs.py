@@ -33,7 +33,8 @@ from raytrain.errors import RaytrainError
 from raytrain.scoring.ensemble import Ensemble, use_threads
 from raytrain.tiles.reader import TileReader, read_manifest, shards_digest
 from raytrain.training import WEIGHTS_FILE
-from raytrain.training.checkpoints import CheckpointFolder, TrainingState, restore_state
+from raytrain.training.checkpoint_store import CheckpointStore, Start
+from raytrain.training.checkpoints import TrainingState, restore_state, take_snapshot
 from raytrain.training.loop import EpochReport, TrainingData, train_member, validate, validation_loader
 from raytrain.training.ranks import Ranks
 from tests.bench.real_data import Fold
@@ -109,7 +110,7 @@ def train_run(run: Run) -> None:
     data = TrainingData(reader, np.asarray(run.fold.train, np.int64), nothing, loader)
     run.folder.mkdir(parents=True, exist_ok=True)
     journal = _Journal(run, TrainingData(reader, nothing, np.asarray(run.fold.test, np.int64), loader))
-    restore = journal.restore if journal.checkpoints.last is not None else None
+    restore = journal.restore if journal.start.checkpoint is not None else None
     state = train_member(run.member, data, Ranks(), journal.on_epoch, restore, journal.on_step)
     weights = {name: tensor.detach().contiguous() for name, tensor in state.net.state_dict().items()}
     _write_whole(run.folder / WEIGHTS_FILE, lambda path: save_file(weights, path))
@@ -124,6 +125,7 @@ def train_run(run: Run) -> None:
     }
     _write_whole(run.folder / RESULT_FILE, lambda path: path.write_text(json.dumps(result, indent=1)))
     shutil.rmtree(run.folder / "checkpoints")
+    (run.folder / "checkpoints.json").unlink()
 
 
 def tried(run: Run) -> str | None:
@@ -191,14 +193,15 @@ class _Journal:
     kept_at: float = field(default_factory=time.monotonic)
     told_at: float = -NEWS_S
 
-    @property
-    def checkpoints(self) -> CheckpointFolder:
-        return CheckpointFolder(self.run.folder / "checkpoints")
+    store: CheckpointStore = field(init=False)
+    start: Start = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.store = CheckpointStore(str(self.run.folder), keep_last=1)
+        self.start = self.store.begin()
 
     def restore(self, state: TrainingState) -> None:
-        last = self.checkpoints.last
-        assert last is not None, "asked only where there is one"
-        restore_state(last, state, self.run.member)
+        restore_state(self.start.files, state, self.run.member)
         self.epochs = [epoch for epoch in curve(self.run) if epoch.epoch < state.position.epoch]
         position = state.position
         print(f"{self.run.name}: goes on in epoch {position.epoch + 1}, sample {position.samples_done}", flush=True)
@@ -224,7 +227,7 @@ class _Journal:
             self._tell(report, watched)
 
     def _keep(self, state: TrainingState) -> None:
-        self.checkpoints.keep(state, self.run.member, is_best=False)
+        self.store.save(take_snapshot(state, self.run.member))
         self.kept_at = time.monotonic()
 
     def _is_watched(self, epochs_done: int) -> bool:

@@ -16,12 +16,13 @@ from rio_cogeo.cogeo import cog_validate
 from safetensors.torch import load_file, save_file
 
 from raytrain import storage
-from raytrain.cluster.board import Post
+from raytrain.cluster.board import News, Post
 from raytrain.cluster.evaluate import EvaluateJob, EvaluateReport, evaluate
+from raytrain.cluster.runs import TrainJob
 from raytrain.cluster.score import ScoreJob, score
 from raytrain.cluster.session import Cluster, joined
 from raytrain.cluster.shard import ShardJob, shard
-from raytrain.cluster.train import TrainJob, TrainReport, _placement, train
+from raytrain.cluster.train import TrainReport, _placement, train
 from raytrain.config import LoaderSettings, ScoreSettings, ShardSettings
 from raytrain.errors import ConfigError
 from raytrain.recipes import members
@@ -51,12 +52,13 @@ def shards(chips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def posts() -> list[Post]:
+def posts() -> list[News]:
+    """All news of the training, in their order."""
     return []
 
 
 @pytest.fixture(scope="module")
-def trained(shards: Path, posts: list[Post], tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainJob, TrainReport]:
+def trained(shards: Path, posts: list[News], tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainJob, TrainReport]:
     out = tmp_path_factory.mktemp("runs")
     job = TrainJob(
         shards=str(shards), out=str(out), members=("small-effnet-4b-20k", "small-byob-3b"), workers=2, changes=TINY
@@ -119,7 +121,7 @@ def test_bad_chips_are_listed_and_left_out_or_nothing_is_written(own_chips: Path
     assert sorted(map(str, again.problems)) == sorted(map(str, lenient.problems))
 
 
-def test_two_members_on_two_workers_make_an_ensemble(trained: tuple[TrainJob, TrainReport], posts: list[Post]) -> None:
+def test_two_members_on_two_workers_make_an_ensemble(trained: tuple[TrainJob, TrainReport], posts: list[News]) -> None:
     job, report = trained
     assert not report.failed
     assert report.num_members == 2
@@ -127,12 +129,13 @@ def test_two_members_on_two_workers_make_an_ensemble(trained: tuple[TrainJob, Tr
     manifest = read_manifest(report.ensemble_uri)
     assert [member.name for member in manifest.members] == ["small-effnet-4b-20k", "small-byob-3b"]
     assert all(member.score is not None and 0 <= member.score <= 1 for member in manifest.members)
-    assert [(post.run, post.metrics["epoch"]) for post in posts] == [
+    epochs = [news for news in posts if isinstance(news, Post)]
+    assert [(post.run, post.metrics["epoch"]) for post in epochs] == [
         (f"{name}-fold0", epoch) for name in ("small-effnet-4b-20k", "small-byob-3b") for epoch in (0, 1)
     ]
     for member in manifest.members:
         assert not (Path(report.ensemble_uri) / member.weights).read_bytes().startswith(b"\x80")
-    scores = [post.metrics["iou_location_weighted"] for post in posts]
+    scores = [post.metrics["iou_location_weighted"] for post in epochs]
     assert [member.score for member in manifest.members] == [max(scores[:2]), max(scores[2:])]
 
 
@@ -198,7 +201,9 @@ def test_run_that_was_cut_off_continues_from_its_last_checkpoint(
     (tmp_path / "runs" / "main" / "ensemble.json").unlink()
     moved = job.model_copy(update={"out": str(tmp_path / "runs")})
     epochs: list[int] = []
-    again = train(moved, Cluster(), lambda post: epochs.append(post.metrics["epoch"]))
+    again = train(
+        moved, Cluster(), lambda news: epochs.append(news.metrics["epoch"]) if isinstance(news, Post) else None
+    )
     assert epochs == [], "both epochs are in the checkpoint"
     assert again.trained == report.trained
 
@@ -287,7 +292,7 @@ def test_local_paths_and_ray_client_are_refused_where_they_cannot_work() -> None
     with pytest.raises(ConfigError, match="ray job submit"), joined(Cluster(address="ray://head:10001"), []):
         pass
     with pytest.raises(ConfigError, match="500 workers need as many CPUs"):
-        _placement(500)
+        _placement(TrainJob(shards="s", out="o", workers=500))
 
 
 def test_real_chips_from_shards_to_scores(real_imagery: Path, tmp_path: Path) -> None:

@@ -10,10 +10,11 @@ import pytest
 
 from raytrain import cli
 from raytrain.cluster import demo
+from raytrain.cluster.runs import RESULT_FILE, RUN_FILE, TrainJob
 from raytrain.cluster.score import ScoreJob, score
 from raytrain.cluster.session import Cluster
 from raytrain.cluster.shard import ShardJob, shard
-from raytrain.cluster.train import RESULT_FILE, RUN_FILE, TrainJob, train
+from raytrain.cluster.train import train
 from raytrain.config import ScoreSettings, ShardSettings
 from raytrain.errors import ConfigError
 from raytrain.scoring.manifest import read_manifest

@@ -25,10 +25,11 @@ from raytrain.errors import ConfigError, TrainingDiverged
 from raytrain.recipes import members
 from raytrain.training import loop, step
 from raytrain.training.batch_norm import over_all_ranks
-from raytrain.training.checkpoints import TrainingState, restore_state, save_state
+from raytrain.training.checkpoints import TrainingState
 from raytrain.training.loop import EpochReport, TrainingData, train_member
 from raytrain.training.models import build_model
 from raytrain.training.ranks import Ranks
+from tests.making import restore_from, save_to
 
 SETTINGS = change(
     members(("small-effnet-4b-20k",))[0],
@@ -71,18 +72,18 @@ def train(ranks: Ranks, out: Path, options: dict[str, Any]) -> None:
     def on_epoch(report: EpochReport, state: TrainingState) -> None:
         reports.append(report)
         if ranks.leads:
-            save_state(out / f"epoch-{report.epoch}", state, settings)
+            save_to(out / f"epoch-{report.epoch}", state, settings)
 
     def on_step(state: TrainingState) -> None:
         nonlocal steps
         steps += 1
         if steps == options.get("stop"):
             if ranks.leads:
-                save_state(out / "cut", state, settings)
+                save_to(out / "cut", state, settings)
             raise Stopped
 
     def restore(state: TrainingState) -> None:
-        restore_state(Path(options["resume"]), state, settings)
+        restore_from(Path(options["resume"]), state, settings)
 
     # Batches of 4 and 3: of uneven shares on 2 ranks, and on 3.
     data = TrainingData(cast(Any, MemoryReader()), np.arange(7), np.arange(5, 10))

@@ -11,11 +11,11 @@ import torch
 from raytrain.config import MemberSettings, ShardSettings, change
 from raytrain.recipes import members
 from raytrain.tiles.reader import TileReader
-from raytrain.training.checkpoints import TrainingState, restore_state, save_state
+from raytrain.training.checkpoints import TrainingState
 from raytrain.training.loop import TrainingData, train_member
 from raytrain.training.models import compute_dtype
 from raytrain.training.ranks import Ranks
-from tests.making import shard_chips
+from tests.making import restore_from, save_to, shard_chips
 
 pytestmark = [
     pytest.mark.gpu,
@@ -69,7 +69,7 @@ def test_checkpoint_of_a_gpu_goes_on_on_a_cpu(data: TrainingData, tmp_path: Path
 
     def keep_second(report: object, state: TrainingState) -> None:
         if state.position.epoch == 2:
-            save_state(tmp_path / "second", state, settings)
+            save_to(tmp_path / "second", state, settings)
 
     train_member(settings, data, GPU, keep_second)
     rest: list[float] = []
@@ -78,6 +78,6 @@ def test_checkpoint_of_a_gpu_goes_on_on_a_cpu(data: TrainingData, tmp_path: Path
         data,
         Ranks(),
         lambda report, _: rest.append(report.loss),
-        lambda state: restore_state(tmp_path / "second", state, settings),
+        lambda state: restore_from(tmp_path / "second", state, settings),
     )
     assert rest == pytest.approx(train(settings, data, GPU)[2:], rel=0.05)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import httpx2
@@ -17,13 +18,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from raytrain import cli, storage
-from raytrain.cluster.runs import RunSettings
-from raytrain.cluster.train import TrainJob, _check_claim, _encoder_files, _pinned, _with_hashes, plan_runs
+from raytrain.cluster.plan import check_claim, encoder_files, pinned, plan_runs, with_hashes
+from raytrain.cluster.runs import RunSettings, TrainJob
 from raytrain.config import MemberSettings, ShardSettings, change, parse
 from raytrain.errors import ConfigError, WorkNotFinished
 from raytrain.recipes import members
+from raytrain.tiles.order import Position
 from raytrain.tiles.reader import TileReader, select_tiles
 from raytrain.training.batch_norm import over_all_ranks
+from raytrain.training.checkpoint_files import CheckpointIndex, KeptCheckpoint
 from raytrain.training.encoder_files import EncoderFile, fetch
 from raytrain.training.encoder_tensors import adapt_filters
 from raytrain.training.loop import TrainingData, train_member
@@ -408,9 +411,9 @@ def plan(shards: str, out: Path, weights: Path | None = None, **changes: object)
     settings = {"global_batch": 4, "crop_px": 32, **changes}
     job = TrainJob(shards=shards, out=str(out), members=("small-effnet-4b-20k",), changes=settings)
     runs = plan_runs(job)
-    found = _encoder_files(runs, None if weights is None else str(weights))
-    (run,) = _with_hashes(str(out), runs, found)
-    file = _pinned(found, run)
+    found = encoder_files(runs, None if weights is None else str(weights))
+    (run,) = with_hashes(str(out), runs, found)
+    file = pinned(found, run)
     assert file is not None
     return run, file
 
@@ -418,7 +421,9 @@ def plan(shards: str, out: Path, weights: Path | None = None, **changes: object)
 def begin(out: Path, run: RunSettings) -> None:
     """Leave what a run that has learnt something leaves."""
     storage.write_bytes(str(out / run.name / "run.json"), run.model_dump_json().encode())
-    storage.write_bytes(str(out / run.name / "checkpoint_0" / "x"), b"x")
+    kept = KeptCheckpoint("epoch-0001-00000000", Position(1), True, None, 0.0, 0.0, 1)
+    index = json.dumps(asdict(CheckpointIndex(1, (kept,))))
+    storage.write_bytes(str(out / run.name / "checkpoints.json"), index.encode())
 
 
 @pytest.mark.usefixtures("no_hub")
@@ -471,11 +476,11 @@ def test_run_goes_on_with_the_weights_it_began_with_and_with_no_others(
     run, file = plan(shards, out, encoder_weights=str(own))
     assert run.encoder_weights_sha256 == storage.sha256_of(own.read_bytes())
     begin(out, run)
-    _check_claim(str(out / run.name), plan(shards, out, encoder_weights=f"file://{own}")[0])
+    check_claim(str(out / run.name), plan(shards, out, encoder_weights=f"file://{own}")[0])
     tensors = load_file(own)
     save_file({**tensors, "bn1.bias": tensors["bn1.bias"] + 1}, own)
     with pytest.raises(ConfigError, match=r"begun with other settings \(encoder_weights_sha256: .* -> .*\)"):
-        _check_claim(str(out / run.name), plan(shards, out, encoder_weights=str(own))[0])
+        check_claim(str(out / run.name), plan(shards, out, encoder_weights=str(own))[0])
     with pytest.raises(ConfigError, match=r"own\.safetensors: sha256 is .*, expected .* changed or are damaged"):
         fetch(file)
 
@@ -499,7 +504,7 @@ def test_run_begun_from_the_hub_goes_on_without_it_and_from_a_mirror_of_the_same
     assert mirror(files, tmp_path / "mirror", EFFNET) == 0
     again, _ = plan(shards, out, tmp_path / "mirror", encoder_weights="timm")
     assert again == run
-    _check_claim(str(out / run.name), again)
+    check_claim(str(out / run.name), again)
 
 
 def test_relative_path_of_weights_is_made_absolute_for_the_ranks(

@@ -17,7 +17,8 @@ from raytrain.errors import ConfigError, TrainingDiverged
 from raytrain.recipes import members
 from raytrain.scoring.ensemble import Ensemble
 from raytrain.tiles.reader import TileReader
-from raytrain.training.checkpoints import CheckpointFolder, TrainingState
+from raytrain.training.checkpoint_store import CheckpointStore
+from raytrain.training.checkpoints import Snapshot
 from raytrain.training.metrics import count_pixels
 from tests import making
 from tests.bench import blue, real_runs
@@ -255,18 +256,18 @@ def test_a_killed_run_goes_on_to_the_same_probabilities_and_curve(
     """Killed after a checkpoint in the second epoch; then before that of the first, whose point of the curve stands."""
     run("val", archive, tmp_path / "whole")
     assert "WARNING" in capsys.readouterr().out
-    keep = real_runs.CheckpointFolder.keep
+    keep = real_runs.CheckpointStore.save
     calls = []
 
-    def keep_and_stop(self: CheckpointFolder, state: TrainingState, *arguments: Any, **options: Any) -> None:
-        calls.append(state.position)
+    def keep_and_stop(self: CheckpointStore, snapshot: Snapshot, **options: Any) -> None:
+        calls.append(snapshot.position)
         if len(calls) != call or is_kept:
-            keep(self, state, *arguments, **options)
+            keep(self, snapshot, **options)
         if len(calls) == call:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(real_runs, "CHECKPOINT_S", 0)
-    monkeypatch.setattr(real_runs.CheckpointFolder, "keep", keep_and_stop)
+    monkeypatch.setattr(real_runs.CheckpointStore, "save", keep_and_stop)
     with pytest.raises(KeyboardInterrupt):
         run("val", archive, tmp_path / "killed")
     run("val", archive, tmp_path / "killed")

@@ -16,18 +16,17 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from raytrain.cluster.train import _reason
 from raytrain.config import MemberSettings, ShardSettings, change
 from raytrain.errors import ConfigError, DataError, TrainingDiverged
 from raytrain.tiles.order import check_batch
 from raytrain.tiles.reader import TileReader, read_index, select_tiles
 from raytrain.training import loop
-from raytrain.training.checkpoints import CheckpointFolder, TrainingState, restore_state, save_state
+from raytrain.training.checkpoints import TrainingState
 from raytrain.training.loop import EpochReport, TrainingData, train_member, validate, validation_loader
 from raytrain.training.models import build_model, load_weights
 from raytrain.training.ranks import Ranks
 from raytrain.training.samples import ValidationTransform
-from tests.making import make_tile, shard_chips, tiny_member, write_tiles
+from tests.making import make_tile, restore_from, save_to, shard_chips, tiny_member, write_tiles
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +44,9 @@ def run(settings: MemberSettings, data: TrainingData, folder: Path, start: Path 
 
     def on_epoch(report: EpochReport, state: TrainingState) -> None:
         reports.append(report)
-        save_state(folder / str(report.epoch), state, settings)
+        save_to(folder / str(report.epoch), state, settings)
 
-    train_member(settings, data, Ranks(), on_epoch, (lambda s: restore_state(start, s, settings)) if start else None)
+    train_member(settings, data, Ranks(), on_epoch, (lambda s: restore_from(start, s, settings)) if start else None)
     return reports
 
 
@@ -72,7 +71,7 @@ def stop_after(num_steps: int, folder: Path, settings: MemberSettings) -> Callab
 
     def on_step(state: TrainingState) -> None:
         if next(steps) == num_steps:
-            save_state(folder, state, settings)
+            save_to(folder, state, settings)
             raise Stopped
 
     return on_step
@@ -149,40 +148,6 @@ def test_checkpoint_is_whole_or_absent(data: TrainingData, tmp_path: Path, monke
     run(tiny_member(), data, tmp_path)
     with pytest.raises(FileExistsError):
         run(tiny_member(), data, tmp_path)
-
-
-def test_folder_keeps_the_last_and_the_best_checkpoint_and_no_other(data: TrainingData, tmp_path: Path) -> None:
-    settings, folder = tiny_member(epochs=5), CheckpointFolder(tmp_path / "kept")
-    assert folder.last is None
-    assert folder.best is None
-    values: list[float] = []
-
-    def on_epoch(report: EpochReport, state: TrainingState) -> None:
-        assert report.scores is not None
-        values.append(report.scores.iou_location_weighted)
-        folder.keep(state, settings, is_best=report.is_best)
-
-    def on_step(state: TrainingState) -> None:
-        folder.keep(state, settings, is_best=False)
-
-    train_member(settings, data, Ranks(), on_epoch, on_step=on_step)
-    best = int(np.argmax(values)) + 1
-    assert folder.last == tmp_path / "kept" / "epoch-0005-00000000"
-    assert folder.best == tmp_path / "kept" / f"epoch-{best:04d}-00000000"
-    assert {path.name for path in (tmp_path / "kept").iterdir()} == {
-        "checkpoints.json",
-        folder.last.name,
-        folder.best.name,
-    }
-    restored: list[TrainingState] = []
-
-    def restore(state: TrainingState) -> None:
-        assert folder.last is not None
-        restore_state(folder.last, state, settings)
-        restored.append(state)
-
-    train_member(settings, data, Ranks(), on_epoch, restore)
-    assert restored[0].plateau.best == max(values)
 
 
 def test_float16_with_a_scaler_learns_and_goes_on_with_its_scale(data: TrainingData, tmp_path: Path) -> None:
@@ -381,20 +346,6 @@ def test_checkpoint_of_other_tiles_is_refused(data: TrainingData, tmp_path: Path
 def test_without_validation_the_last_epoch_is_kept(data: TrainingData, tmp_path: Path) -> None:
     reports = run(tiny_member(), replace(data, validation=data.train[:0]), tmp_path)
     assert [(each.is_best, each.scores) for each in reports] == [(True, None)] * 3
-
-
-def test_reason_of_a_failed_run_is_one_line_that_says_what_to_do() -> None:
-    memory = (
-        "Training failed due to worker errors:\n1 worker(s) were killed due to the node running low on memory. \n"
-        "Memory on the node (IP: 10.0.0.1, ID: abc) was 22.30GB used / 23.47GB limit (0.950000)\n"
-        "Refer to the documentation on how to address the out of memory issue: https://docs.ray.io/"
-    )
-    assert _reason(RuntimeError(memory)) == (
-        "out of memory on a node (22.30GB used / 23.47GB limit); "
-        "lower global_batch, crop_px or the number of ranks on a node"
-    )
-    text = "Training failed due to worker errors:\n  File x\nraytrain.errors.DataError: tile t in s: can't be read"
-    assert _reason(RuntimeError(text)) == "raytrain.errors.DataError: tile t in s: can't be read"
 
 
 def test_resumed_run_asks_no_hub(data: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

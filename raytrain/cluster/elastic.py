@@ -1,0 +1,63 @@
+"""The number of ranks of an elastic run: Ray Train's policy, which follows the nodes, after a checkpoint.
+
+Ray Train ends the ranks where they stand to go on with more of them; what they did since the last checkpoint would be
+done again each time that a node comes.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import ray
+import ray.exceptions
+from ray.train.v2._internal.execution.scaling_policy import (
+    ElasticScalingPolicy,
+    NoopDecision,
+    ResizeDecision,
+    ScalingDecision,
+)
+from ray.train.v2.api.config import ScalingConfig
+
+from raytrain.cluster.requests import has_saved_what_was_asked, save_soon
+
+WAIT_S = 120
+"""How long ranks get to save their state before their number changes."""
+ASK_S = 5
+
+
+class SavingElasticPolicy(ElasticScalingPolicy):
+    """Changes the number of running ranks once the first of them has saved the state of the run."""
+
+    def __init__(self, scaling_config: ScalingConfig) -> None:
+        super().__init__(scaling_config)
+        self._resize: ResizeDecision | None = None
+        self._asked_at = 0.0
+
+    def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
+        """Return how many ranks to begin with."""
+        self._resize = None
+        return super().make_decision_for_non_running_worker_group()
+
+    def make_decision_for_running_worker_group(
+        self, worker_group_state: Any, worker_group_status: Any
+    ) -> ScalingDecision:
+        """Return whether to go on with another number of ranks now."""
+        first = worker_group_state.workers[0]
+        if self._resize is None:
+            decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
+            if not isinstance(decision, ResizeDecision):
+                return decision
+            self._resize, self._asked_at = decision, time.monotonic()
+            first.execute_async(save_soon)
+            return NoopDecision()
+        if self._is_saved(first) or time.monotonic() - self._asked_at > WAIT_S:
+            decision, self._resize = self._resize, None
+            return decision
+        return NoopDecision()
+
+    def _is_saved(self, worker: Any) -> bool:
+        try:
+            return bool(ray.get(worker.execute_async(has_saved_what_was_asked), timeout=ASK_S))
+        except ray.exceptions.RayError:
+            return False  # slow, or gone: then the controller sees that

@@ -1,0 +1,177 @@
+"""Why an attempt to train a run ended, and whether another one is worth it.
+
+Ray Train asks the policy, in the controller of the run. A retry is for what may pass: lost nodes, killed workers,
+memory that was short once, a store out of reach. Wrong settings, bad data and a diverged loss end the run at once.
+Failures count while nothing is saved in between: a run that moves on is not given up because its nodes come and go.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import ray
+import ray.exceptions
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2._internal.execution.failure_handling import FailureDecision, FailurePolicy
+from ray.train.v2._internal.execution.failure_handling.default import RETRYABLE_CONTROLLER_ERRORS
+from ray.train.v2.api.config import FailureConfig
+from ray.train.v2.api.exceptions import ControllerError, PreemptionError, TrainingFailedError, WorkerGroupError
+
+from raytrain import storage
+from raytrain.cluster.board import Failed
+from raytrain.errors import RaytrainError, StoreOutOfReach, WorkNotFinished, first_line
+from raytrain.tiles.order import Position
+
+ASK_S = 10
+_logger = logging.getLogger(__name__)
+_MEMORY = re.compile(r"was ([\d.]+GB used / [\d.]+GB limit)")
+"""What Ray 2.60 says of a node whose workers it killed; its text goes on with much advice."""
+_NODE_GONE = re.compile(
+    r"node (has died|was (terminated|marked dead|removed)|is dead)|node .{0,80} died", re.IGNORECASE
+)
+_PEER_GONE = re.compile(
+    r"gloo|nccl|connection (closed|reset)|broken pipe|socket|process group|all_?reduce", re.IGNORECASE
+)
+
+
+class Kind(StrEnum):
+    """What may end an attempt; the texts stand in `history.json` and in tables."""
+
+    PREEMPTED = "preempted"
+    NODE_LOST = "node lost"
+    WORKER_KILLED = "worker killed"
+    OUT_OF_MEMORY = "out of memory"
+    STORE_OUT_OF_REACH = "store out of reach"
+    NO_WORKERS = "no workers"
+    UNEXPECTED = "unexpected error"
+    FINAL = "final"
+    JOB_ENDED = "job ended"
+    RESIZED = "resized"
+
+
+RETRIES = {
+    Kind.NODE_LOST: 5,
+    Kind.WORKER_KILLED: 3,
+    Kind.OUT_OF_MEMORY: 1,
+    Kind.STORE_OUT_OF_REACH: 3,
+    Kind.UNEXPECTED: 1,
+    Kind.FINAL: 0,
+}
+"""How many attempts of a kind may fail without a checkpoint saved in between, and yet another one is begun.
+
+Preemptions are no failures, and workers that can't be had are waited for: neither is counted.
+"""
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Why an attempt ended: its kind, one line, and the error of ours that says it, if there is one."""
+
+    kind: Kind
+    text: str
+    error: RaytrainError | None = None
+
+
+def cause_of(error: Exception) -> Cause:
+    """Return why the attempt that ended with Ray Train's `error` did.
+
+    An error of ours counts before what it does to other ranks, and a lost node before what its peers say of it.
+    """
+    if isinstance(error, PreemptionError):
+        return Cause(Kind.PREEMPTED, "a node was taken away, with notice")
+    if isinstance(error, ControllerError):
+        found = error.controller_failure
+        kind = Kind.NO_WORKERS if isinstance(found, RETRYABLE_CONTROLLER_ERRORS) else Kind.FINAL
+        return Cause(kind, first_line(found))
+    if not isinstance(error, WorkerGroupError):
+        return Cause(Kind.UNEXPECTED, _last_cause(error))
+    causes = [_cause_of_rank(rank, each) for rank, each in sorted(error.worker_failures.items())]
+    order = list(_IMPORTANCE)
+    return min(causes, key=lambda cause: order.index(cause.kind), default=Cause(Kind.UNEXPECTED, _last_cause(error)))
+
+
+_IMPORTANCE = (
+    Kind.FINAL,
+    Kind.PREEMPTED,
+    Kind.OUT_OF_MEMORY,
+    Kind.NODE_LOST,
+    Kind.STORE_OUT_OF_REACH,
+    Kind.WORKER_KILLED,
+    Kind.UNEXPECTED,
+)
+
+
+def _cause_of_rank(rank: int, error: Exception) -> Cause:
+    """Return why one rank ended."""
+    if isinstance(error, WorkerHealthCheckFailedError):
+        return _cause_of_death(rank, error.health_check_failure)
+    if isinstance(error, StoreOutOfReach):
+        return Cause(Kind.STORE_OUT_OF_REACH, str(error), error)
+    if isinstance(error, RaytrainError):
+        return Cause(Kind.FINAL, str(error), error)
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):  # torch is not imported here
+        return Cause(Kind.OUT_OF_MEMORY, f"rank {rank}: {first_line(error)}; {_LESS}")
+    if isinstance(error, PermissionError):
+        return Cause(Kind.FINAL, f"no right to it: {first_line(error)}")
+    if storage.is_out_of_reach(error) and not isinstance(error, ConnectionError):
+        return Cause(Kind.STORE_OUT_OF_REACH, f"{type(error).__name__}: {first_line(error)}")
+    text = f"rank {rank}: {type(error).__name__}: {first_line(error)}"
+    # What a rank says whose peer has gone; why that one went may not be known yet.
+    return Cause(Kind.WORKER_KILLED if _PEER_GONE.search(str(error)) else Kind.UNEXPECTED, text)
+
+
+_LESS = "lower global_batch, crop_px or the number of ranks on a node"
+
+
+def _cause_of_death(rank: int, error: Exception) -> Cause:
+    """Return why the process of a rank is no more."""
+    if isinstance(error, ray.exceptions.RayActorError) and error.preempted:
+        return Cause(Kind.PREEMPTED, f"the node of rank {rank} was taken away, with notice")
+    text = str(error)
+    if isinstance(error, ray.exceptions.OutOfMemoryError) or "low on memory" in text:
+        full = _MEMORY.search(text)
+        return Cause(Kind.OUT_OF_MEMORY, f"out of memory on a node{f' ({full[1]})' if full else ''}; {_LESS}")
+    if isinstance(error, ray.exceptions.NodeDiedError) or _NODE_GONE.search(text):
+        return Cause(Kind.NODE_LOST, f"the node of rank {rank} is gone")
+    return Cause(Kind.WORKER_KILLED, f"the process of rank {rank} is gone ({_last_cause(error)})")
+
+
+def _last_cause(error: Exception) -> str:
+    """Return the one line of Ray Train's long text that says why."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    causes = [line for line in lines if re.match(r"^[\w.]*(Error|Exception|Diverged)\b.*:", line)]
+    return (causes or lines or [type(error).__name__])[-1]
+
+
+class RunFailurePolicy(FailurePolicy):
+    """Decides about the failures of one run, and posts them."""
+
+    def __init__(self, failure_config: FailureConfig, run: str, board: Any) -> None:
+        super().__init__(failure_config)
+        self._run = run
+        self._board = board
+        self._counts: dict[Kind, int] = {}
+        self._saved = Position()
+
+    def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
+        """Return whether there is another attempt; counts begin anew where a checkpoint was saved in between."""
+        cause = cause_of(training_failed_error)
+        saved = ray.get(self._board.saved.remote(self._run), timeout=ASK_S)
+        if saved != self._saved:
+            self._saved, self._counts = saved, {}
+        count = self._counts[cause.kind] = self._counts.get(cause.kind, 0) + 1
+        limit = RETRIES.get(cause.kind)
+        is_retried = limit is None or count <= limit
+        _logger.info("run %s: %s: %s; failure %d of at most %s", self._run, cause.kind, cause.text, count, limit)
+        ray.get(self._board.post.remote(Failed(self._run, cause.kind, cause.text, is_retried)), timeout=ASK_S)
+        return FailureDecision.RETRY if is_retried else FailureDecision.RAISE
+
+
+def final_error(run: str, error: TrainingFailedError) -> RaytrainError:
+    """Return the error of ours that says why a run ended for good."""
+    cause = cause_of(error)
+    return cause.error or WorkNotFinished(f"run {run}: {cause.kind}: {cause.text}")

@@ -1,0 +1,159 @@
+"""One run on Ray Train: its ranks, what becomes of their failures, and its result once it is done."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+from ray.train.torch import TorchConfig
+from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.controller.state import ReschedulingState, RunningState
+from ray.train.v2._internal.execution.failure_handling import FailurePolicy
+from ray.train.v2._internal.execution.scaling_policy import ScalingPolicy
+
+# These are what ray.train names, too; there type checkers see those of Ray Train V1.
+from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
+from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.train.v2.torch.torch_trainer import TorchTrainer
+
+from raytrain import storage
+from raytrain.cluster.board import Noted
+from raytrain.cluster.elastic import SavingElasticPolicy
+from raytrain.cluster.failures import RunFailurePolicy, final_error
+from raytrain.cluster.runs import RESULT_FILE, RUN_FILE, SCORE, Checkpointing, RunSettings, TrainJob
+from raytrain.config import LoaderSettings, parse
+from raytrain.errors import WorkNotFinished
+from raytrain.scoring.manifest import TrainedMember
+from raytrain.training import WEIGHTS_FILE
+from raytrain.training.checkpoint_files import checkpoint_uri, read_checkpoint, read_index
+from raytrain.training.encoder_files import EncoderFile
+
+RESIZE_CHECK_S = 60.0
+"""How often an elastic run looks whether it could have another number of ranks."""
+MEETING_LIMIT_S = 600
+"""How long ranks wait for each other in one exchange before they take the others for lost."""
+
+
+def fit(
+    folder: str, run: RunSettings, encoder_file: EncoderFile | None, job: TrainJob, use_gpu: bool, board: Any
+) -> TrainedMember:
+    """Train one run to its end, from where it was saved last, and keep its best weights in the experiment's `folder`.
+
+    Raises the error of ours that ended it for good.
+    """
+    storage.write_bytes(storage.join(folder, run.name, RUN_FILE), run.model_dump_json(indent=1).encode())
+    scaling = ScalingConfig(
+        num_workers=job.workers,
+        use_gpu=use_gpu,
+        placement_strategy="PACK",
+        elastic_resize_monitor_interval_s=RESIZE_CHECK_S,
+    )
+    watchers: list[Any] = [_Watch(run.name, board)]
+    config = RunConfig(
+        name=run.name,
+        storage_path=storage.path_of(folder),
+        storage_filesystem=storage.arrow_filesystem(folder),
+        callbacks=watchers,
+    )
+    trainer = _Trainer(
+        RunFailurePolicy(FailureConfig(), run.name, board),
+        SavingElasticPolicy(scaling) if scaling.elasticity_enabled else None,
+        _train_on_rank,
+        train_loop_config={
+            "run": run.model_dump(mode="json"),
+            "folder": storage.join(folder, run.name),
+            "checkpointing": job.checkpointing.model_dump(mode="json"),
+            "loader": job.loader.model_dump(mode="json"),
+            "encoder_file": None if encoder_file is None else encoder_file.model_dump(mode="json"),
+            "board": board,
+        },
+        torch_config=TorchConfig(timeout_s=MEETING_LIMIT_S),
+        scaling_config=scaling,
+        run_config=config,
+    )
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        raise final_error(run.name, error) from error
+    return _keep(folder, run)
+
+
+class _Trainer(TorchTrainer):
+    """A TorchTrainer with policies of ours: Ray Train has no public way to name one."""
+
+    def __init__(
+        self, failure_policy: FailurePolicy, scaling_policy: ScalingPolicy | None, *arguments: Any, **options: Any
+    ) -> None:
+        super().__init__(*arguments, **options)
+        self._policies: dict[str, Any] = {"failure_policy": failure_policy}
+        if scaling_policy is not None:
+            self._policies["scaling_policy"] = scaling_policy
+
+    def _initialize_and_run_controller(self, **options: Any) -> Any:
+        return super()._initialize_and_run_controller(**(options | self._policies))
+
+
+class _Watch(ControllerCallback):
+    """Tells the driver who controls a run, and when it waits for nodes (in the controller)."""
+
+    def __init__(self, run: str, board: Any) -> None:
+        self._run = run
+        self._board = board
+        self._is_waiting = False
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Say who controls the run, so that an interrupted driver can end it."""
+        self._board.set_controller.remote(self._run, ray.get_runtime_context().current_actor)
+
+    def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+        """Say once that the run waits for nodes, each time that it does."""
+        if isinstance(current_state, ReschedulingState) and not self._is_waiting:
+            self._is_waiting = True
+            self._board.post.remote(Noted(self._run, "waits for nodes with room for its ranks"))
+        elif isinstance(current_state, RunningState):
+            self._is_waiting = False
+
+
+def finished(folder: str, run: RunSettings) -> TrainedMember | None:
+    """Return the net of `run` if its result is recorded and its weights stand."""
+    path = storage.join(folder, run.name, RESULT_FILE)
+    try:
+        net = parse(TrainedMember, storage.read_json(path), path)
+    except FileNotFoundError:
+        return None
+    return net if storage.exists(storage.join(folder, net.weights)) else None
+
+
+def _keep(folder: str, run: RunSettings) -> TrainedMember:
+    """Copy the best checkpoint's weights to their place and record the result, which marks the run as done."""
+    run_folder = storage.join(folder, run.name)
+    best = read_index(run_folder).best
+    if best is None or best.metrics is None:
+        raise WorkNotFinished(f"run {run.name} ended without the checkpoint of an epoch")
+    weights = read_checkpoint(checkpoint_uri(run_folder, best.name))[WEIGHTS_FILE]
+    storage.write_bytes(storage.join(run_folder, WEIGHTS_FILE), weights)
+    member = TrainedMember(
+        name=run.member.name,
+        fold=run.fold,
+        weights=f"{run.name}/{WEIGHTS_FILE}",
+        sha256=storage.sha256_of(weights),
+        settings=run.member,
+        score=best.metrics.get(SCORE),
+        epoch=best.metrics["epoch"] + 1,
+    )
+    storage.write_bytes(storage.join(run_folder, RESULT_FILE), member.model_dump_json(indent=1).encode())
+    return member
+
+
+def _train_on_rank(config: dict[str, Any]) -> None:
+    # Here, since torch and timm take seconds to import; the driver and Ray Train's controller do without.
+    from raytrain.cluster.rank import train_on_rank
+
+    train_on_rank(
+        parse(RunSettings, config["run"]),
+        config["folder"],
+        parse(Checkpointing, config["checkpointing"]),
+        parse(LoaderSettings, config["loader"]),
+        None if config["encoder_file"] is None else parse(EncoderFile, config["encoder_file"]),
+        config["board"],
+    )

@@ -1,0 +1,138 @@
+"""What became of each run, as the driver hears it: its attempts, why they ended, what was done again. Kept on disk."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from raytrain import storage
+from raytrain.cluster.board import Begun, Failed, News, Stepped
+from raytrain.cluster.failures import Kind
+from raytrain.cluster.runs import HISTORY_FILE
+from raytrain.config import Settings, parse
+from raytrain.errors import RaytrainError, first_line
+from raytrain.tiles.order import Position
+
+_logger = logging.getLogger(__name__)
+
+
+class Restart(Settings):
+    """One attempt that ended before its run did, and where the next one went on.
+
+    `reached` is where it stood by its last news, at most a second old; `lost_images` were trained on again. Both are
+    None where the command ended with it.
+    """
+
+    attempt: int
+    kind: Kind
+    cause: str
+    reached: Position | None
+    resumed: Position
+    lost_images: int | None
+
+
+class RunHistory(Settings):
+    """The restarts of a run over all commands, the time that they took, and why the last one failed for good."""
+
+    seconds: float = 0.0
+    restarts: tuple[Restart, ...] = ()
+    failed: str | None = None
+
+
+def read_history(run_folder: str) -> RunHistory:
+    """Return the history of the run in `run_folder`, an empty one where there is none."""
+    path = storage.join(run_folder, HISTORY_FILE)
+    try:
+        return parse(RunHistory, storage.read_json(path), path)
+    except FileNotFoundError:
+        return RunHistory()
+
+
+class Journal:
+    """Keeps the histories of the runs below `folder` while one command trains them; hands the news on to `on_news`."""
+
+    def __init__(self, folder: str, on_news: Callable[[News], None]) -> None:
+        self._folder = folder
+        self._on_news = on_news
+        self._histories: dict[str, RunHistory] = {}
+        self._ended: dict[str, Failed] = {}
+        self._last_step: dict[str, Stepped] = {}
+        self._num_ranks: dict[str, int] = {}
+
+    def history(self, run: str) -> RunHistory:
+        """Return the history of a run so far."""
+        if run not in self._histories:
+            self._histories[run] = read_history(storage.join(self._folder, run))
+        return self._histories[run]
+
+    def on_news(self, news: News) -> None:
+        """Take in news, in the order in which they were posted."""
+        if isinstance(news, Stepped):
+            self._last_step[news.run] = news
+        elif isinstance(news, Failed):
+            self._ended[news.run] = news
+            _logger.warning("run %s: attempt ended: %s: %s", news.run, news.kind, news.cause)
+        elif isinstance(news, Begun):
+            self._begun(news)
+        self._on_news(news)
+
+    def end(self, run: str, seconds: float, failed: str | None) -> None:
+        """Record that the command is done with a run, after so many seconds, and why it failed for good if it did."""
+        history = self.history(run)
+        self._write(run, history.model_copy(update={"seconds": history.seconds + seconds, "failed": failed}))
+
+    def _begun(self, begun: Begun) -> None:
+        restart = self._restart(begun)
+        self._num_ranks[begun.run] = begun.num_ranks
+        if restart is None:
+            return
+        history = self.history(begun.run)
+        self._write(begun.run, history.model_copy(update={"restarts": (*history.restarts, restart)}))
+        lost = "an unknown number of" if restart.lost_images is None else f"about {restart.lost_images}"
+        _logger.warning(
+            "run %s: attempt %d goes on in epoch %d behind image %d, on %d ranks; %s images are trained on again",
+            begun.run,
+            begun.attempt,
+            begun.position.epoch + 1,
+            begun.position.samples_done,
+            begun.num_ranks,
+            lost,
+        )
+
+    def _restart(self, begun: Begun) -> Restart | None:
+        """Return what ended the attempt before this one; None for the first of a run."""
+        if begun.attempt == 1:
+            return None
+        failed, step = self._ended.pop(begun.run, None), self._last_step.pop(begun.run, None)
+        if failed is not None:
+            kind, cause = Kind(failed.kind), failed.cause
+        elif begun.run in self._num_ranks:
+            kind, cause = Kind.RESIZED, f"{self._num_ranks[begun.run]} to {begun.num_ranks} ranks"
+        else:
+            before = self.history(begun.run).failed
+            kind, cause = Kind.JOB_ENDED, before or "the command before this one ended before the run did"
+        reached = None if step is None else max(step.position, begun.position)
+        lost = None
+        if step is not None and reached is not None:
+            epochs = reached.epoch - begun.position.epoch
+            lost = epochs * step.progress.num_samples + reached.samples_done - begun.position.samples_done
+        elif begun.run in self._num_ranks:
+            reached, lost = begun.position, 0  # no step since the attempt before began
+        return Restart(
+            attempt=begun.attempt - 1,
+            kind=kind,
+            cause=cause,
+            reached=reached,
+            resumed=begun.position,
+            lost_images=lost,
+        )
+
+    def _write(self, run: str, history: RunHistory) -> None:
+        """Keep a history; a store that is out of reach now costs a line of it, not the run."""
+        self._histories[run] = history
+        try:
+            storage.write_bytes(
+                storage.join(self._folder, run, HISTORY_FILE), history.model_dump_json(indent=1).encode()
+            )
+        except (OSError, RaytrainError) as error:
+            _logger.warning("run %s: its history can't be written: %s", run, first_line(error))

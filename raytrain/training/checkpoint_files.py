@@ -1,0 +1,119 @@
+"""What the checkpoints of a run are in a store: their files with hashes, and the index of those that count.
+
+Below the run's folder: `checkpoints/<name>/` and `checkpoints.json`. Must not know torch, nor who writes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from raytrain import storage
+from raytrain.errors import ConfigError, DataError
+from raytrain.tiles.order import Position
+
+MOMENTUM_FILE, STATE_FILE = "momentum.safetensors", "state.json"
+CHECKPOINTS_FILE, CHECKPOINTS_FOLDER = "checkpoints.json", "checkpoints"
+FORMAT_VERSION = 3
+
+
+@dataclass(frozen=True)
+class KeptCheckpoint:
+    """A checkpoint that counts: where its run stands, the metrics of the epoch that it ends (None within an epoch).
+
+    `is_best` says that no epoch before was as good. `pause_s` is what training waited for it, `write_s` what writing
+    took beside.
+    """
+
+    name: str
+    position: Position
+    is_best: bool
+    metrics: dict[str, Any] | None
+    pause_s: float
+    write_s: float
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class CheckpointIndex:
+    """What `checkpoints.json` says: the number of the attempt that may write, and the checkpoints from old to new."""
+
+    attempt: int = 0
+    kept: tuple[KeptCheckpoint, ...] = ()
+
+    @property
+    def last(self) -> KeptCheckpoint | None:
+        """The newest checkpoint."""
+        return self.kept[-1] if self.kept else None
+
+    @property
+    def best(self) -> KeptCheckpoint | None:
+        """The checkpoint of the best epoch."""
+        return next((each for each in reversed(self.kept) if each.is_best), None)
+
+    def with_checkpoint(self, new: KeptCheckpoint, keep_last: int) -> CheckpointIndex:
+        """Return the index with `new` as its newest: the last `keep_last` stay, and the best one."""
+        grown = replace(self, kept=(*(each for each in self.kept if each.name != new.name), new))
+        stay = {each.name for each in grown.kept[-keep_last:]} | ({grown.best.name} if grown.best else set())
+        return replace(self, kept=tuple(each for each in grown.kept if each.name in stay))
+
+
+def read_index(run_folder: str) -> CheckpointIndex:
+    """Return the index of the run in the folder of this URI, an empty one where nothing was saved."""
+    try:
+        found = storage.read_json(storage.join(run_folder, CHECKPOINTS_FILE))
+    except FileNotFoundError:
+        return CheckpointIndex()
+    kept = (KeptCheckpoint(**each | {"position": Position(**each["position"])}) for each in found["kept"])
+    return CheckpointIndex(found["attempt"], tuple(kept))
+
+
+def checkpoint_uri(run_folder: str, name: str) -> str:
+    """Return where the files of the checkpoint of this name lie."""
+    return storage.join(run_folder, CHECKPOINTS_FOLDER, name)
+
+
+def read_checkpoint(folder: str) -> dict[str, bytes]:
+    """Return the files of the checkpoint in the folder of this URI, by name.
+
+    Raises `DataError` if it is torn: a file is missing, cut off or not as it was written.
+    """
+    name = storage.name_of(folder)
+    files = {STATE_FILE: _read_file(folder, STATE_FILE)}
+    for file, digest in record_of(files, name)["sha256"].items():
+        files[file] = _read_file(folder, file)
+        if hashlib.sha256(files[file]).hexdigest() != digest:
+            raise DataError(f"checkpoint {name}", f"{file} is not as it was written ({len(files[file])} bytes)")
+    return files
+
+
+def _read_file(folder: str, name: str) -> bytes:
+    try:
+        return storage.read_bytes(storage.join(folder, name))
+    except FileNotFoundError as error:
+        raise DataError(f"checkpoint {storage.name_of(folder)}", f"{name} is absent") from error
+
+
+def record_of(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
+    """Return what `state.json` says; raise `DataError` if it is torn, `ConfigError` for another format.
+
+    `name` is that of the checkpoint.
+    """
+    try:
+        record: dict[str, Any] = json.loads(files[STATE_FILE])
+    except ValueError as error:
+        raise DataError(f"checkpoint {name}", f"{STATE_FILE} is cut off") from error
+    version = record.get("format_version")
+    if version != FORMAT_VERSION:
+        raise ConfigError(f"checkpoint of format version {version}; this raytrain reads {FORMAT_VERSION}")
+    if record.pop("record_sha256", None) != digest_of(record):
+        raise DataError(f"checkpoint {name}", f"{STATE_FILE} is not as it was written")
+    return record
+
+
+def digest_of(record: dict[str, Any]) -> str:
+    """Return the sha256 (hex) of a record, which stands beside it."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,205 @@
+"""Why attempts end: each kind of error has its cause in one line, and its policy; the history that comes of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, RayActorError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, WorkerHealthCheckFailedError
+from ray.train.v2._internal.execution.failure_handling import FailureDecision
+from ray.train.v2.api.config import FailureConfig
+from ray.train.v2.api.exceptions import ControllerError, PreemptionError, TrainingFailedError, WorkerGroupError
+from ray.train.v2.api.preemption import PreemptionInfo
+
+from raytrain.cluster import failures
+from raytrain.cluster.board import Begun, Board, Failed, News, Stepped
+from raytrain.cluster.failures import RETRIES, Kind, RunFailurePolicy, cause_of, final_error
+from raytrain.cluster.history import Journal, read_history
+from raytrain.errors import ConfigError, DataError, StoreOutOfReach, TrainingDiverged, WorkNotFinished
+from raytrain.tiles.order import Position
+from raytrain.training.progress import RunProgress
+
+MEMORY = (
+    "1 worker(s) were killed due to the node running low on memory. \n"
+    "Memory on the node (IP: 10.0.0.1, ID: abc) was 22.30GB used / 23.47GB limit (0.950000)\n"
+    "Refer to the documentation on how to address the out of memory issue: https://docs.ray.io/"
+)
+LESS = "lower global_batch, crop_px or the number of ranks on a node"
+
+
+def of_ranks(**errors: Exception) -> WorkerGroupError:
+    """Return what Ray Train makes of the errors of ranks: rank0=..., rank1=..."""
+    return WorkerGroupError("text", {int(name.removeprefix("rank")): error for name, error in errors.items()})
+
+
+def dead(error: Exception) -> WorkerHealthCheckFailedError:
+    """Return what the controller finds of a rank whose process is gone."""
+    return WorkerHealthCheckFailedError("A worker health check failed.", error)
+
+
+GLOO = RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.77.0.12]:34567")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "text"),
+    [
+        (of_ranks(rank1=DataError("tile t", "can't be read")), Kind.FINAL, "tile t: can't be read"),
+        (of_ranks(rank0=ConfigError("compile is for GPUs")), Kind.FINAL, "compile is for GPUs"),
+        (of_ranks(rank0=TrainingDiverged("the loss is nan")), Kind.FINAL, "the loss is nan"),
+        (of_ranks(rank0=PermissionError("s3://b: refused")), Kind.FINAL, "no right to it: s3://b: refused"),
+        (of_ranks(rank0=StoreOutOfReach("s3://b: away")), Kind.STORE_OUT_OF_REACH, "s3://b: away"),
+        (of_ranks(rank0=OSError(5, "bad disk")), Kind.STORE_OUT_OF_REACH, "OSError: [Errno 5] bad disk"),
+        (
+            of_ranks(rank0=dead(OutOfMemoryError(MEMORY))),
+            Kind.OUT_OF_MEMORY,
+            f"out of memory on a node (22.30GB used / 23.47GB limit); {LESS}",
+        ),
+        (of_ranks(rank2=MemoryError("no room")), Kind.OUT_OF_MEMORY, f"rank 2: no room; {LESS}"),
+        (of_ranks(rank1=dead(NodeDiedError("gone"))), Kind.NODE_LOST, "the node of rank 1 is gone"),
+        (
+            of_ranks(rank1=dead(RayActorError(error_msg="The actor died because its node has died."))),
+            Kind.NODE_LOST,
+            "the node of rank 1 is gone",
+        ),
+        (of_ranks(rank0=GLOO), Kind.WORKER_KILLED, f"rank 0: RuntimeError: {GLOO}"),
+        (of_ranks(rank0=KeyError("lr")), Kind.UNEXPECTED, "rank 0: KeyError: 'lr'"),
+        (ControllerError(WorkerGroupStartupTimeoutError(2)), Kind.NO_WORKERS, None),
+        (ControllerError(ValueError("a bug of Ray")), Kind.FINAL, "a bug of Ray"),
+        (PreemptionError(PreemptionInfo(None, {"n": [0]})), Kind.PREEMPTED, "a node was taken away, with notice"),
+    ],
+)
+def test_every_error_has_its_kind_and_one_line(error: TrainingFailedError, kind: Kind, text: str | None) -> None:
+    found = cause_of(error)
+    assert found.kind == kind
+    assert text is None or found.text == text
+    assert "\n" not in found.text
+
+
+def test_what_ended_a_rank_counts_before_what_that_does_to_its_peers() -> None:
+    killed = dead(ActorDiedError())
+    assert cause_of(of_ranks(rank0=GLOO, rank1=DataError("tile t", "bad"))).text == "tile t: bad"
+    assert cause_of(of_ranks(rank0=GLOO, rank1=dead(NodeDiedError("gone")))).kind == Kind.NODE_LOST
+    assert cause_of(of_ranks(rank0=killed, rank1=dead(OutOfMemoryError(MEMORY)))).kind == Kind.OUT_OF_MEMORY
+    assert cause_of(of_ranks(rank0=KeyError("x"), rank1=killed)).kind == Kind.WORKER_KILLED
+
+
+def test_the_error_that_ends_a_run_is_ours_where_there_is_one() -> None:
+    wrong = ConfigError("wrong")
+    assert final_error("run", of_ranks(rank0=wrong)) is wrong
+    error = final_error("run", of_ranks(rank0=dead(OutOfMemoryError(MEMORY))))
+    assert isinstance(error, WorkNotFinished)
+    assert str(error).startswith("run run: out of memory: out of memory on a node (22.30GB")
+
+
+class Remote:
+    """A board in this process that is spoken to as an actor is."""
+
+    def __init__(self) -> None:
+        self.board = Board()
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self.board, name)
+        return type("Method", (), {"remote": staticmethod(lambda *arguments: method(*arguments))})
+
+
+@pytest.fixture
+def remote(monkeypatch: pytest.MonkeyPatch) -> Remote:
+    monkeypatch.setattr(failures.ray, "get", lambda found, timeout=None: found)
+    return Remote()
+
+
+def decisions(remote: Remote, error: TrainingFailedError, count: int) -> list[FailureDecision]:
+    policy = RunFailurePolicy(FailureConfig(), "run", remote)
+    return [policy.make_decision(error) for _ in range(count)]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in Kind if RETRIES.get(kind)])
+def test_what_may_pass_is_tried_again_so_often_and_no_more(remote: Remote, kind: Kind) -> None:
+    errors = {
+        Kind.NODE_LOST: of_ranks(rank0=dead(NodeDiedError("gone"))),
+        Kind.WORKER_KILLED: of_ranks(rank0=dead(ActorDiedError())),
+        Kind.OUT_OF_MEMORY: of_ranks(rank0=dead(OutOfMemoryError(MEMORY))),
+        Kind.STORE_OUT_OF_REACH: of_ranks(rank0=StoreOutOfReach("away")),
+        Kind.UNEXPECTED: of_ranks(rank0=KeyError("x")),
+    }
+    limit = RETRIES[kind]
+    assert decisions(remote, errors[kind], limit + 1) == [FailureDecision.RETRY] * limit + [FailureDecision.RAISE]
+    told = [news for news in remote.board.take() if isinstance(news, Failed)]
+    assert [each.is_retried for each in told] == [True] * limit + [False]
+    assert {each.kind for each in told} == {kind}
+
+
+def test_what_is_wrong_for_good_ends_the_run_at_once(remote: Remote) -> None:
+    for error in (ConfigError("x"), DataError("t", "x"), TrainingDiverged("x")):
+        assert decisions(remote, of_ranks(rank0=error), 1) == [FailureDecision.RAISE]
+
+
+def test_preemptions_and_waiting_for_nodes_are_no_failures(remote: Remote) -> None:
+    for error in (PreemptionError(PreemptionInfo(None, {})), ControllerError(WorkerGroupStartupTimeoutError(2))):
+        assert decisions(remote, error, 100) == [FailureDecision.RETRY] * 100
+
+
+def test_a_run_that_saves_in_between_is_not_given_up(remote: Remote) -> None:
+    policy = RunFailurePolicy(FailureConfig(), "run", remote)
+    error = of_ranks(rank0=dead(ActorDiedError()))
+    for samples_done in range(1, 40):
+        remote.board.set_saved("run", Position(0, samples_done))
+        assert policy.make_decision(error) == FailureDecision.RETRY
+    last = [policy.make_decision(error) for _ in range(RETRIES[Kind.WORKER_KILLED])]
+    assert last[-1] == FailureDecision.RAISE
+
+
+def stepped(epoch: int, samples_done: int) -> Stepped:
+    progress = RunProgress("run", epoch, 3, samples_done, 100, 0.5, 10.0, 0.0, None, None)
+    return Stepped("run", Position(epoch, samples_done), progress)
+
+
+def test_history_says_what_ended_each_attempt_and_how_much_is_done_again(tmp_path: Path) -> None:
+    seen: list[News] = []
+    journal = Journal(str(tmp_path), seen.append)
+    news = [
+        Begun("run", 1, Position(), 2),
+        stepped(0, 40),
+        stepped(1, 30),
+        Failed("run", Kind.WORKER_KILLED, "the process of rank 1 is gone", True),
+        Begun("run", 2, Position(0, 80), 2),
+        stepped(0, 90),
+        Begun("run", 3, Position(0, 90), 1),
+    ]
+    for each in news:
+        journal.on_news(each)
+    assert seen == news
+    journal.end("run", 12.5, None)
+    history = read_history(str(tmp_path / "run"))
+    assert [(each.attempt, each.kind, each.lost_images) for each in history.restarts] == [
+        (1, Kind.WORKER_KILLED, 50),
+        (2, Kind.RESIZED, 0),
+    ]
+    assert history.restarts[0].reached == Position(1, 30)
+    assert (history.restarts[1].cause, history.seconds) == ("2 to 1 ranks", 12.5)
+
+
+def test_a_command_that_ended_before_its_run_is_a_restart_of_the_next_one(tmp_path: Path) -> None:
+    first = Journal(str(tmp_path), lambda news: None)
+    first.on_news(Begun("run", 1, Position(), 1))
+    second = Journal(str(tmp_path), lambda news: None)
+    second.on_news(Begun("run", 2, Position(1), 1))
+    second.end("run", 1.0, "run run: out of memory: no room")
+    third = Journal(str(tmp_path), lambda news: None)
+    third.on_news(Begun("run", 3, Position(1), 1))
+    third.end("run", 2.0, None)
+    history = read_history(str(tmp_path / "run"))
+    assert [(each.kind, each.lost_images) for each in history.restarts] == [(Kind.JOB_ENDED, None)] * 2
+    assert "ended before the run did" in history.restarts[0].cause
+    assert history.restarts[1].cause == "run run: out of memory: no room"
+    assert (history.seconds, history.failed) == (3.0, None)
+    assert json.loads((tmp_path / "run" / "history.json").read_text())["seconds"] == 3.0
+
+
+def test_ray_names_what_the_causes_are_read_from() -> None:
+    """The classes and texts are of Ray's insides: another version has to be looked at anew."""
+    assert ray.__version__.startswith("2.60.")
