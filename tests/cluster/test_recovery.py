@@ -1,0 +1,171 @@
+"""What a run survives on one machine, and that its weights are those of a run that nothing happened to."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from raytrain.cluster.board import Begun, News, Stepped
+from raytrain.cluster.failures import Kind
+from raytrain.cluster.history import read_history
+from raytrain.cluster.runs import Checkpointing, TrainJob
+from raytrain.cluster.session import Cluster
+from raytrain.cluster.shard import ShardJob, shard
+from raytrain.cluster.train import TrainReport, train
+from raytrain.config import ShardSettings
+from raytrain.tiles.order import Position
+from raytrain.training.checkpoint_files import read_index
+from tests.cluster.processes import ranks
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+MEMBER, RUN = "small-byob-3b", "small-byob-3b-fold0"
+IMAGES = 8 * 60
+"""Samples of an epoch: long enough that a fault hits within one."""
+CHANGES = {
+    "epochs": 3,
+    "crop_px": 32,
+    "crops_per_tile": 60,
+    "global_batch": 8,
+    "decoder_channels": [8, 8, 8, 4, 4],
+}
+OFTEN = Checkpointing(interval_s=0.5)
+
+
+@pytest.fixture(scope="module")
+def shards(chips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shards") / "here"
+    shard(ShardJob(src=str(chips), dst=str(folder), settings=ShardSettings(folds="3")), Cluster())
+    return folder
+
+
+@dataclass
+class Trained:
+    """A training that a test watched: its report, the news of it, the folder of its run."""
+
+    report: TrainReport
+    news: list[News]
+    run: Path
+
+    @property
+    def weights(self) -> bytes:
+        return (self.run / "weights.safetensors").read_bytes()
+
+    def images_at(self, position: Position) -> int:
+        return position.epoch * IMAGES + position.samples_done
+
+
+def run_job(job: TrainJob, on_step: Callable[[Stepped], None] | None = None) -> Trained:
+    news: list[News] = []
+
+    def on_news(each: News) -> None:
+        news.append(each)
+        if on_step is not None and isinstance(each, Stepped):
+            on_step(each)
+
+    return Trained(train(job, Cluster(), on_news), news, Path(job.out) / job.experiment / RUN)
+
+
+def job_of(shards: Path, out: Path, workers: int = 2, **changes: object) -> TrainJob:
+    return TrainJob(
+        shards=str(shards),
+        out=str(out),
+        members=(MEMBER,),
+        workers=workers,
+        changes={**CHANGES, **changes},
+        checkpointing=OFTEN,
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    trained = run_job(job_of(shards, tmp_path_factory.mktemp("undisturbed")))
+    assert not trained.report.failed
+    return trained
+
+
+@pytest.mark.parametrize("which", [0, -1])
+def test_killed_rank_costs_at_most_an_interval_and_changes_no_bit(
+    shards: Path, undisturbed: Trained, tmp_path: Path, which: int
+) -> None:
+    killed: list[int] = []
+
+    def kill(step: Stepped) -> None:
+        if not killed and step.position.epoch == 1 and 0 < step.position.samples_done < IMAGES:
+            killed.append(ranks()[which])
+            os.kill(killed[0], signal.SIGKILL)
+
+    trained = run_job(job_of(shards, tmp_path), kill)
+    assert killed, "nothing was killed"
+    assert not trained.report.failed
+    (restart,) = trained.report.runs[0].restarts
+    assert restart.kind == Kind.WORKER_KILLED
+    assert restart.resumed.epoch == 1
+    assert restart.resumed.samples_done > 0, "it went on at the beginning of the epoch"
+    assert restart.lost_images is not None
+    speeds = [each.progress.images_per_s for each in trained.news if isinstance(each, Stepped)]
+    assert restart.lost_images <= (OFTEN.interval_s + 1.5) * max(speeds)
+    assert trained.weights == undisturbed.weights
+    assert trained.report.trained[0].score == undisturbed.report.trained[0].score
+
+
+def test_damaged_last_checkpoint_is_left_for_the_one_before(shards: Path, undisturbed: Trained, tmp_path: Path) -> None:
+    shutil.copytree(undisturbed.run.parents[1], tmp_path / "runs")
+    run = tmp_path / "runs" / "main" / RUN
+    for name in ("result.json", "weights.safetensors", "../ensemble.json"):
+        (run / name).unlink()
+    last, before = list(reversed(read_index(str(run)).kept))[:2]
+    momentum = run / "checkpoints" / last.name / "momentum.safetensors"
+    momentum.write_bytes(momentum.read_bytes()[:-1])
+    trained = run_job(job_of(shards, tmp_path / "runs"))
+    (begun,) = [each for each in trained.news if isinstance(each, Begun)]
+    assert begun.position == before.position
+    assert [torn.split(":")[0] for torn in begun.torn] == [f"checkpoint {last.name}"]
+    assert trained.weights == undisturbed.weights
+
+
+def test_full_disk_is_survived_and_a_disk_that_stays_full_is_named(
+    shards: Path, undisturbed: Trained, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The store is a small disk that another program fills in the middle of a run, and frees some time later."""
+    if os.geteuid() != 0:
+        pytest.skip("no right to mount a small disk: needs root")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)], check=True)
+    try:
+        filler = disk / "filler"
+        seen: list[Position] = []
+
+        def fill(step: Stepped) -> None:
+            run = disk / "main" / RUN
+            if not filler.exists() and not seen and step.position.epoch == 0:
+                with pytest.raises(OSError, match="No space"), filler.open("wb") as file:  # noqa: PT012
+                    while True:
+                        file.write(b"\0" * 65536)
+                        file.flush()
+            elif filler.exists() and step.position.epoch == 1:
+                last = read_index(str(run)).last
+                seen.append(last.position if last else Position())
+                filler.unlink()
+
+        trained = run_job(job_of(shards, disk), fill)
+        assert seen, "the disk was never full"
+        assert seen[0] < Position(1), "checkpoints were saved on a full disk"
+        assert not trained.report.failed
+        assert trained.report.runs[0].restarts == ()
+        assert trained.weights == undisturbed.weights
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_history_of_an_undisturbed_run_is_empty(undisturbed: Trained) -> None:
+    history = read_history(str(undisturbed.run))
+    assert history.restarts == ()
+    assert history.seconds > 0
