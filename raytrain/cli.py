@@ -17,6 +17,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, Literal, NoReturn
@@ -40,6 +41,7 @@ from raytrain.config import (
     parse_changes,
 )
 from raytrain.console import Narrator, print_table
+from raytrain.console_runs import Runs, duration
 from raytrain.errors import (
     EXIT_CALLERS_MISTAKE,
     EXIT_DATA_WRONG,
@@ -343,12 +345,15 @@ class Train(ClusterCommand):
     """Reads in flight: of the rank, or in each such process, there within a batch."""
     weights: str | None = None
     """Mirror that `raytrain weights` made: encoders with timm's weights start from it, and no rank asks a hub."""
+    mlflow: str | None = None
+    """An MLflow that is told of the runs: a server's address, or a local folder. Needs the extra raytrain[mlflow]."""
 
     def run(self, narrator: Narrator) -> int:
         """Train the members."""
         from raytrain.cluster.train import train
 
-        report = train(self._job(), self._cluster, news_teller(narrator))
+        with narrator.runs() as runs:
+            report = train(self._job(), self._cluster, partial(tell_news, runs))
         if not self.json_output:
             print_runs(report)
         result = {
@@ -381,6 +386,7 @@ class Train(ClusterCommand):
             workers=self.workers[0] if len(self.workers) == 1 else (self.workers[0], self.workers[1]),
             changes=self._changes(),
             weights=None if self.weights is None else storage.normalise(self.weights),
+            mlflow=self.mlflow,
             checkpointing=parse(
                 Checkpointing, {"interval_s": 60 * self.checkpoint_minutes, "keep_last": self.keep_checkpoints}
             ),
@@ -399,31 +405,32 @@ class Train(ClusterCommand):
         """Return the shards, the destination, and what encoders start from where it is a mirror or a file."""
         file = str(self._changes().get("encoder_weights", TIMM_WEIGHTS))
         named = [] if file in (TIMM_WEIGHTS, RANDOM_WEIGHTS) else [file]
-        return [self.shards, self.out, *([] if self.weights is None else [self.weights]), *named]
+        return [self.shards, self.out, *(uri for uri in (self.weights, self.mlflow) if uri), *named]
 
     def _changes(self) -> dict[str, Any]:
         return (load_changes(Path(self.config)) if self.config else {}) | parse_changes(self.set)
 
 
-def news_teller(narrator: Narrator) -> Callable[[Any], None]:
-    """Return what tells a person the news of runs."""
-    from raytrain.cluster.board import Begun, Failed, Noted, Post
+def tell_news(runs: Runs, news: Any) -> None:
+    """Tell a person the news of runs."""
+    from raytrain.cluster.board import Begun, Failed, Noted, Planned, Post, Stepped
 
-    def tell(news: Any) -> None:
-        if isinstance(news, Post):
-            narrator.epoch(news.run, news.num_epochs, news.metrics)
-        elif isinstance(news, Failed):
-            then = "another attempt follows" if news.is_retried else "the run ends"
-            narrator.say(f"{news.run}: {news.kind}: {news.cause}; {then}")
-        elif isinstance(news, Begun) and news.attempt > 1:
-            for torn in news.torn:
-                narrator.say(f"{news.run}: {torn}; the checkpoint before it is taken")
-            place = f"epoch {news.position.epoch + 1}, {news.position.samples_done} images into it"
-            narrator.say(f"{news.run}: goes on in {place}, on {news.num_ranks} ranks")
-        elif isinstance(news, Noted):
-            narrator.say(f"{news.run}: {news.text}")
-
-    return tell
+    if isinstance(news, Planned):
+        runs.expect(news.runs)
+    elif isinstance(news, Stepped):
+        runs.progress(news.progress)
+    elif isinstance(news, Post):
+        runs.epoch(news.run, news.num_epochs, news.metrics)
+    elif isinstance(news, Failed):
+        then = "another attempt follows" if news.is_retried else "the run ends"
+        runs.note(f"{news.run}: {news.kind}: {news.cause}; {then}")
+    elif isinstance(news, Begun) and news.attempt > 1:
+        for torn in news.torn:
+            runs.note(f"{news.run}: {torn}; the checkpoint before it is taken")
+        place = f"epoch {news.position.epoch + 1}, {news.position.samples_done} images into it"
+        runs.note(f"{news.run}: goes on in {place}, on {news.num_ranks} ranks")
+    elif isinstance(news, Noted):
+        runs.note(f"{news.run}: {news.text}")
 
 
 def print_runs(report: Any) -> None:
@@ -434,7 +441,7 @@ def print_runs(report: Any) -> None:
             run.name,
             "failed" if run.net is None else str(run.net.epoch),
             "-" if run.net is None else _or_dash(run.net.score, ".4f"),
-            _duration(run.seconds),
+            duration(run.seconds),
             str(len(run.restarts)),
         ]
         for run in report.runs
@@ -453,11 +460,6 @@ def print_runs(report: Any) -> None:
     ]
     if rows:
         print_table("Restarts", ["run", "cause", "went on in epoch", "images done again"], rows)
-
-
-def _duration(seconds: float) -> str:
-    hours, rest = divmod(round(seconds), 3600)
-    return f"{hours} h {rest // 60:02d} min" if hours else f"{rest // 60} min {rest % 60:02d} s"
 
 
 class Weights(Command):

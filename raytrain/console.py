@@ -61,10 +61,10 @@ class Narrator:
         yield on_progress
 
     @contextmanager
-    def runs(self, names: Sequence[str]) -> Iterator[Runs]:
-        """Show the progress of the runs of these names while the body goes on; any thread may tell of it."""
+    def runs(self) -> Iterator[Runs]:
+        """Show the progress of runs while the body goes on; any thread may tell of it."""
         if self._console.is_terminal:
-            with RunRows(self._console, names) as rows:
+            with RunRows(self._console) as rows:
                 yield rows
         else:
             yield RunLines(self.say)

@@ -26,6 +26,9 @@ LOG_EVERY_S = 10.0
 class Runs(Protocol):
     """What is told of runs while they go on."""
 
+    def expect(self, runs: Sequence[str]) -> None:
+        """Say which runs are going to be trained."""
+
     def progress(self, progress: RunProgress) -> None:
         """Show how far a run has come."""
 
@@ -44,6 +47,11 @@ class RunLines:
         self._clock = clock
         self._said: dict[str, float] = {}
         self._lock = threading.Lock()
+
+    def expect(self, runs: Sequence[str]) -> None:
+        """Print what there is to train."""
+        if runs:
+            self.note(f"to train: {', '.join(runs)}")
 
     def progress(self, progress: RunProgress) -> None:
         """Print the line of a run, unless one was printed, or the run was first heard of, a moment ago."""
@@ -72,9 +80,9 @@ class RunRows:
     The bar is that of the epoch. What there is to say fits 80 columns, where the run's name has at most 22 characters.
     """
 
-    def __init__(self, console: Console, names: Sequence[str]) -> None:
+    def __init__(self, console: Console) -> None:
         self._console = console
-        self._rows = {name: _Row() for name in names}
+        self._rows: dict[str, _Row] = {}
         self._lock = threading.Lock()
         self._live = Live(console=console, get_renderable=self._table, transient=True)
 
@@ -84,6 +92,11 @@ class RunRows:
 
     def __exit__(self, *exception: object) -> None:
         self._live.stop()
+
+    def expect(self, runs: Sequence[str]) -> None:
+        """Show a row for each run that is going to be trained."""
+        with self._lock:
+            self._rows |= {run: _Row() for run in runs}
 
     def progress(self, progress: RunProgress) -> None:
         """Show how far a run has come."""

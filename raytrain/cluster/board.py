@@ -22,6 +22,13 @@ POLL_S = 0.5
 
 
 @dataclass(frozen=True)
+class Planned:
+    """The runs that a command is going to train."""
+
+    runs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Begun:
     """An attempt of a run begins at `position`, on so many ranks; `torn` says which newer checkpoints can't be used."""
 
@@ -68,7 +75,7 @@ class Noted:
     text: str
 
 
-News = Begun | Stepped | Post | Failed | Noted
+News = Planned | Begun | Stepped | Post | Failed | Noted
 
 
 class Board:

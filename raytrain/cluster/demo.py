@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -170,14 +171,14 @@ def _shard(folders: _Folders, cluster: session.Cluster, narrator: Narrator) -> l
 def _train(folders: _Folders, cluster: session.Cluster, narrator: Narrator) -> list[TrainedMember]:
     job = TrainJob(shards=str(folders.shards), out=str(folders.runs), members=("small",), workers=WORKERS)
     with narrator.step(f"train: two members, {WORKERS} workers each"):
-        report = train(job, cluster, lambda news: _tell(news, narrator))
+        report = train(job, cluster, partial(_tell, narrator))
     if report.failed:
         name, reason = next(iter(report.failed.items()))
         raise WorkNotFinished(f"{name} is not finished: {reason}; the same command goes on")
     return report.trained
 
 
-def _tell(news: News, narrator: Narrator) -> None:
+def _tell(narrator: Narrator, news: News) -> None:
     if isinstance(news, Post):
         narrator.epoch(news.run, news.num_epochs, news.metrics)
 

@@ -49,11 +49,23 @@ def read_history(run_folder: str) -> RunHistory:
 
 
 class Journal:
-    """Keeps the histories of the runs below `folder` while one command trains them; hands the news on to `on_news`."""
+    """Keeps the histories of the runs below `folder` while one command trains them.
 
-    def __init__(self, folder: str, on_news: Callable[[News], None]) -> None:
+    The news go on to `on_news`, each restart to `on_restart` with the name of its run, the end of a run with what it
+    failed of (None for a run that is done) to `on_end`.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        on_news: Callable[[News], None],
+        on_restart: Callable[[str, Restart], None] = lambda run, restart: None,
+        on_end: Callable[[str, str | None], None] = lambda run, failed: None,
+    ) -> None:
         self._folder = folder
         self._on_news = on_news
+        self._on_restart = on_restart
+        self._on_end = on_end
         self._histories: dict[str, RunHistory] = {}
         self._ended: dict[str, Failed] = {}
         self._last_step: dict[str, Stepped] = {}
@@ -80,6 +92,7 @@ class Journal:
         """Record that the command is done with a run, after so many seconds, and why it failed for good if it did."""
         history = self.history(run)
         self._write(run, history.model_copy(update={"seconds": history.seconds + seconds, "failed": failed}))
+        self._on_end(run, failed)
 
     def _begun(self, begun: Begun) -> None:
         restart = self._restart(begun)
@@ -88,6 +101,7 @@ class Journal:
             return
         history = self.history(begun.run)
         self._write(begun.run, history.model_copy(update={"restarts": (*history.restarts, restart)}))
+        self._on_restart(begun.run, restart)
         lost = "an unknown number of" if restart.lost_images is None else f"about {restart.lost_images}"
         _logger.warning(
             "run %s: attempt %d goes on in epoch %d behind image %d, on %d ranks; %s images are trained on again",

@@ -21,6 +21,7 @@ import ray.train.torch
 from raytrain.cluster import requests
 from raytrain.cluster.board import Begun, Post, Stepped
 from raytrain.cluster.runs import SCORE, Checkpointing, RunSettings
+from raytrain.cluster.tracking import EventFile, Gauges
 from raytrain.config import LoaderSettings
 from raytrain.tiles.order import Position
 from raytrain.tiles.reader import TileReader, select_tiles
@@ -36,6 +37,8 @@ NOTICE_INTERVAL_S = 10
 """How often the state is saved once a node is known to be taken away."""
 GIVE_UP_INTERVALS, GIVE_UP_S = 3, 600
 """How many intervals, and how long at least, training goes on while nothing can be saved."""
+CURVES = ("loss", "learning_rate", "images_per_s", "iou_pooled", "iou_mean", SCORE, "iou_mean_location_weighted")
+"""What TensorBoard shows of each epoch."""
 _logger = logging.getLogger(__name__)
 
 
@@ -67,8 +70,10 @@ def train_on_rank(
     ray.train.collective.broadcast_from_rank_zero(start.checkpoint and start.checkpoint.name)
     restore = partial(_apply, start.files, run) if start.checkpoint else None
     num_samples = len(train) * run.member.crops_per_tile
-    with _Leader(run, num_samples, checkpointing, store, board) as leader:
-        leader.tell_begin(start, ranks.world_size)
+    begun = start.checkpoint.position if start.checkpoint else Position()
+    events = EventFile(folder, start.attempt, begun.epoch * num_samples + begun.samples_done)
+    with _Leader(run, num_samples, checkpointing, store, events, board) as leader:
+        leader.tell_begin(start, begun, ranks.world_size)
         train_member(run.member, data, ranks, leader.on_epoch, restore, leader.on_step, encoder_file)
 
 
@@ -89,9 +94,17 @@ class _Leader:
     """What rank 0 does beside training: it saves and posts. As a context it ends once everything is saved."""
 
     def __init__(
-        self, run: RunSettings, num_samples: int, checkpointing: Checkpointing, store: CheckpointStore, board: Any
+        self,
+        run: RunSettings,
+        num_samples: int,
+        checkpointing: Checkpointing,
+        store: CheckpointStore,
+        events: EventFile,
+        board: Any,
     ) -> None:
         self._run = run
+        self._events = events
+        self._gauges = Gauges(run.name)
         self._interval_s = checkpointing.interval_s
         self._board = board
         give_up_s = max(GIVE_UP_INTERVALS * self._interval_s, GIVE_UP_S)
@@ -110,10 +123,10 @@ class _Leader:
     ) -> None:
         if error is None:
             self._writer.close()
+        self._events.close()
 
-    def tell_begin(self, start: Start, num_ranks: int) -> None:
+    def tell_begin(self, start: Start, position: Position, num_ranks: int) -> None:
         """Tell where this attempt begins."""
-        position = start.checkpoint.position if start.checkpoint else Position()
         for torn in start.torn:
             _logger.warning("run %s: %s; going on from the checkpoint before", self._run.name, torn)
         begun = Begun(self._run.name, start.attempt, position, num_ranks, tuple(map(str, start.torn)))
@@ -129,7 +142,9 @@ class _Leader:
     def on_epoch(self, report: EpochReport, state: TrainingState) -> None:
         """Save the state and tell what the epoch came to."""
         metrics = _metrics(report)
-        self._meter.end_epoch(report.epoch, report.loss, metrics.get(SCORE))
+        progress = self._meter.end_epoch(report.epoch, report.loss, metrics.get(SCORE))
+        self._gauges.set(progress)
+        self._events.add(progress.images_done, {f"epoch/{name}": metrics[name] for name in CURVES if name in metrics})
         self._save(state, metrics=metrics, is_best=report.is_best)
         self._board.post.remote(Post(self._run.name, self._run.member.epochs, metrics))
         self._meter.begin_epoch()
@@ -144,8 +159,13 @@ class _Leader:
             before = StepsTaken()
         num_images, wait_s = state.taken.num_images - before.num_images, state.taken.wait_s - before.wait_s
         progress = self._meter.step(state.position, num_images, wait_s, state.mean_loss)
-        if progress is not None:
-            self._board.post.remote(Stepped(self._run.name, state.position, progress))
+        if progress is None:
+            return
+        self._board.post.remote(Stepped(self._run.name, state.position, progress))
+        self._gauges.set(progress)
+        points = {"loss": progress.loss, "images_per_s": progress.images_per_s, "wait_fraction": progress.wait_fraction}
+        points["learning_rate"] = state.optimiser.param_groups[0]["lr"]
+        self._events.add(progress.images_done, {f"step/{name}": x for name, x in points.items() if x is not None})
 
     def _is_due(self) -> bool:
         """Tell whether to save within an epoch: the interval is over, somebody asks for it, or a node is to go."""
@@ -171,6 +191,7 @@ class _Leader:
             self._asked = None
             requests.set_saved()
         self._board.set_saved.remote(self._run.name, kept.position)
+        self._events.publish()
 
 
 def _metrics(report: EpochReport) -> dict[str, Any]:

@@ -47,7 +47,8 @@ class TrainJob(Settings):
 
     `workers` are the ranks of a run, or the fewest and the most of an elastic one, which goes on with what the cluster
     has. `weights` is a mirror of encoder weights, from which members that ask for timm's take them. It, `loader`, which
-    says how tiles get to the ranks, `workers` and `checkpointing` are no part of what a run depends on.
+    says how tiles get to the ranks, `workers` and `checkpointing` are no part of what a run depends on. `mlflow` is the
+    address of an MLflow, a server's or a local folder, that is told of the runs.
     """
 
     shards: str
@@ -60,6 +61,7 @@ class TrainJob(Settings):
     loader: LoaderSettings = LoaderSettings()
     checkpointing: Checkpointing = Checkpointing()
     weights: str | None = None
+    mlflow: str | None = None
 
     @property
     def fewest_workers(self) -> int:

@@ -6,8 +6,8 @@ On rank 0 only. A store that fails here is a warning, never the end of training.
 from __future__ import annotations
 
 import logging
-import re
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,17 +23,7 @@ from raytrain.training.progress import RunProgress
 
 FOLDER = "tensorboard"
 """Below a run's folder."""
-_NAME = re.compile(r"events\.out\.tfevents\.attempt-(\d+)")
 _logger = logging.getLogger(__name__)
-
-
-def next_attempt(run_uri: str) -> int:
-    """Return the number of the attempt that begins: one more than the last that left an event file, 0 for the first.
-
-    Raises `StoreOutOfReach`, and `OSError` for a folder that can't be listed.
-    """
-    found = (_NAME.fullmatch(name) for name in storage.find(storage.join(run_uri, FOLDER)))
-    return max((int(match[1]) + 1 for match in found if match), default=0)
 
 
 class EventFile:
@@ -42,7 +32,8 @@ class EventFile:
     A step is a number of images over all epochs so far, so that the curves of attempts lie one behind the other on any
     number of ranks. `first_step` is how many images were done when this attempt began. TensorBoard reads the files of a
     folder in the order of their names, which are functions of `attempt`, and drops what earlier files say of later
-    steps: those were thrown away. An attempt that publishes nothing leaves nothing.
+    steps: those were thrown away. An attempt that publishes nothing leaves nothing. One thread may add while another
+    publishes.
     """
 
     def __init__(self, run_uri: str, attempt: int, first_step: int, clock: Callable[[], float] = time.time) -> None:
@@ -52,6 +43,7 @@ class EventFile:
         self._path = Path(self._folder.name) / "events"
         self._records = RecordWriter(str(self._path))
         self._published_bytes = 0
+        self._lock = threading.Lock()
         self._write(Event(file_version="brain.Event:2"))
         # TensorBoard drops what it has of this step and later; what was done when the checkpoint was made stays.
         self._write(Event(step=first_step + 1, session_log=SessionLog(status=SessionLog.START)))
@@ -67,8 +59,9 @@ class EventFile:
         To be called with each checkpoint, and at the end of each epoch. A store that fails is a warning: the next call
         writes all of it.
         """
-        self._records.flush()
-        data = self._path.read_bytes()
+        with self._lock:
+            self._records.flush()
+            data = self._path.read_bytes()
         if len(data) == self._published_bytes:
             return
         try:
@@ -88,7 +81,8 @@ class EventFile:
 
     def _write(self, event: Event) -> None:
         event.wall_time = self._clock()
-        self._records.write(event.SerializeToString())
+        with self._lock:
+            self._records.write(event.SerializeToString())
 
 
 class Gauges:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,9 +20,10 @@ import ray.exceptions
 
 from raytrain import __version__, storage
 from raytrain.cluster import session
-from raytrain.cluster.board import News, follow, start_board
+from raytrain.cluster.board import News, Planned, Post, follow, start_board
 from raytrain.cluster.fit import finished, fit
 from raytrain.cluster.history import Journal, Restart, read_history
+from raytrain.cluster.mlflow_tracking import MlflowRuns
 from raytrain.cluster.plan import check_claim, encoder_files, pinned, plan_runs, with_hashes
 from raytrain.cluster.runs import RunSettings, TrainJob
 from raytrain.errors import ConfigError, RaytrainError, StoreOutOfReach
@@ -86,13 +87,14 @@ def train(job: TrainJob, cluster: session.Cluster, on_news: Callable[[News], Non
     with session.joined(cluster, [job.shards, job.out, *weights]):
         use_gpu = _placement(job)
         board = start_board()
-        journal = Journal(folder, on_news)
-        with follow(board, journal.on_news):
-            left = [run for run in runs if finished(folder, run) is None]
-            start = {run.name: partial(fit, folder, run, pinned(files, run), job, use_gpu, board) for run in left}
-            ended = _side_by_side(start, partial(_room, job, use_gpu), board)
-        for name, each in ended.items():
-            journal.end(name, each.seconds, None if each.error is None else str(each.error))
+        left = [run for run in runs if finished(folder, run) is None]
+        with _told_to_mlflow(job, folder, left, on_news) as journal:
+            journal.on_news(Planned(tuple(run.name for run in left)))
+            with follow(board, journal.on_news):
+                start = {run.name: partial(fit, folder, run, pinned(files, run), job, use_gpu, board) for run in left}
+                ended = _side_by_side(start, partial(_room, job, use_gpu), board)
+            for name, each in ended.items():
+                journal.end(name, each.seconds, None if each.error is None else str(each.error))
     wrong = [each.error for each in ended.values() if isinstance(each.error, ConfigError)]
     if wrong and len(wrong) == len(runs):
         raise wrong[0]
@@ -109,6 +111,29 @@ def train(job: TrainJob, cluster: session.Cluster, on_news: Callable[[News], Non
     )
     write_manifest(folder, manifest)
     return TrainReport(folder, len(nets), reports)
+
+
+@contextlib.contextmanager
+def _told_to_mlflow(
+    job: TrainJob, folder: str, runs: list[RunSettings], on_news: Callable[[News], None]
+) -> Iterator[Journal]:
+    """Give the body a journal, of which the MLflow that the job names is told, too."""
+    if job.mlflow is None:
+        yield Journal(folder, on_news)
+        return
+    with MlflowRuns(job.mlflow, job.experiment) as mlflow:
+        for run in runs:
+            mlflow.begin(run.name, storage.join(folder, run.name), run)
+
+        def tell(news: News) -> None:
+            if isinstance(news, Post):
+                mlflow.epoch(news.run, news.metrics)
+            on_news(news)
+
+        def restarted(run: str, restart: Restart) -> None:
+            mlflow.restarted(run, f"{restart.kind}: {restart.cause}")
+
+        yield Journal(folder, tell, restarted, mlflow.end)
 
 
 def _report(folder: str, run: RunSettings, ended: _Ended | None) -> RunReport:

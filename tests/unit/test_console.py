@@ -88,7 +88,7 @@ def test_a_log_gets_every_epoch_and_note_and_then_some_quiet() -> None:
 
 
 def test_a_log_is_plain_text_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
-    with Narrator().runs([RUN]) as runs:
+    with Narrator().runs() as runs:
         runs.progress(PROGRESS)
         runs.epoch(RUN, 10, METRICS)
         runs.note("[bold] is no markup")
@@ -99,7 +99,8 @@ def test_a_log_is_plain_text_on_stderr(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_a_terminal_gets_a_row_for_each_run_and_the_epochs_lines_above() -> None:
     console, screen = terminal()
-    with RunRows(console, [RUN, "other-fold0"]) as rows:
+    with RunRows(console) as rows:
+        rows.expect([RUN, "other-fold0"])
         rows.progress(PROGRESS)
         rows._live.refresh()
         titles, first, second = lines_of(screen)[-3:]
@@ -116,7 +117,8 @@ def test_a_terminal_gets_a_row_for_each_run_and_the_epochs_lines_above() -> None
 
 def test_the_row_of_a_run_behind_its_last_epoch_says_done() -> None:
     console, screen = terminal()
-    with RunRows(console, [RUN]) as rows:
+    with RunRows(console) as rows:
+        rows.expect([RUN])
         rows.progress(PROGRESS)
         rows.epoch(RUN, 3, METRICS)
         rows._live.refresh()
@@ -133,7 +135,7 @@ def test_rows_can_be_told_of_by_many_threads_at_once() -> None:
             if i % 10 == 0:
                 rows.epoch(name, 10, METRICS)
 
-    with RunRows(console, []) as rows:
+    with RunRows(console) as rows:
         threads = [threading.Thread(target=tell, args=(name,)) for name in names]
         for thread in threads:
             thread.start()

@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import EventA
 from tensorboard.util import tensor_util
 
 from raytrain import storage
-from raytrain.cluster.tracking import EventFile, next_attempt
+from raytrain.cluster.tracking import EventFile
 from raytrain.errors import StoreOutOfReach
 
 
@@ -38,7 +38,7 @@ def test_steps_thrown_away_by_a_resume_are_shown_once_and_those_kept_stay(tmp_pa
     for step in (8, 16, 24, 32):  # a checkpoint at 16 counts; 24 and 32 are lost with their rank
         first.add(step, {"loss": step / 100, "only_then": 1.0})
     first.publish()
-    second = EventFile(str(tmp_path), next_attempt(str(tmp_path)), 16)
+    second = EventFile(str(tmp_path), 1, 16)
     for step in (24, 40):
         second.add(step, {"loss": 1 + step / 128})
     second.close()
@@ -65,14 +65,6 @@ def test_an_attempt_has_one_object_whatever_the_clock_says(tmp_path: Path) -> No
         events.close()
     assert list(storage.find(str(tmp_path))) == ["tensorboard/events.out.tfevents.attempt-000003"]
     assert [step for step, _ in curve(tmp_path, "loss")] == [0, 1, 2]
-
-
-def test_the_next_attempt_is_one_more_than_the_last_that_left_a_file(tmp_path: Path) -> None:
-    assert next_attempt(str(tmp_path)) == 0
-    for attempt in (0, 4):
-        EventFile(str(tmp_path), attempt, 0).close()
-    storage.write_bytes(storage.join(str(tmp_path), "tensorboard", "events.out.tfevents.1764.host"), b"")
-    assert next_attempt(str(tmp_path)) == 5
 
 
 def test_a_store_that_fails_is_a_warning_and_the_next_publication_has_all(
