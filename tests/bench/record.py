@@ -37,13 +37,39 @@ def raytrain(*arguments: str) -> Measured:
     return run(str(Path(sys.executable).parent / "raytrain"), *arguments)
 
 
+@dataclass(frozen=True)
+class Table:
+    """A part of a result: a title, columns, rows of as many cells, and what a reader has to know about them."""
+
+    title: str
+    headers: list[str]
+    rows: list[list[str]]
+    note: str = ""
+
+
 def keep(name: str, machine: str | None, title: str, headers: list[str], rows: list[list[str]]) -> None:
     """Print a Markdown table with its command; with `machine`, write it to infra/benchmarks, too."""
+    module = name.partition("-")[0]  # `-` what was measured
+    _keep(name, module, machine, title, _lines(headers, rows))
+
+
+def keep_tables(name: str, module: str, machine: str | None, title: str, tables: list[Table]) -> None:
+    """Print what `module` of these found as several tables, each with its own title; write them as `keep` does."""
+    lines = []
+    for table in tables:
+        note = [table.note, ""] if table.note else []
+        lines += [f"## {table.title}", "", *note, *_lines(table.headers, table.rows), ""]
+    _keep(name, module, machine, title, lines[:-1])
+
+
+def _lines(headers: list[str], rows: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (headers, ["---"] * len(headers), *rows)]
+
+
+def _keep(name: str, module: str, machine: str | None, title: str, lines: list[str]) -> None:
     today = datetime.now(UTC).date().isoformat()
-    command = " ".join(["python -m", f"tests.bench.{name.partition('-')[0]}", *sys.argv[1:]])  # `-` what was measured
-    lines = [f"# {title}, {today}", "", f"{_hardware()}; `{command}`", ""]
-    lines += [f"| {' | '.join(row)} |" for row in (headers, ["---"] * len(headers), *rows)]
-    text = "\n".join(lines) + "\n"
+    command = " ".join(["python -m", f"tests.bench.{module}", *sys.argv[1:]])
+    text = "\n".join([f"# {title}, {today}", "", f"{_hardware()}; `{command}`", "", *lines]) + "\n"
     print(text)
     if machine is not None:
         BENCHMARKS.mkdir(parents=True, exist_ok=True)
