@@ -28,10 +28,11 @@ GONE_S = 60
 class Loss:
     """What one failure took: seconds until it was noticed, until ranks began again, to the end of the next step.
 
-    `images` were trained on again, which took `again_s`; `told` is what `history.json` says of them.
+    `noticed_s` is None where the command itself was killed. `images` were trained on again, which took `again_s`;
+    `told` is what `history.json` says of them.
     """
 
-    noticed_s: float
+    noticed_s: float | None
     ranks_s: float
     step_s: float
     images: int
@@ -44,11 +45,11 @@ class Loss:
 def loss_of(events: list[Event], told: int | None, kind: str, pause_s: float = 0.0) -> Loss:
     """Return what the only kill among `events` took."""
     killed = next(event for event in events if event["what"] == "kill")
-    before = [each for each in events if each["what"] == "step" and each["at"] <= killed["at"]]
-    # A rank that was not killed may end a step that had begun; it counts for nothing.
-    old = before[-1]["pid"]
-    after = [each for each in events if each["what"] == "step" and each["pid"] != old and each["at"] > killed["at"]]
-    begun = next(each for each in reversed(events) if each["what"] == "news: begun")
+    steps = [each for each in events if each["what"] == "step"]
+    old = next(each["pid"] for each in reversed(steps) if each["at"] <= killed["at"])
+    # Those of a rank that lived on for a moment are among its steps: they were taken, too.
+    before, after = ([each for each in steps if (each["pid"] == old) == is_old] for is_old in (True, False))
+    begun = next(each for each in events if each["what"] == "news: begun" and each["at"] > killed["at"])
     ranks = next(each for each in events if each["what"] == "rank begins" and each["pid"] == after[0]["pid"])
     noticed = next((each["at"] for each in events if each["what"] == "news: failed"), None)
     epoch, done = begun["position"]
@@ -56,7 +57,7 @@ def loss_of(events: list[Event], told: int | None, kind: str, pause_s: float = 0
     images = before[-1]["images"] - done
     rate = (before[-1]["images"] - before[0]["images"]) / (before[-1]["at"] - before[0]["at"])
     return Loss(
-        noticed_s=float("nan") if noticed is None else noticed - killed["at"],
+        noticed_s=None if noticed is None else noticed - killed["at"],
         ranks_s=ranks["at"] - killed["at"],
         step_s=after[0]["at"] - killed["at"],
         images=images,
@@ -87,7 +88,9 @@ def measure(bench: Bench) -> list[Table]:
             [
                 kind,
                 found[0].kind,
-                *(seconds([getattr(each, name) for each in found]) for name in ("noticed_s", "ranks_s", "step_s")),
+                seconds([each.noticed_s for each in found if each.noticed_s is not None]),
+                seconds([each.ranks_s for each in found]),
+                seconds([each.step_s for each in found]),
                 ", ".join(f"{each.images}" for each in found),
                 ", ".join("-" if each.told is None else f"{each.told}" for each in found),
                 seconds([each.again_s for each in found]),

@@ -211,4 +211,6 @@ def steady(epochs: Iterable[dict[str, float]]) -> float:
 
 def seconds(values: list[float]) -> str:
     """Return the median and each value, for a table."""
+    if not values:
+        return "-"
     return f"{statistics.median(values):.2f} ({', '.join(f'{value:.2f}' for value in values)})"

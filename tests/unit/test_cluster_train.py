@@ -65,7 +65,7 @@ def test_phases_of_a_start_add_up_to_its_time() -> None:
     assert found["first step"] == pytest.approx(5)
 
 
-def test_loss_of_a_failure_counts_what_is_trained_on_again_and_no_step_of_a_rank_that_lives_on() -> None:
+def test_loss_of_a_failure_counts_every_step_taken_before_the_next_attempt() -> None:
     events = [
         {"what": "rank begins", "at": 0.0, "pid": 1, "rank": 0},
         {"what": "news: begun", "at": 0.5, "pid": 9, "position": [0, 0]},
@@ -79,8 +79,8 @@ def test_loss_of_a_failure_counts_what_is_trained_on_again_and_no_step_of_a_rank
     ]
     loss = loss_of(events, told=20, kind="worker killed")
     assert (loss.noticed_s, loss.ranks_s, loss.step_s) == (1.5, 6.5, 10.0)
-    assert loss.images == 20
-    assert loss.again_s == pytest.approx(2.0)
+    assert loss.images == 30
+    assert loss.again_s == pytest.approx(3 * 4.7 / 5)
 
 
 def test_events_of_several_processes_are_read_in_the_order_of_time(
