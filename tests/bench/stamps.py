@@ -40,11 +40,13 @@ def watched_rank(config: dict[str, Any]) -> None:
     rank_number = context.get_world_rank()
     note("rank begins", rank=rank_number, node=ray.get_runtime_context().get_node_id())
 
+    import torch
+
     from raytrain.cluster import fit, rank
     from raytrain.training import loop
 
     if rank_number == 0:
-        note("rank has imported")
+        note("rank has imported", threads=torch.get_num_threads())
         rank.TrainingData = noting(rank.TrainingData, after="data are open")  # type: ignore[misc]
         loop._fresh_state = noting(loop._fresh_state, "start is chosen", "net is built")
         loop.take_step = _noting_steps(loop.take_step)
