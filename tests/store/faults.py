@@ -1,4 +1,4 @@
-"""An HTTP proxy on loopback between an S3 client and a server, which harms chosen requests as networks and stores do.
+"""An HTTP proxy between an S3 client and a server, which harms chosen requests as networks and stores do.
 
 What it does not harm it forwards byte for byte, with the Host that the client signed. This module knows nothing of S3
 but the form of its errors, and nothing of raytrain.
@@ -72,23 +72,23 @@ class _Rule:
 class FaultProxy:
     """A proxy before the server at `upstream`, that runs from `start` to `stop`, or in a `with`; and only once.
 
-    Each connection of a client has a thread, and one connection to the server, which is kept as long. While the server
-    can't be reached connections just end.
+    It listens on `host`, an address of this machine. Each connection of a client has a thread, and one connection to
+    the server, which is kept as long. While the server can't be reached connections just end.
 
     rasterio keeps the interpreter's lock while it opens a /vsis3/ file for writing, so that this proxy, like any server
     in threads of the same process, would never answer: write so from another process.
     """
 
-    def __init__(self, upstream: str) -> None:
+    def __init__(self, upstream: str, host: str = "127.0.0.1") -> None:
         url = urlsplit(upstream)
         self._upstream = (url.hostname or "127.0.0.1", url.port or 80)
         self._rules: list[_Rule] = []
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._sockets: set[socket.socket] = set()
-        self._server = _Server(self._serve)
+        self._server = _Server(host, self._serve)
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-        self.endpoint = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self.endpoint = f"http://{host}:{self._server.server_address[1]}"
         self.requests: list[tuple[str, str]] = []  # the method and the path with its query, as they came
         self.latency_s = 0.0  # added to each request
 
@@ -170,8 +170,8 @@ class _Server(socketserver.ThreadingTCPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, serve: Callable[[socket.socket], None]) -> None:
-        super().__init__(("127.0.0.1", 0), socketserver.BaseRequestHandler)
+    def __init__(self, host: str, serve: Callable[[socket.socket], None]) -> None:
+        super().__init__((host, 0), socketserver.BaseRequestHandler)
         self._serve = serve
 
     def finish_request(self, request: Any, client_address: Any) -> None:

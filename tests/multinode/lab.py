@@ -1,0 +1,287 @@
+"""A Ray cluster of several nodes on one machine, with a token and an S3 store; nodes, cables, disks and store can fail.
+
+Node 0 is the head and has no CPUs to give; what is said to happen to a node can happen to the others, 1 and up.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Self
+
+from tests.multinode.network import Network
+from tests.store.faults import UNAVAILABLE, FaultProxy
+from tests.store.swift import Swift
+
+ROOT = Path(__file__).resolve().parents[2]
+RAY = Path(sys.executable).with_name("ray")
+BUCKET = "bucket"
+START_S = 180.0
+END_S = 60.0
+POLL_S = 0.5
+ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+
+# A node of its own: what Ray keeps on disk, its shared memory and its temporary files are in file systems that no other
+# process sees, and that go away with it. Small ones, so that a full disk is soon made.
+NODE = """
+set -e
+mkdir -p /tmp/ray
+mount -t tmpfs -o size=2g node /tmp/ray
+mount -t tmpfs -o size=1g node /dev/shm
+mount -t tmpfs -o size=256m node "$TMPDIR"
+exec "$@"
+"""
+
+# With Ray's own numbers a dead node is noticed after about 15 s. These leave a busy machine time to answer.
+HEALTH_CHECKS = {
+    "RAY_health_check_initial_delay_ms": "5000",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "3000",
+    "RAY_health_check_failure_threshold": "3",
+}
+
+
+class Lab:
+    """A cluster with `workers` nodes of `cpus` CPUs beside its head, in a `with`; at its end nothing is left of it."""
+
+    def __init__(self, workers: int = 2, cpus: int = 1) -> None:
+        self.workers = range(1, workers + 1)
+        self._cpus = cpus
+        self._stack = ExitStack()
+        self._nodes: dict[int, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            # Short: sockets lie below it, whose names may have about 100 characters.
+            self.folder = Path(tempfile.mkdtemp(prefix="rt"))
+            stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
+            self.network = Network(1 + len(self.workers), [str(self.folder)])
+            stack.callback(self._reap)
+            stack.callback(self.network.close)
+            self.swift = Swift(self.folder / "swift")
+            self.swift.start()
+            stack.callback(self.swift.stop)
+            self.store = stack.enter_context(FaultProxy(self.swift.endpoint, self.network.host))
+            self._make_token()
+            for node in (0, *self.workers):
+                self._start(node)
+                if node == 0:  # the others would wait for it, too, but give up sooner
+                    self._until(lambda: self._get("/api/version") is not None, START_S, "the head does not answer")
+            self.wait_for_nodes()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    @property
+    def store_environment(self) -> dict[str, str]:
+        """What S3 clients on the nodes read from the environment: the way that can be made to fail."""
+        return self.swift.environment() | {"AWS_ENDPOINT_URL": self.store.endpoint}
+
+    # Jobs
+
+    def submit(
+        self, verb: str, *arguments: str, hook: str | None = None, environment: dict[str, str] | None = None
+    ) -> str:
+        """Submit `jobs/VERB.py` and return the job's id; `hook` runs in each of its workers, with this environment."""
+        job = f"{verb}-{secrets.token_hex(4)}"
+        runtime = {"env_vars": environment or {}} | ({"worker_process_setup_hook": hook} if hook else {})
+        options = ["--no-wait", "--submission-id", job, "--working-dir", str(ROOT)]
+        command = ["python", f"jobs/{verb}.py", *arguments]
+        done = self.ray("job", "submit", *options, "--runtime-env-json", json.dumps(runtime), "--", *command)
+        if done.returncode:
+            raise RuntimeError(f"the job was not taken:\n{done.stdout}{done.stderr}")
+        return job
+
+    def job(self, job: str) -> dict[str, Any]:
+        """Return what Ray knows of a job: its `status`, a `message`, its `driver_exit_code`."""
+        found: dict[str, Any] | None = self._get(f"/api/jobs/{job}")
+        return found or {"status": "UNKNOWN", "message": "the head does not answer", "driver_exit_code": None}
+
+    def wait(self, job: str, limit_s: float) -> dict[str, Any]:
+        """Return what Ray knows of a job when it has ended; raise TimeoutError, with its log, if that takes longer."""
+        self._until(lambda: self.job(job)["status"] in ENDED, limit_s, f"job {job} goes on", lambda: self.logs(job))
+        return self.job(job)
+
+    def logs(self, job: str) -> str:
+        """Return what a job wrote so far."""
+        found = self._get(f"/api/jobs/{job}/logs")
+        return str(found["logs"]) if found else ""
+
+    def stop(self, job: str) -> None:
+        """Ask a job to end."""
+        self._get(f"/api/jobs/{job}/stop", method="POST")
+
+    def ray(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run Ray's command on this machine, which is none of the nodes."""
+        return subprocess.run(
+            [RAY, *arguments],
+            env=self._environment | environment,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=START_S,
+        )
+
+    # What goes wrong
+
+    def kill(self, node: int) -> None:
+        """Lose a node at once, with all its processes and files."""
+        while pids := self.network.pids(node):
+            subprocess.run(["kill", "-9", *map(str, pids)], stderr=subprocess.DEVNULL)  # some ended meanwhile
+            time.sleep(0.05)
+        self._nodes[node].wait(END_S)
+
+    def bring_back(self, node: int) -> None:
+        """Start an empty node in the place of a lost one, and wait until the cluster has it."""
+        self.kill(node)
+        self._start(node)
+        self.wait_for_nodes()
+
+    def drain(self, node: int, deadline_s: int) -> None:
+        """Tell the cluster that a node will be taken away after so long, as clouds do; to take it is the caller's."""
+        (found,) = [each["nodeId"] for each in self.alive() if each["ip"] == self.network.address(node)]
+        reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "preempted by a test"]
+        target = ["--address", f"{self.network.address(0)}:6379", "--node-id", found]
+        done = self.ray("drain-node", *target, *reason, "--deadline-remaining-seconds", str(deadline_s))
+        if done.returncode:
+            raise RuntimeError(f"node {node} can't be drained:\n{done.stdout}{done.stderr}")
+
+    def cut(self, node: int) -> None:
+        """Part a node from all others and from the store."""
+        self.network.cut(node)
+
+    def mend(self, node: int) -> None:
+        """Join it again. A node that the head gave up meanwhile ends itself then: see `has_ended`."""
+        self.network.mend(node)
+
+    def has_ended(self, node: int) -> bool:
+        """Return whether the Ray of a node has ended, by whatever means."""
+        return self._nodes[node].poll() is not None
+
+    def fill_disk(self, node: int) -> None:
+        """Leave no byte for temporary files of a node."""
+        with self._ballast(node).open("ab", buffering=0) as file:
+            try:
+                while True:
+                    file.write(bytes(1 << 20))
+            except OSError:  # it is full
+                return
+
+    def free_disk(self, node: int) -> None:
+        """Take away what fills the disk of a node."""
+        self._ballast(node).unlink(missing_ok=True)
+
+    def fail_store(self) -> None:
+        """Let the store answer 503 to everything, until `heal_store`."""
+        self.store.inject(UNAVAILABLE, times=None)
+
+    def heal_store(self) -> None:
+        """Let the store answer again."""
+        self.store.clear()
+
+    # The cluster
+
+    def alive(self) -> list[dict[str, Any]]:
+        """Return the nodes that the head takes for alive: their `nodeId` and `ip`."""
+        found = self._get("/nodes?view=summary")
+        nodes = found["data"]["summary"] if found else []
+        return [
+            {"nodeId": each["raylet"]["nodeId"], "ip": each["raylet"]["nodeManagerAddress"]}
+            for each in nodes
+            if each.get("raylet", {}).get("state") == "ALIVE"
+        ]
+
+    def wait_for_nodes(self, limit_s: float = START_S) -> None:
+        """Return when the cluster has each node exactly once."""
+        wanted = sorted(self.network.address(node) for node in (0, *self.workers))
+        self._until(
+            lambda: sorted(each["ip"] for each in self.alive()) == wanted, limit_s, "nodes are missing", self._node_logs
+        )
+
+    def _make_token(self) -> None:
+        token_path = self.folder / "token"
+        token_path.touch(mode=0o600)
+        self._token = secrets.token_hex(32)
+        token_path.write_text(self._token)
+        kept = {
+            name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_", "PYTHONPATH"))
+        }
+        self._environment = kept | {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token_path),
+            "RAY_API_SERVER_ADDRESS": f"http://{self.network.address(0)}:8265",
+            "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "OMP_NUM_THREADS": "1",
+            "PATH": f"{RAY.parent}:{os.environ['PATH']}",
+        }
+
+    def _start(self, node: int) -> None:
+        address, head = self.network.address(node), f"{self.network.address(0)}:6379"
+        temporary = self.folder / f"t{node}"
+        temporary.mkdir(exist_ok=True)
+        options = {"node-ip-address": address, "object-store-memory": 150_000_000}
+        if node == 0:
+            options |= {"port": 6379, "dashboard-host": address, "num-cpus": 0}
+        else:
+            options |= {"address": head, "num-cpus": self._cpus}
+        command = [str(RAY), "start", "--block", *(["--head", "--disable-usage-stats"] if node == 0 else [])]
+        command += [f"--{name}={value}" for name, value in options.items()]
+        own = {"GLOO_SOCKET_IFNAME": "eth0", "TMPDIR": str(temporary)} | self.store_environment
+        with (self.folder / f"node-{node}.log").open("ab") as log:
+            self._nodes[node] = subprocess.Popen(
+                [*self.network.inside(node), "bash", "-c", NODE, "node", *command],
+                env=self._environment | own | (HEALTH_CHECKS if node == 0 else {}),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                cwd=self.folder,
+            )
+
+    def _reap(self) -> None:
+        for process in self._nodes.values():
+            process.wait(END_S)
+
+    def _ballast(self, node: int) -> Path:
+        """Return the path of a file in the temporary folder of a node, as it is seen from outside its mounts."""
+        return Path(f"/proc/{self._nodes[node].pid}/root{self.folder}/t{node}/ballast")
+
+    def _node_logs(self) -> str:
+        tails = (path.read_text(errors="replace")[-2000:] for path in sorted(self.folder.glob("node-*.log")))
+        return "\n".join(tails)
+
+    def _get(self, path: str, method: str = "GET") -> Any:
+        """Return what the head answers, None if it does not."""
+        request = urllib.request.Request(f"{self._environment['RAY_API_SERVER_ADDRESS']}{path}", method=method)
+        request.add_header("Authorization", f"Bearer {self._token}")
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the bridge is on no proxy's way
+        try:
+            with opener.open(request, timeout=10) as answer:
+                return json.load(answer)
+        except (OSError, json.JSONDecodeError):
+            return None
+
+    def _until(
+        self, is_so: Callable[[], bool], limit_s: float, otherwise: str, details: Callable[[], str] = lambda: ""
+    ) -> None:
+        """Return as soon as something is so; raise TimeoutError if it is not after so long."""
+        deadline = time.monotonic() + limit_s
+        while not is_so():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{otherwise} after {limit_s:.0f} s\n{details()[-6000:]}")
+            time.sleep(POLL_S)
