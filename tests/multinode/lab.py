@@ -121,7 +121,7 @@ class Lab:
 
     def stop(self, job: str) -> None:
         """Ask a job to end."""
-        self._get(f"/api/jobs/{job}/stop", method="POST")
+        self.ask(f"/api/jobs/{job}/stop", method="POST")
 
     def ray(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run Ray's command on this machine, which is none of the nodes."""
@@ -206,9 +206,13 @@ class Lab:
     def wait_for_nodes(self, limit_s: float = START_S) -> None:
         """Return when the cluster has each node exactly once."""
         wanted = sorted(self.network.address(node) for node in (0, *self.workers))
-        self._until(
-            lambda: sorted(each["ip"] for each in self.alive()) == wanted, limit_s, "nodes are missing", self._node_logs
-        )
+
+        def all_are_there() -> bool:
+            if ended := [node for node in self._nodes if self.has_ended(node)]:
+                raise RuntimeError(f"the Ray of nodes {ended} has ended:\n{self._node_logs()}")
+            return sorted(each["ip"] for each in self.alive()) == wanted
+
+        self._until(all_are_there, limit_s, "nodes are missing", self._node_logs)
 
     def _make_token(self) -> None:
         token_path = self.folder / "token"
@@ -234,7 +238,8 @@ class Lab:
         temporary.mkdir(exist_ok=True)
         options = {"node-ip-address": address, "object-store-memory": 150_000_000}
         if node == 0:
-            options |= {"port": 6379, "dashboard-host": address, "num-cpus": 0}
+            # By default that is below the head's TMPDIR, and the other nodes would take the same path, all of them.
+            options |= {"port": 6379, "dashboard-host": address, "num-cpus": 0, "temp-dir": "/tmp/ray"}
         else:
             options |= {"address": head, "num-cpus": self._cpus}
         command = [str(RAY), "start", "--block", *(["--head", "--disable-usage-stats"] if node == 0 else [])]
@@ -263,14 +268,22 @@ class Lab:
         tails = (path.read_text(errors="replace")[-2000:] for path in sorted(self.folder.glob("node-*.log")))
         return "\n".join(tails)
 
-    def _get(self, path: str, method: str = "GET") -> Any:
-        """Return what the head answers, None if it does not."""
+    def ask(self, path: str, method: str = "GET", token: str | None = None) -> Any:
+        """Return what the head answers to a request with the token, or with another one, or with "" none.
+
+        Raises OSError where it answers with an error or not at all.
+        """
         request = urllib.request.Request(f"{self._environment['RAY_API_SERVER_ADDRESS']}{path}", method=method)
-        request.add_header("Authorization", f"Bearer {self._token}")
+        if token != "":
+            request.add_header("Authorization", f"Bearer {token or self._token}")
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the bridge is on no proxy's way
+        with opener.open(request, timeout=10) as answer:
+            return json.load(answer)
+
+    def _get(self, path: str) -> Any:
+        """Return what the head answers, None if it does not."""
         try:
-            with opener.open(request, timeout=10) as answer:
-                return json.load(answer)
+            return self.ask(path)
         except (OSError, json.JSONDecodeError):
             return None
 

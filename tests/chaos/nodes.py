@@ -1,0 +1,176 @@
+"""Trainings on several nodes with a fault at a random moment: `python -m tests.chaos.nodes --fault kill --seeds 5`.
+
+Each is held against one that nothing disturbed. Prints a table, and exits with 1 if any went otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.chaos.trainings import CHECKPOINT_S, Outcome, Training, make_shards, train
+from tests.multinode.lab import Lab
+
+MOMENTS = (0.15, 0.85)
+"""Between which parts of all steps a fault may come."""
+NOTICE_S = 15
+CUT_S = 30.0
+GIVEN_UP_S = 60.0
+OUTAGE_S = 20.0
+WRITE_S = 5.0
+"""How long a checkpoint may take from its snapshot until it counts."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that goes wrong with a node (or with the store), and right again before the call is over.
+
+    `restarts` says that no attempt survives it, `blind_s` for how long of it nothing can be saved.
+    """
+
+    happen: Callable[[Lab, int], None]
+    restarts: bool = True
+    blind_s: float = 0.0
+
+
+def kill(lab: Lab, node: int) -> None:
+    """Lose a node without notice; another one takes its place."""
+    lab.kill(node)
+    lab.bring_back(node)
+
+
+def drain(lab: Lab, node: int) -> None:
+    """Lose a node with the notice that clouds give; another one takes its place."""
+    lab.drain(node, NOTICE_S)
+    time.sleep(NOTICE_S)
+    lab.kill(node)
+    lab.bring_back(node)
+
+
+def partition(lab: Lab, node: int) -> None:
+    """Cut a node off for longer than the head waits; it ends itself when it hears of that, and is started again."""
+    lab.cut(node)
+    time.sleep(CUT_S)
+    lab.mend(node)
+    deadline = time.monotonic() + GIVEN_UP_S
+    while not lab.has_ended(node) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    lab.bring_back(node)
+
+
+def store(lab: Lab, node: int) -> None:
+    """Let the store answer 503 for a while."""
+    lab.fail_store()
+    time.sleep(OUTAGE_S)
+    lab.heal_store()
+
+
+FAULTS = {
+    "kill": Fault(kill),
+    "drain": Fault(drain),
+    "partition": Fault(partition),
+    "store": Fault(store, restarts=False, blind_s=OUTAGE_S),
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    """A training in which a fault came when the part `moment` of its steps was done, and what was wrong with it."""
+
+    seed: int
+    fault: str
+    node: int
+    moment: float
+    outcome: Outcome
+    problems: tuple[str, ...]
+
+
+def disturb(training: Training, reference: Outcome, fault: str, seed: int) -> Result:
+    """Train with a fault of a node and at a moment drawn from the seed, and hold the outcome against a reference."""
+    drawn = random.Random(f"{fault}-{seed}")
+    node, moment = drawn.choice(training.lab.workers), drawn.uniform(*MOMENTS)
+    happen = FAULTS[fault].happen
+    outcome = train(training, f"{fault}-{seed}", lambda lab: happen(lab, node), moment)
+    return Result(seed, fault, node, moment, outcome, tuple(problems(outcome, reference, FAULTS[fault])))
+
+
+def problems(outcome: Outcome, reference: Outcome, fault: Fault | None = None) -> list[str]:
+    """Return what is wrong with a training, where it should have ended as the reference did."""
+    found = list(outcome.verdict.problems)
+    if outcome.exit_code != 0 or not outcome.has_ensemble:
+        found.append(f"exit code {outcome.exit_code}: {outcome.log[-2000:]}")
+    if outcome.sha256 is None or outcome.sha256 != reference.sha256:
+        found.append(f"weights {outcome.sha256}, without the fault {reference.sha256}")
+    restarts = outcome.verdict.restarts
+    if fault is None and restarts:
+        found.append(f"{len(restarts)} restarts, though nothing went wrong")
+    if fault is not None and fault.restarts and not restarts:
+        found.append("no restart: the fault did not come between steps")
+    limit_s = CHECKPOINT_S + WRITE_S + (fault.blind_s if fault else 0.0)
+    for each in restarts:
+        if each.lost_s > limit_s:
+            lost = f"{each.lost_images} images of {each.lost_s:.1f} s lost"
+            found.append(f"{lost} from {each.resumed} to {each.reached}; a checkpoint was due after {limit_s:.0f} s")
+    return found
+
+
+COLUMNS = "seed | fault | moment | restarts | images lost | seconds lost | weights equal | every sample once"
+
+
+def row(result: Result, reference: Outcome) -> str:
+    """Return a row of the table."""
+    outcome = result.outcome
+    causes = ", ".join(str(each["kind"]) for each in outcome.restarts)
+    values = [
+        str(result.seed),
+        f"{result.fault}, node {result.node}" if FAULTS[result.fault].restarts else result.fault,
+        f"{result.moment:.0%}",
+        f"{len(outcome.verdict.restarts)} ({causes or 'no cause is told'})",
+        str(sum(each.lost_images for each in outcome.verdict.restarts)),
+        f"{outcome.seconds - reference.seconds:.0f}",
+        "yes" if outcome.sha256 == reference.sha256 else "NO",
+        "yes" if not outcome.verdict.problems else "NO",
+    ]
+    return f"| {' | '.join(values)} |"
+
+
+def main(arguments: list[str]) -> int:
+    """Print the table and return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--fault", choices=sorted(FAULTS), nargs="+", required=True)
+    parser.add_argument("--seeds", type=int, default=3, help="trainings with each, of the seeds 0, 1 and so on")
+    parser.add_argument("--out", type=Path, help="a file for the table, too")
+    chosen = parser.parse_args(arguments)
+    lines: list[str] = []
+
+    def tell(line: str) -> None:
+        print(line, flush=True)
+        lines.append(line)
+
+    wrong: list[str] = []
+    with Lab() as lab, tempfile.TemporaryDirectory() as folder:
+        training = make_shards(lab, Path(folder))
+        reference = train(training, "undisturbed")
+        wrong += [f"undisturbed: {problem}" for problem in problems(reference, reference)]
+        tell(f"Undisturbed: {reference.seconds:.0f} s, {training.num_samples} images an epoch.\n")
+        tell(f"| {COLUMNS} |")
+        tell("|" + " --- |" * len(COLUMNS.split("|")))
+        for fault, seed in itertools.product(chosen.fault, range(chosen.seeds)):
+            result = disturb(training, reference, fault, seed)
+            tell(row(result, reference))
+            wrong += [f"{fault}, seed {seed}: {problem}" for problem in result.problems]
+    tell("\n" + ("\n".join(f"- {each}" for each in wrong) or "Nothing went otherwise than it should."))
+    if chosen.out:
+        chosen.out.write_text("\n".join(lines) + "\n")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

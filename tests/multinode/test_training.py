@@ -1,0 +1,37 @@
+"""A member trained over two nodes through a job with the token; nodes, cables and store that fail meanwhile."""
+
+from __future__ import annotations
+
+from urllib.error import HTTPError
+
+import pytest
+
+from tests.chaos.nodes import FAULTS, disturb, problems
+from tests.chaos.trainings import WORKERS, Outcome, Training
+from tests.multinode.lab import Lab
+
+SEED = 0
+
+
+def test_job_on_two_nodes_trains_on_every_sample_once_per_epoch(lab: Lab, undisturbed: Outcome) -> None:
+    assert problems(undisturbed, undisturbed) == []
+    assert {(step.rank, step.world_size) for step in undisturbed.steps} == {(rank, WORKERS) for rank in range(WORKERS)}
+    assert len({step.pid for step in undisturbed.steps}) == WORKERS
+
+
+def test_job_without_the_token_is_refused(lab: Lab) -> None:
+    options = ["--no-wait", "--working-dir", str(lab.folder / "t0"), "--", "true"]
+    wrong = lab.ray("job", "submit", *options, RAY_AUTH_TOKEN="0" * 64)
+    assert wrong.returncode != 0
+    assert "token authentication is enabled" in wrong.stderr
+    for token in ("", "0" * 64):
+        with pytest.raises(HTTPError) as refused:
+            lab.ask("/api/jobs/", token=token)
+        assert refused.value.code == (403 if token else 401)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_training_through_a_fault_ends_as_the_undisturbed_one(
+    training: Training, undisturbed: Outcome, fault: str
+) -> None:
+    assert list(disturb(training, undisturbed, fault, SEED).problems) == []
