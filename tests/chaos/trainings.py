@@ -99,14 +99,20 @@ def train(
     training: Training, experiment: str, disturb: Callable[[Lab], None] | None = None, moment: float = 0.5
 ) -> Outcome:
     """Train to the end, and let `disturb` do what it does when the part `moment` of all steps is done."""
-    lab, begun = training.lab, time.monotonic()
+    lab = training.lab
     traces = lab.folder / "traces" / experiment
     traces.mkdir(parents=True)
+    lab.repair()
+    begun = time.monotonic()
     job = lab.submit("train", *training.arguments(experiment), hook=HOOK, environment={FOLDER: str(traces)})
-    if disturb is not None:
-        _wait_until(training, traces, job, moment)
-        disturb(lab)
-    found = lab.wait(job, LIMIT_S)
+    try:
+        if disturb is not None:
+            _wait_until(training, traces, job, moment)
+            disturb(lab)
+        found = lab.wait(job, LIMIT_S)
+    except BaseException:  # the next training needs the nodes
+        lab.stop(job)
+        raise
     steps = read(traces)
     return Outcome(
         exit_code=found["driver_exit_code"],

@@ -191,6 +191,16 @@ class Lab:
         """Let the store answer again."""
         self.store.clear()
 
+    def repair(self) -> None:
+        """Make good all that went wrong and was left so."""
+        self.heal_store()
+        for node in self.workers:
+            self.mend(node)
+        for node in filter(self.has_ended, self.workers):
+            self.kill(node)  # what Ray left running
+            self._start(node)
+        self.wait_for_nodes()
+
     # The cluster
 
     def alive(self) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from raytrain.config import ShardSettings
-from tests.chaos.trace import FILE, FOLDER, Step, attempts, judge, read
+from tests.chaos.trace import FILE, FOLDER, Step, attempts, judge, position, read
 from tests.making import shard_chips, tiny_member
 
 NUM_SAMPLES, EPOCHS, BATCH = 8, 2, 4
@@ -107,33 +106,46 @@ def test_attempts_that_share_a_group_are_told_apart_by_their_processes() -> None
 
 LOOP = """
 import json, sys
-from pathlib import Path
 from tests.chaos import trace
 trace.install()
 assert "torch" not in sys.modules
 from raytrain.config import MemberSettings, parse
 from raytrain.tiles.reader import TileReader, select_tiles
-from raytrain.training.loop import TrainingData, train_member
+from raytrain.training import loop
 from raytrain.training.ranks import Ranks
+if len(sys.argv) > 3:
+    right = loop.epoch_batches
+    loop.epoch_batches = lambda *where: [batch - (batch == 3) for batch in right(*where)]
 settings = parse(MemberSettings, json.loads(sys.argv[2]))
 reader = TileReader(sys.argv[1], settings.bands)
-data = TrainingData(reader, select_tiles(reader, 0, "train"), select_tiles(reader, 0, "validation"))
-train_member(settings, data, Ranks(), lambda *_: None)
+data = loop.TrainingData(reader, select_tiles(reader, 0, "train"), select_tiles(reader, 0, "validation"))
+loop.train_member(settings, data, Ranks(), lambda *_: None)
 """
 
 
-def test_real_loop_is_traced_sample_by_sample(chips: Path, tmp_path: Path) -> None:
-    shard_chips(chips, tmp_path / "shards", ShardSettings(folds="3"))
+def trace_of_loop(chips: Path, folder: Path, *broken: str) -> list[Step]:
+    """Return the only attempt at two epochs of 16 samples, in a process of its own."""
+    shard_chips(chips, folder / "shards", ShardSettings(folds="3"))
     settings = tiny_member(epochs=2, crops_per_tile=2)
-    command = [sys.executable, "-c", LOOP, str(tmp_path / "shards"), settings.model_dump_json()]
-    environment = os.environ | {FOLDER: str(tmp_path)}
-    subprocess.run(command, check=True, env=environment, cwd=Path(__file__).resolve().parents[2])
-    (only,) = attempts(read(tmp_path))
-    num_samples = max(step.after or 0 for step in only)
-    assert num_samples == 16
-    assert judge([only], num_samples, 2).problems == ()
-    assert {step.member for step in only} == {settings.name}
-    order = [sample for step in only if step.epoch == 0 for sample in step.samples]
+    command = [sys.executable, "-c", LOOP, str(folder / "shards"), settings.model_dump_json(), *broken]
+    root = Path(__file__).resolve().parents[2]
+    subprocess.run(command, check=True, env=os.environ | {FOLDER: str(folder)}, cwd=root)
+    (only,) = attempts(read(folder))
+    return only
+
+
+def test_real_loop_is_traced_sample_by_sample(chips: Path, tmp_path: Path) -> None:
+    steps = trace_of_loop(chips, tmp_path)
+    assert judge([steps], 16, 2).problems == ()
+    assert position(tmp_path) == (1, 16)
+    order = [sample for step in steps if step.epoch == 0 for sample in step.samples]
     assert order != sorted(order), "the order is the plan's, not the trace's"
-    assert len((tmp_path / FILE).read_text().splitlines()) == 2 * len(only)
-    assert all(json.loads(line)["rank"] == 0 for line in (tmp_path / FILE).read_text().splitlines())
+    assert len((tmp_path / FILE).read_text().splitlines()) == 2 * len(steps)
+
+
+def test_real_loop_with_a_wrong_order_is_found_out(chips: Path, tmp_path: Path) -> None:
+    steps = trace_of_loop(chips, tmp_path, "broken")
+    assert judge([steps], 16, 1).problems[:2] == (
+        "epoch 0: 1 samples trained on never: [3]",
+        "epoch 0: 1 samples trained on more than once: [2]",
+    )
