@@ -121,7 +121,9 @@ def problems(outcome: Outcome, reference: Outcome, fault: Fault | None = None) -
     return found
 
 
-COLUMNS = "seed | fault | moment | restarts | images lost | seconds lost | weights equal | every sample once"
+COLUMNS = (
+    "seed | fault | moment | restarts | images lost | pauses, s | seconds lost | weights equal | every sample once"
+)
 
 
 def row(result: Result, reference: Outcome) -> str:
@@ -134,6 +136,7 @@ def row(result: Result, reference: Outcome) -> str:
         f"{result.moment:.0%}",
         f"{len(outcome.verdict.restarts)} ({causes or 'no cause is told'})",
         str(sum(each.lost_images for each in outcome.verdict.restarts)),
+        ", ".join(f"{each.pause_s:.0f}" for each in outcome.verdict.restarts) or "none",
         f"{outcome.seconds - reference.seconds:.0f}",
         "yes" if outcome.sha256 == reference.sha256 else "NO",
         "yes" if not outcome.verdict.problems else "NO",

@@ -59,12 +59,16 @@ class Step:
 
 @dataclass(frozen=True)
 class Restart:
-    """Where an attempt went on, how far those before it had come, and the steps behind that: in images, in seconds."""
+    """Where an attempt went on, how far those before it had come, and the steps behind that: in images, in seconds.
+
+    `pause_s` is the time between the last step before and the first one after.
+    """
 
     reached: tuple[int, int]
     resumed: tuple[int, int]
     lost_images: int
     lost_s: float
+    pause_s: float
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,8 @@ def judge(tried: Sequence[Sequence[Step]], num_samples: int, epochs: int) -> Ver
             reached = max(((step.epoch, step.after or 0) for step in done), default=(0, 0))
             times = [step.time_s for step in lost] or [0.0]
             images = sum(len(step.samples) for step in lost)
-            restarts.append(Restart(reached, resumed, images, max(times) - min(times)))
+            pause_s = min(step.time_s for step in steps) - max(step.time_s for step in kept)
+            restarts.append(Restart(reached, resumed, images, max(times) - min(times), pause_s))
             kept = [step for step in kept if step.position < resumed]
         kept += steps
     return Verdict(tuple(restarts), (*_uneven(kept), *_not_once(kept, num_samples, epochs)))

@@ -13,6 +13,7 @@ from typing import Any
 from unittest import mock
 
 from raytrain import storage
+from raytrain.cluster.runs import HISTORY_FILE, RESULT_FILE
 from raytrain.config import ShardSettings
 from raytrain.imagery.synth import write_chips
 from raytrain.tiles.reader import TileReader, select_tiles
@@ -46,7 +47,7 @@ class Training:
     lab: Lab
     shards: str
     num_samples: int
-    options: tuple[str, ...] = ()
+    options: tuple[str, ...] = ("--checkpoint-minutes", f"{CHECKPOINT_S / 60:g}")
 
     def arguments(self, experiment: str) -> list[str]:
         """Return the command line of one run."""
@@ -139,9 +140,13 @@ def _wait_until(training: Training, traces: Path, job: str, moment: float) -> No
 
 def _outputs(lab: Lab, folder: str) -> dict[str, Any]:
     with _store_of(lab):
-        result, restarts = (_json_of(f"{folder}/{RUN}/{name}") for name in ("result.json", "restarts.json"))
+        result, history = (_json_of(f"{folder}/{RUN}/{name}") for name in (RESULT_FILE, HISTORY_FILE))
         has_ensemble = storage.exists(f"{folder}/ensemble.json")
-    return {"sha256": result and result["sha256"], "restarts": restarts or [], "has_ensemble": has_ensemble}
+    return {
+        "sha256": result and result["sha256"],
+        "restarts": history["restarts"] if history else [],
+        "has_ensemble": has_ensemble,
+    }
 
 
 def _json_of(uri: str) -> Any:
