@@ -14,3 +14,5 @@ os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # Future behaviour of Ray, wanted here: a worker without GPUs sees the devices that it sees.
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+# Some clouds give 30 s of notice; Ray Train would look for it every 5 s.
+os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")

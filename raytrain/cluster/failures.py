@@ -113,7 +113,7 @@ def _cause_of_rank(rank: int, error: Exception) -> Cause:
         return Cause(Kind.STORE_OUT_OF_REACH, str(error), error)
     if isinstance(error, RaytrainError):
         return Cause(Kind.FINAL, str(error), error)
-    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):  # torch is not imported here
+    if _is_short_of_memory(error):
         return Cause(Kind.OUT_OF_MEMORY, f"rank {rank}: {first_line(error)}; {_LESS}")
     if isinstance(error, PermissionError):
         return Cause(Kind.FINAL, f"no right to it: {first_line(error)}")
@@ -122,6 +122,13 @@ def _cause_of_rank(rank: int, error: Exception) -> Cause:
     text = f"rank {rank}: {type(error).__name__}: {first_line(error)}"
     # What a rank says whose peer has gone; why that one went may not be known yet.
     return Cause(Kind.WORKER_KILLED if _PEER_GONE.search(str(error)) else Kind.UNEXPECTED, text)
+
+
+def _is_short_of_memory(error: Exception) -> bool:
+    """Tell whether a rank could not have the memory that it asked for."""
+    # By name and text: torch, whose errors these are, is not imported here.
+    of_torch = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    return isinstance(error, MemoryError) or of_torch
 
 
 _LESS = "lower global_batch, crop_px or the number of ranks on a node"

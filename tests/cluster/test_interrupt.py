@@ -18,7 +18,7 @@ EPOCHS = 12
 
 
 def epochs_of(log: str) -> list[int]:
-    return [int(found) for found in re.findall(r"epoch (\d+) of", log)]
+    return [int(found) for found in re.findall(r"epoch (\d+) of \d+, loss", log)]
 
 
 def stopped_by(number: signal.Signals, after_epochs: int, command: list[str]) -> tuple[int, str]:

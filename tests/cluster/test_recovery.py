@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,6 +166,33 @@ def test_full_disk_is_survived_and_a_disk_that_stays_full_is_named(
         assert trained.weights == undisturbed.weights
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_killed_command_goes_on_with_the_same_command_and_changes_no_bit(
+    shards: Path, undisturbed: Trained, tmp_path: Path
+) -> None:
+    """The command is killed in the middle of an epoch, with the Ray that it started."""
+    job = job_of(shards, tmp_path)
+    settings = [f"{name}={json.dumps(value, separators=(',', ':'))}" for name, value in CHANGES.items()]
+    command = [str(Path(sys.executable).with_name("raytrain")), "train", "--shards", job.shards, "--out", job.out]
+    command += ["--members", MEMBER, "--workers", "2", "--checkpoint-minutes", str(OFTEN.interval_s / 60)]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    run = tmp_path / "main" / RUN
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen([*command, "--set", *settings], env=environment, stderr=log, start_new_session=True)
+        deadline = time.monotonic() + 200
+        while (last := read_index(str(run)).last) is None or not Position(1) < last.position < Position(2):
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < deadline, (tmp_path / "log").read_text()
+            time.sleep(0.05)
+        process.kill()
+        process.wait()
+    assert not (run / "result.json").exists()
+    trained = run_job(job)
+    (restart,) = trained.report.runs[0].restarts
+    assert restart.kind == Kind.JOB_ENDED
+    assert Position(1) < restart.resumed < Position(2)
+    assert trained.weights == undisturbed.weights
 
 
 def test_history_of_an_undisturbed_run_is_empty(undisturbed: Trained) -> None:

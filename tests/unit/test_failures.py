@@ -59,6 +59,11 @@ GLOO = RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer 
             f"out of memory on a node (22.30GB used / 23.47GB limit); {LESS}",
         ),
         (of_ranks(rank2=MemoryError("no room")), Kind.OUT_OF_MEMORY, f"rank 2: no room; {LESS}"),
+        (
+            of_ranks(rank0=RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 5 bytes")),
+            Kind.OUT_OF_MEMORY,
+            f"rank 0: [enforce fail] DefaultCPUAllocator: can't allocate memory: 5 bytes; {LESS}",
+        ),
         (of_ranks(rank1=dead(NodeDiedError("gone"))), Kind.NODE_LOST, "the node of rank 1 is gone"),
         (
             of_ranks(rank1=dead(RayActorError(error_msg="The actor died because its node has died."))),
