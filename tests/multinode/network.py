@@ -19,7 +19,8 @@ CLEAN_UP_S = 60.0
 _COUNT = itertools.count()
 
 # Run by a process of its own, which outlives whoever made the network by whatever means it dies: it waits for the end
-# of its standard input. What was not made yet is no reason to stop.
+# of its standard input. What was not made yet is no reason to stop. Cables are taken away by name: a connection that
+# nobody can end any more keeps its namespace for minutes, and the cable with it.
 CLEAN_UP = """
 cat > /dev/null
 for name in {names}; do
@@ -31,7 +32,9 @@ for name in {names}; do
   done
   ip netns del $name
 done
-ip link del {bridge}
+for link in {cables} {bridge}; do
+  ip link del $link
+done
 rm -rf -- {folders}
 """
 
@@ -56,7 +59,8 @@ class Network:
         self._cables = [f"{prefix}c{i}" for i in range(count)]
         self._subnet, self._claim = _claim_subnet()
         self.host = f"{self._subnet}.1"
-        script = CLEAN_UP.format(names=" ".join(self._names), bridge=self._bridge, folders=shlex.join(folders))
+        names, cables = " ".join(self._names), " ".join(self._cables)
+        script = CLEAN_UP.format(names=names, cables=cables, bridge=self._bridge, folders=shlex.join(folders))
         self._cleaner = subprocess.Popen(
             ["bash", "-c", script], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True, cwd="/"
         )
