@@ -83,6 +83,7 @@ class Board:
 
     def __init__(self) -> None:
         self._news: list[News] = []
+        self._attempts: dict[str, int] = {}
         self._saved: dict[str, Position] = {}
         self._controllers: dict[str, Any] = {}
 
@@ -90,6 +91,8 @@ class Board:
         """Add news; only the last step of a run is kept."""
         if isinstance(news, Stepped):
             self._news = [each for each in self._news if not (isinstance(each, Stepped) and each.run == news.run)]
+        if isinstance(news, Begun):
+            self._attempts[news.run] = news.attempt
         self._news.append(news)
 
     def take(self) -> list[News]:
@@ -101,9 +104,9 @@ class Board:
         """Say that a checkpoint of a run was saved."""
         self._saved[run] = position
 
-    def saved(self, run: str) -> Position:
-        """Return the position of the last checkpoint of a run, the beginning if there is none."""
-        return self._saved.get(run, Position())
+    def state(self, run: str) -> tuple[int, Position]:
+        """Return the number of the last attempt of a run that began, and where its last checkpoint is; 0 for none."""
+        return self._attempts.get(run, 0), self._saved.get(run, Position())
 
     def set_controller(self, run: str, controller: Any) -> None:
         """Say which actor controls a run."""

@@ -27,6 +27,8 @@ from raytrain.errors import RaytrainError, StoreOutOfReach, WorkNotFinished, fir
 from raytrain.tiles.order import Position
 
 ASK_S = 10
+STARTS = 3
+"""How often ranks may fail to begin an attempt, one time after the other."""
 _logger = logging.getLogger(__name__)
 _MEMORY = re.compile(r"was ([\d.]+GB used / [\d.]+GB limit)")
 """What Ray 2.60 says of a node whose workers it killed; its text goes on with much advice."""
@@ -84,9 +86,7 @@ def cause_of(error: Exception) -> Cause:
     if isinstance(error, PreemptionError):
         return Cause(Kind.PREEMPTED, "a node was taken away, with notice")
     if isinstance(error, ControllerError):
-        found = error.controller_failure
-        kind = Kind.NO_WORKERS if isinstance(found, RETRYABLE_CONTROLLER_ERRORS) else Kind.FINAL
-        return Cause(kind, first_line(found))
+        return _cause_of_controller(error.controller_failure)
     if not isinstance(error, WorkerGroupError):
         return Cause(Kind.UNEXPECTED, _last_cause(error))
     causes = [_cause_of_rank(rank, each) for rank, each in sorted(error.worker_failures.items())]
@@ -105,10 +105,19 @@ _IMPORTANCE = (
 )
 
 
+def _cause_of_controller(error: Exception) -> Cause:
+    """Return why ranks could not be started, or their controller failed."""
+    if isinstance(error, RETRYABLE_CONTROLLER_ERRORS):
+        return Cause(Kind.NO_WORKERS, first_line(error))
+    if isinstance(error, ray.exceptions.RayError):
+        return _cause_of_death("a rank, or of what serves it,", error)
+    return Cause(Kind.FINAL, first_line(error))
+
+
 def _cause_of_rank(rank: int, error: Exception) -> Cause:
     """Return why one rank ended."""
     if isinstance(error, WorkerHealthCheckFailedError):
-        return _cause_of_death(rank, error.health_check_failure)
+        return _cause_of_death(f"rank {rank}", error.health_check_failure)
     if isinstance(error, StoreOutOfReach):
         return Cause(Kind.STORE_OUT_OF_REACH, str(error), error)
     if isinstance(error, RaytrainError):
@@ -134,17 +143,17 @@ def _is_short_of_memory(error: Exception) -> bool:
 _LESS = "lower global_batch, crop_px or the number of ranks on a node"
 
 
-def _cause_of_death(rank: int, error: Exception) -> Cause:
-    """Return why the process of a rank is no more."""
+def _cause_of_death(whose: str, error: Exception) -> Cause:
+    """Return why a process is no more."""
     if isinstance(error, ray.exceptions.RayActorError) and error.preempted:
-        return Cause(Kind.PREEMPTED, f"the node of rank {rank} was taken away, with notice")
+        return Cause(Kind.PREEMPTED, f"the node of {whose} was taken away, with notice")
     text = str(error)
     if isinstance(error, ray.exceptions.OutOfMemoryError) or "low on memory" in text:
         full = _MEMORY.search(text)
         return Cause(Kind.OUT_OF_MEMORY, f"out of memory on a node{f' ({full[1]})' if full else ''}; {_LESS}")
     if isinstance(error, ray.exceptions.NodeDiedError) or _NODE_GONE.search(text):
-        return Cause(Kind.NODE_LOST, f"the node of rank {rank} is gone")
-    return Cause(Kind.WORKER_KILLED, f"the process of rank {rank} is gone ({_last_cause(error)})")
+        return Cause(Kind.NODE_LOST, f"the node of {whose} is gone")
+    return Cause(Kind.WORKER_KILLED, f"the process of {whose} is gone ({_last_cause(error)})")
 
 
 def _last_cause(error: Exception) -> str:
@@ -162,17 +171,27 @@ class RunFailurePolicy(FailurePolicy):
         self._run = run
         self._board = board
         self._counts: dict[Kind, int] = {}
-        self._saved = Position()
+        self._attempt, self._saved = 0, Position()
+        self._starts = 0
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
-        """Return whether there is another attempt; counts begin anew where a checkpoint was saved in between."""
+        """Return whether there is another attempt; counts begin anew where a checkpoint was saved in between.
+
+        A kind counts once an attempt: one event may end ranks, and then those that were to follow them.
+        """
         cause = cause_of(training_failed_error)
-        saved = ray.get(self._board.saved.remote(self._run), timeout=ASK_S)
+        attempt, saved = ray.get(self._board.state.remote(self._run), timeout=ASK_S)
         if saved != self._saved:
-            self._saved, self._counts = saved, {}
-        count = self._counts[cause.kind] = self._counts.get(cause.kind, 0) + 1
-        limit = RETRIES.get(cause.kind)
-        is_retried = limit is None or count <= limit
+            self._counts = {}
+        is_new = attempt != self._attempt
+        self._attempt, self._saved = attempt, saved
+        if is_new:
+            self._counts[cause.kind] = self._counts.get(cause.kind, 0) + 1
+            self._starts = 0
+        elif cause.kind in RETRIES:
+            self._starts += 1
+        count, limit = self._counts.get(cause.kind, 0), RETRIES.get(cause.kind)
+        is_retried = limit is None or (0 < limit >= count and self._starts <= STARTS)
         _logger.info("run %s: %s: %s; failure %d of at most %s", self._run, cause.kind, cause.text, count, limit)
         ray.get(self._board.post.remote(Failed(self._run, cause.kind, cause.text, is_retried)), timeout=ASK_S)
         return FailureDecision.RETRY if is_retried else FailureDecision.RAISE

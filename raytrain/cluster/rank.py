@@ -123,6 +123,7 @@ class _Leader:
     ) -> None:
         if error is None:
             self._writer.close()
+            self._events.publish()
         self._events.close()
 
     def tell_begin(self, start: Start, position: Position, num_ranks: int) -> None:

@@ -74,8 +74,7 @@ class EventFile:
             self._published_bytes = len(data)
 
     def close(self) -> None:
-        """Publish what is left and remove the local file."""
-        self.publish()
+        """Remove the local file; what is not published is lost."""
         self._records.close()
         self._folder.cleanup()
 

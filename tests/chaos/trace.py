@@ -199,11 +199,14 @@ def install() -> None:
     if LOOP in sys.modules:
         _watch(sys.modules[LOOP])
     else:
-        sys.meta_path.insert(0, _WhenImported())
+        sys.meta_path.insert(0, WhenImported(_watch))
 
 
-class _WhenImported:
-    """Finds one module as it is found otherwise, and lets it be watched as soon as it is there."""
+class WhenImported:
+    """Finds the loop's module as it is found otherwise, and hands it to `watch` as soon as it is there."""
+
+    def __init__(self, watch: Callable[[Any], None]) -> None:
+        self._watch = watch
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
         if name != LOOP:
@@ -216,7 +219,7 @@ class _WhenImported:
 
         def exec_module(module: ModuleType) -> None:
             load(module)
-            _watch(module)
+            self._watch(module)
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from raytrain.cluster.board import Begun, News, Stepped
+from raytrain.cluster.board import Begun, News, Post, Stepped
 from raytrain.cluster.failures import Kind
 from raytrain.cluster.history import read_history
 from raytrain.cluster.runs import Checkpointing, TrainJob
@@ -24,6 +24,7 @@ from raytrain.cluster.shard import ShardJob, shard
 from raytrain.cluster.train import TrainReport, train
 from raytrain.config import ShardSettings
 from raytrain.tiles.order import Position
+from raytrain.tiles.reader import read_index as read_tiles
 from raytrain.training.checkpoint_files import read_index
 from tests.cluster.processes import ranks
 
@@ -116,6 +117,7 @@ def test_killed_rank_costs_at_most_an_interval_and_changes_no_bit(
     assert restart.lost_images <= (OFTEN.interval_s + 1.5) * max(speeds)
     assert trained.weights == undisturbed.weights
     assert trained.report.trained[0].score == undisturbed.report.trained[0].score
+    assert len(list((trained.run / "tensorboard").glob("events.out.tfevents.*"))) == 2
 
 
 def test_damaged_last_checkpoint_is_left_for_the_one_before(shards: Path, undisturbed: Trained, tmp_path: Path) -> None:
@@ -193,6 +195,28 @@ def test_killed_command_goes_on_with_the_same_command_and_changes_no_bit(
     assert restart.kind == Kind.JOB_ENDED
     assert Position(1) < restart.resumed < Position(2)
     assert trained.weights == undisturbed.weights
+
+
+def test_runs_train_side_by_side_and_one_with_bad_data_stops_no_other(shards: Path, tmp_path: Path) -> None:
+    """One of two members needs a band of which a cell is damaged; the cluster has room for both at once."""
+    damaged = Path(shutil.copytree(shards, tmp_path / "shards"))
+    row = next(row for row in read_tiles(str(damaged)).to_pylist() if row["fold"] != 0)
+    path = damaged / row["shard"]
+    content = bytearray(path.read_bytes())
+    content[row["B08_offset"] + row["B08_bytes"] // 2] ^= 1
+    path.write_bytes(content)
+    job = job_of(damaged, tmp_path / "runs", workers=1, epochs=2, crops_per_tile=30)
+    news: list[News] = []
+    report = train(job.model_copy(update={"members": ("small-effnet-4b-20k", MEMBER)}), Cluster(), news.append)
+    assert list(report.failed) == ["small-effnet-4b-20k-fold0"]
+    assert f"tile {row['tile_id']} in" in report.failed["small-effnet-4b-20k-fold0"]
+    assert [net.name for net in report.trained] == [MEMBER]
+    assert report.ensemble_uri is None
+    assert all(run.restarts == () for run in report.runs), "bad data were tried again"
+    begun = {each.run: i for i, each in enumerate(news) if isinstance(each, Begun)}
+    ended = max(i for i, each in enumerate(news) if isinstance(each, Post))
+    assert set(begun) == {"small-effnet-4b-20k-fold0", RUN}
+    assert max(begun.values()) < ended, "one began after the other had ended"
 
 
 def test_history_of_an_undisturbed_run_is_empty(undisturbed: Trained) -> None:

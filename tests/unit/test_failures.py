@@ -73,6 +73,7 @@ GLOO = RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer 
         (of_ranks(rank0=GLOO), Kind.WORKER_KILLED, f"rank 0: RuntimeError: {GLOO}"),
         (of_ranks(rank0=KeyError("lr")), Kind.UNEXPECTED, "rank 0: KeyError: 'lr'"),
         (ControllerError(WorkerGroupStartupTimeoutError(2)), Kind.NO_WORKERS, None),
+        (ControllerError(NodeDiedError("x")), Kind.NODE_LOST, "the node of a rank, or of what serves it, is gone"),
         (ControllerError(ValueError("a bug of Ray")), Kind.FINAL, "a bug of Ray"),
         (PreemptionError(PreemptionInfo(None, {"n": [0]})), Kind.PREEMPTED, "a node was taken away, with notice"),
     ],
@@ -118,8 +119,14 @@ def remote(monkeypatch: pytest.MonkeyPatch) -> Remote:
 
 
 def decisions(remote: Remote, error: TrainingFailedError, count: int) -> list[FailureDecision]:
+    """Return what is decided of as many attempts, which all end so."""
     policy = RunFailurePolicy(FailureConfig(), "run", remote)
-    return [policy.make_decision(error) for _ in range(count)]
+    return [attempt(remote, policy, error, number) for number in range(1, count + 1)]
+
+
+def attempt(remote: Remote, policy: RunFailurePolicy, error: TrainingFailedError, number: int) -> FailureDecision:
+    remote.board.post(Begun("run", number, Position(), 2))
+    return policy.make_decision(error)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in Kind if RETRIES.get(kind)])
@@ -151,11 +158,20 @@ def test_preemptions_and_waiting_for_nodes_are_no_failures(remote: Remote) -> No
 def test_a_run_that_saves_in_between_is_not_given_up(remote: Remote) -> None:
     policy = RunFailurePolicy(FailureConfig(), "run", remote)
     error = of_ranks(rank0=dead(ActorDiedError()))
-    for samples_done in range(1, 40):
-        remote.board.set_saved("run", Position(0, samples_done))
-        assert policy.make_decision(error) == FailureDecision.RETRY
-    last = [policy.make_decision(error) for _ in range(RETRIES[Kind.WORKER_KILLED])]
+    for number in range(1, 40):
+        remote.board.set_saved("run", Position(0, number))
+        assert attempt(remote, policy, error, number) == FailureDecision.RETRY
+    last = [attempt(remote, policy, error, 40 + i) for i in range(RETRIES[Kind.WORKER_KILLED])]
     assert last[-1] == FailureDecision.RAISE
+
+
+def test_one_event_that_also_ends_the_ranks_that_were_to_follow_counts_once(remote: Remote) -> None:
+    policy = RunFailurePolicy(FailureConfig(), "run", remote)
+    memory = of_ranks(rank0=dead(OutOfMemoryError(MEMORY)))
+    assert attempt(remote, policy, memory, 1) == FailureDecision.RETRY
+    starts = [policy.make_decision(ControllerError(OutOfMemoryError(MEMORY))) for _ in range(failures.STARTS + 1)]
+    assert starts == [FailureDecision.RETRY] * failures.STARTS + [FailureDecision.RAISE]
+    assert attempt(remote, policy, memory, 2) == FailureDecision.RAISE
 
 
 def stepped(epoch: int, samples_done: int) -> Stepped:

@@ -27,6 +27,7 @@ def test_tensorboard_reads_what_was_added(tmp_path: Path) -> None:
     events = EventFile(str(tmp_path), 0, 0)
     events.add(8, {"loss": 0.5, "images_per_s": 40.0})
     events.add(16, {"loss": 0.25, "score/iou": 0.75})
+    events.publish()
     events.close()
     assert curve(tmp_path, "loss") == [(8, 0.5), (16, 0.25)]
     assert curve(tmp_path, "images_per_s") == [(8, 40.0)]
@@ -41,6 +42,7 @@ def test_steps_thrown_away_by_a_resume_are_shown_once_and_those_kept_stay(tmp_pa
     second = EventFile(str(tmp_path), 1, 16)
     for step in (24, 40):
         second.add(step, {"loss": 1 + step / 128})
+    second.publish()
     second.close()
     assert [step for step, _ in curve(tmp_path, "loss")] == [8, 16, 24, 40]
     assert [value >= 1 for _, value in curve(tmp_path, "loss")] == [False, False, True, True]
@@ -51,6 +53,7 @@ def test_attempts_are_read_in_their_order_beyond_nine(tmp_path: Path) -> None:
     for attempt in (9, 10):
         events = EventFile(str(tmp_path), attempt, 0)
         events.add(8, {"loss": attempt})
+        events.publish()
         events.close()
     assert curve(tmp_path, "loss") == [(8, 10.0)]
 
@@ -62,6 +65,7 @@ def test_an_attempt_has_one_object_whatever_the_clock_says(tmp_path: Path) -> No
             events.add(step, {"loss": 1.0})
             events.publish()
             events.publish()
+        events.publish()
         events.close()
     assert list(storage.find(str(tmp_path))) == ["tensorboard/events.out.tfevents.attempt-000003"]
     assert [step for step, _ in curve(tmp_path, "loss")] == [0, 1, 2]
@@ -85,6 +89,7 @@ def test_a_store_that_fails_is_a_warning_and_the_next_publication_has_all(
     with monkeypatch.context() as patch:
         patch.setattr(storage, "write_bytes", fail)
         events.add(16, {"loss": 0.5})
+        events.publish()
         events.close()
     assert curve_or_none(tmp_path) == [(8, 0.5)]
 
