@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
 import os
 import re
@@ -17,31 +16,27 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, Literal, NoReturn
 
 import tyro
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from raytrain import __version__, storage
+from raytrain.command import ClusterCommand, Command, listed, local_folder, or_dash
+from raytrain.command_train import Train, Weights
 from raytrain.config import (
-    RANDOM_WEIGHTS,
-    TIMM_WEIGHTS,
     Baseline,
     CellEncoding,
     EmptyUnionRule,
-    LoaderSettings,
     ScoreSettings,
     ShardSettings,
     change,
-    load_changes,
     parse,
     parse_changes,
 )
 from raytrain.console import Narrator, print_table
-from raytrain.console_runs import Runs, duration
 from raytrain.errors import (
     EXIT_CALLERS_MISTAKE,
     EXIT_DATA_WRONG,
@@ -50,54 +45,12 @@ from raytrain.errors import (
     EXIT_NOT_FINISHED,
     EXIT_TERMINATED,
     ConfigError,
-    DataError,
     RaytrainError,
 )
-from raytrain.recipes import members
 
 MAX_CHIP_PX = 8192
 # --flag for True; no --no-flag beside it.
 _TYRO = (tyro.conf.FlagCreatePairsOff,)
-
-
-class Command(BaseModel):
-    """Base of the commands: frozen options and `run`, which returns the exit code."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    json_output: Annotated[bool, tyro.conf.arg(name="json")] = False
-    """Print the results as JSON on stdout."""
-
-    def run(self, narrator: Narrator) -> int:
-        """Do the work and return the exit code."""
-        raise NotImplementedError
-
-    def uris(self) -> list[str]:
-        """Return the URIs among the options, as they were given."""
-        return []
-
-    def _print(self, result: dict[str, Any], lines: Sequence[str]) -> None:
-        """Print the results: as JSON, or as lines for a person."""
-        if self.json_output:
-            print(json.dumps(result, indent=1))
-        else:
-            for line in lines:
-                print(line)
-
-
-class ClusterCommand(Command):
-    """A command that runs on Ray."""
-
-    address: str = "local"
-    """Where to run: `local` starts a Ray on this machine, `auto` or HOST:PORT (GCS) joins a cluster."""
-    shared_path: bool = False
-    """All nodes of the cluster see the local paths that are given."""
-
-    @property
-    def _cluster(self) -> Any:
-        from raytrain.cluster.session import Cluster
-
-        return Cluster(address=self.address, shared_path=self.shared_path)
 
 
 class Synth(Command):
@@ -122,7 +75,7 @@ class Synth(Command):
         """Write the imagery."""
         from raytrain.imagery import synth
 
-        dst = _local_folder("DST", self.dst)
+        dst = local_folder("DST", self.dst)
         if self.kind == "chips" and self.size_px > MAX_CHIP_PX:
             raise ConfigError(f"--size-px {self.size_px}: a chip has at most {MAX_CHIP_PX} px; make scenes instead")
         with narrator.step(f"{self.kind} to {dst}") as on_progress:
@@ -204,7 +157,7 @@ class Shard(ClusterCommand):
         again = " (already there)" if report.was_done else ""
         if report.warning:
             narrator.say(f"raytrain: warning: {report.warning}")
-        result = {**summary, "uri": job.dst if report.manifest else None, "left_out": _listed(report.problems)}
+        result = {**summary, "uri": job.dst if report.manifest else None, "left_out": listed(report.problems)}
         result["warning"] = report.warning
         self._print(result, [f"{text}: {job.dst}{again}"] if report.manifest else [])
         return EXIT_DATA_WRONG if report.problems else EXIT_DONE
@@ -245,7 +198,7 @@ class Audit(ClusterCommand):
                 leak.kind: {"tiles_by_fold": by_fold, "examples": leak.examples} for leak, by_fold in report.leaks
             },
             "unchecked": report.unchecked,
-            "problems": _listed(report.problems),
+            "problems": listed(report.problems),
         }
         self._print(result, [f"not looked at: {each}" for each in report.unchecked])
         if report.has_leakage:
@@ -266,9 +219,9 @@ def print_audit(report: Any) -> None:
             str(each.fold),
             str(each.num_tiles),
             str(each.num_locations),
-            _or_dash(each.cloud_fraction_mean, ".1%"),
-            _or_dash(each.clear_tiles_fraction, ".1%"),
-            _or_dash(each.overcast_tiles_fraction, ".1%"),
+            or_dash(each.cloud_fraction_mean, ".1%"),
+            or_dash(each.clear_tiles_fraction, ".1%"),
+            or_dash(each.overcast_tiles_fraction, ".1%"),
         ]
         for each in report.summaries
     ]
@@ -301,7 +254,7 @@ class Verify(ClusterCommand):
             report = verify(job, self._cluster, on_progress)
         narrator.problems(report.differences, consequence="not as written")
         result = {"kind": report.kind, "num_objects": report.num_objects, "bytes": report.num_bytes}
-        result["differences"] = _listed(report.differences)
+        result["differences"] = listed(report.differences)
         size = f"{report.num_objects} objects, {report.num_bytes / 1e6:.1f} MB"
         self._print(result, [] if report.differences else [f"{report.kind} as written: {size}: {job.uri}"])
         return EXIT_DATA_WRONG if report.differences else EXIT_DONE
@@ -309,202 +262,6 @@ class Verify(ClusterCommand):
     def uris(self) -> list[str]:
         """Return what is verified."""
         return [self.uri]
-
-
-class Train(ClusterCommand):
-    """Train members of the ensemble on tile shards."""
-
-    shards: str
-    """Where the shards are."""
-    out: str
-    """Where runs and the ensemble go: OUT/EXPERIMENT/."""
-    experiment: str = "main"
-    """Name of the experiment; changed settings need another."""
-    members: tuple[str, ...] = Field(default=("all",), min_length=1)
-    """Names of members, `all` for the eight of the recipe, `small` for two that a CPU trains in minutes."""
-    fold: str = "0"
-    """The fold to validate on; `all` trains each member once a fold, `none` on all tiles without validation."""
-    workers: tuple[int, ...] = Field(default=(1,), min_length=1, max_length=2)
-    """Data-parallel ranks of a run, one a GPU where the cluster has any, else one a CPU. Two numbers are the fewest and
-    the most of an elastic run, which goes on with what the cluster has."""
-    checkpoint_minutes: float = Field(default=10.0, gt=0)
-    """A run's state is saved so often within an epoch, and at the end of each."""
-    keep_checkpoints: int = Field(default=2, ge=1)
-    """How many of a run's last checkpoints stay, beside that of its best epoch."""
-    config: str | None = None
-    """TOML file of settings, applied to every member."""
-    set: tuple[str, ...] = ()
-    """path=value settings, applied to every member after --config, e.g. epochs=5 optimiser.lr=0.01."""
-    cache: str | None = None
-    """Folder on a local disk of every node, in which tiles from a store are kept."""
-    cache_limit_gb: float = 100.0
-    """What that folder may take, 10^9 bytes, over all processes of a node."""
-    loader_processes: int = 0
-    """Processes that read tiles for each rank, as many again for validation; 0: threads of the rank do."""
-    loader_threads: int = 8
-    """Reads in flight: of the rank, or in each such process, there within a batch."""
-    weights: str | None = None
-    """Mirror that `raytrain weights` made: encoders with timm's weights start from it, and no rank asks a hub."""
-    mlflow: str | None = None
-    """An MLflow that is told of the runs: a server's address, or a local folder. Needs the extra raytrain[mlflow]."""
-
-    def run(self, narrator: Narrator) -> int:
-        """Train the members."""
-        from raytrain.cluster.train import train
-
-        with narrator.runs() as runs:
-            report = train(self._job(), self._cluster, partial(tell_news, runs))
-        if not self.json_output:
-            print_runs(report)
-        result = {
-            "ensemble": report.ensemble_uri,
-            "trained": [member.model_dump(mode="json") for member in report.trained],
-            "failed": report.failed,
-            "runs": {
-                run.name: {"seconds": run.seconds, "restarts": [each.model_dump(mode="json") for each in run.restarts]}
-                for run in report.runs
-            },
-        }
-        nets = "1 net" if report.num_members == 1 else f"{report.num_members} nets"
-        line = f"ensemble: {report.ensemble_uri} ({nets})"
-        self._print(result, [line] if report.ensemble_uri else [])
-        for name, reason in report.failed.items():
-            narrator.say(f"raytrain: {name} is not finished: {reason}; the same command goes on")
-        return EXIT_NOT_FINISHED if report.failed else EXIT_DONE
-
-    def _job(self) -> Any:
-        from raytrain.cluster.runs import Checkpointing, TrainJob
-
-        if not (self.fold.isdecimal() or self.fold in ("all", "none")):
-            raise ConfigError(f"--fold: expected a number, all or none, found {self.fold!r}")
-        return TrainJob(
-            shards=storage.normalise(self.shards),
-            out=storage.normalise(self.out),
-            experiment=self.experiment,
-            members=self.members,
-            fold=int(self.fold) if self.fold.isdecimal() else "all" if self.fold == "all" else "none",
-            workers=self.workers[0] if len(self.workers) == 1 else (self.workers[0], self.workers[1]),
-            changes=self._changes(),
-            weights=None if self.weights is None else storage.normalise(self.weights),
-            mlflow=self.mlflow,
-            checkpointing=parse(
-                Checkpointing, {"interval_s": 60 * self.checkpoint_minutes, "keep_last": self.keep_checkpoints}
-            ),
-            loader=parse(
-                LoaderSettings,
-                {
-                    "processes": self.loader_processes,
-                    "threads": self.loader_threads,
-                    "cache_folder": self.cache and _local_folder("--cache", self.cache),
-                    "cache_limit_gb": self.cache_limit_gb,
-                },
-            ),
-        )
-
-    def uris(self) -> list[str]:
-        """Return the shards, the destination, and what encoders start from where it is a mirror or a file."""
-        file = str(self._changes().get("encoder_weights", TIMM_WEIGHTS))
-        named = [] if file in (TIMM_WEIGHTS, RANDOM_WEIGHTS) else [file]
-        return [self.shards, self.out, *(uri for uri in (self.weights, self.mlflow) if uri), *named]
-
-    def _changes(self) -> dict[str, Any]:
-        return (load_changes(Path(self.config)) if self.config else {}) | parse_changes(self.set)
-
-
-def tell_news(runs: Runs, news: Any) -> None:
-    """Tell a person the news of runs."""
-    from raytrain.cluster.board import Begun, Failed, Noted, Planned, Post, Stepped
-
-    if isinstance(news, Planned):
-        runs.expect(news.runs)
-    elif isinstance(news, Stepped):
-        runs.progress(news.progress)
-    elif isinstance(news, Post):
-        runs.epoch(news.run, news.num_epochs, news.metrics)
-    elif isinstance(news, Failed):
-        then = "another attempt follows" if news.is_retried else "the run ends"
-        runs.note(f"{news.run}: {news.kind}: {news.cause}; {then}")
-    elif isinstance(news, Begun) and news.attempt > 1:
-        for torn in news.torn:
-            runs.note(f"{news.run}: {torn}; the checkpoint before it is taken")
-        place = f"epoch {news.position.epoch + 1}, {news.position.samples_done} images into it"
-        runs.note(f"{news.run}: goes on in {place}, on {news.num_ranks} ranks")
-    elif isinstance(news, Noted):
-        runs.note(f"{news.run}: {news.text}")
-
-
-def print_runs(report: Any) -> None:
-    """Print a table of what became of the runs of a training, and one of what they were restarted for."""
-    rules = " or ".join(sorted({member.settings.empty_union_rule for member in report.trained})) or "-"
-    rows = [
-        [
-            run.name,
-            "failed" if run.net is None else str(run.net.epoch),
-            "-" if run.net is None else _or_dash(run.net.score, ".4f"),
-            duration(run.seconds),
-            str(len(run.restarts)),
-        ]
-        for run in report.runs
-    ]
-    title = f"Runs (an empty union counts {rules})"
-    print_table(title, ["run", "epoch kept", "IoU by location", "time", "restarts"], rows)
-    rows = [
-        [
-            run.name,
-            f"{restart.kind}: {restart.cause}",
-            f"{restart.resumed.epoch + 1}, image {restart.resumed.samples_done}",
-            "unknown" if restart.lost_images is None else str(restart.lost_images),
-        ]
-        for run in report.runs
-        for restart in run.restarts
-    ]
-    if rows:
-        print_table("Restarts", ["run", "cause", "went on in epoch", "images done again"], rows)
-
-
-class Weights(Command):
-    """Mirror the pretrained weights of encoders in a store of your own, for `train --weights`."""
-
-    dst: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
-    """Where the mirror goes: <encoder>.safetensors and weights.json. What it has already stays."""
-    members: tuple[str, ...] = ()
-    """Members whose encoders are mirrored; all, unless --file names encoders."""
-    file: tuple[str, ...] = ()
-    """ENCODER=FILE: take the weights of this encoder from a safetensors file instead of timm's hub."""
-
-    def run(self, narrator: Narrator) -> int:
-        """Fill the mirror."""
-        from raytrain.training.mirror import write_mirror
-
-        dst = storage.normalise(self.dst)
-        files = {encoder: storage.normalise(uri) for encoder, uri in self._files().items()}
-        named = members(self.members or (() if files else ("all",)))
-        encoders = list(dict.fromkeys([*(member.encoder for member in named), *files]))
-        with narrator.step(f"weights to {dst}") as on_progress:
-            report = write_mirror(dst, encoders, files, on_progress)
-        entries = {encoder: report.mirror.encoders[encoder] for encoder in encoders}
-        count = "1 encoder" if len(encoders) == 1 else f"{len(encoders)} encoders"
-        size = f"{count}, {sum(entry.bytes for entry in entries.values()) / 1e6:.1f} MB"
-        again = f" (there before: {len(report.skipped)})" if report.skipped else ""
-        result = {"uri": dst, "encoders": {name: entry.model_dump(mode="json") for name, entry in entries.items()}}
-        self._print({**result, "skipped": report.skipped}, [f"{size}: {dst}{again}"])
-        return EXIT_DONE
-
-    def uris(self) -> list[str]:
-        """Return the destination and the files."""
-        return [self.dst, *self._files().values()]
-
-    def _files(self) -> dict[str, str]:
-        """Return the files by encoder."""
-        files: dict[str, str] = {}
-        for assignment in self.file:
-            encoder, equals, uri = assignment.partition("=")
-            if not (equals and uri and storage.is_plain_name(encoder)):
-                raise ConfigError(f"--file: expected ENCODER=FILE, found {assignment!r}")
-            if encoder in files:
-                raise ConfigError(f"--file: encoder {encoder!r} is named twice")
-            files[encoder] = uri
-        return files
 
 
 class Score(ClusterCommand):
@@ -544,7 +301,7 @@ class Score(ClusterCommand):
         narrator.problems(report.problems, consequence="not scored")
         again = f" ({report.num_skipped} were there)" if report.num_skipped else ""
         result = {"uri": job.dst, "num_masks": report.num_masks, "num_skipped": report.num_skipped}
-        result["problems"] = _listed(report.problems)
+        result["problems"] = listed(report.problems)
         result["unfinished"] = report.unfinished
         self._print(result, [f"{report.num_masks} masks: {job.dst}{again}"])
         if report.unfinished:
@@ -600,7 +357,7 @@ class Evaluate(ClusterCommand):
         found = report.evaluation
         narrator.problems(report.problems, consequence="not counted" if found else "nothing was written")
         if found is None:
-            self._print({"problems": _listed(report.problems)}, [])
+            self._print({"problems": listed(report.problems)}, [])
             return EXIT_DATA_WRONG
         if not self.json_output:
             print_scores(found)
@@ -641,7 +398,7 @@ class Demo(ClusterCommand):
         """Run the demo."""
         from raytrain.cluster.demo import demo
 
-        out = _local_folder("--out", self.out)
+        out = local_folder("--out", self.out)
         report = demo(Path(out), self._cluster, narrator)
         if not self.json_output:
             print_scores(report.evaluation)
@@ -668,22 +425,6 @@ COMMANDS: dict[str, Callable[..., Command]] = {
     "evaluate": Evaluate,
     "verify": Verify,
 }
-
-
-def _listed(problems: Sequence[DataError]) -> list[dict[str, str]]:
-    """Return the problems as `metrics.json` and `manifest.json` have them."""
-    return [{"subject": problem.subject, "found": problem.found} for problem in problems]
-
-
-def _or_dash(value: float | None, how: str) -> str:
-    return "-" if value is None else format(value, how)
-
-
-def _local_folder(option: str, uri: str) -> str:
-    """Return the absolute path of a folder that has to be on a disk of this machine."""
-    if not storage.is_local(uri):
-        raise ConfigError(f"{option} {uri}: expected a folder on a local disk")
-    return storage.normalise(uri)
 
 
 def _selection(where: tuple[str, ...], metadata: str | None) -> Any:

@@ -18,6 +18,7 @@ LAYERS = [
     ("raytrain.evaluation",),
     ("raytrain.cluster",),
     ("raytrain.console", "raytrain.console_runs"),
+    ("raytrain.command", "raytrain.command_train"),
     ("raytrain.cli",),
 ]
 FORBIDDEN = {

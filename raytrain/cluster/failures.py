@@ -193,7 +193,8 @@ class RunFailurePolicy(FailurePolicy):
         count, limit = self._counts.get(cause.kind, 0), RETRIES.get(cause.kind)
         is_retried = limit is None or (0 < limit >= count and self._starts <= STARTS)
         _logger.info("run %s: %s: %s; failure %d of at most %s", self._run, cause.kind, cause.text, count, limit)
-        ray.get(self._board.post.remote(Failed(self._run, cause.kind, cause.text, is_retried)), timeout=ASK_S)
+        if cause.kind is not Kind.NO_WORKERS:  # no attempt has ended
+            ray.get(self._board.post.remote(Failed(self._run, cause.kind, cause.text, is_retried)), timeout=ASK_S)
         return FailureDecision.RETRY if is_retried else FailureDecision.RAISE
 
 

@@ -82,7 +82,7 @@ class Journal:
         if isinstance(news, Stepped):
             self._last_step[news.run] = news
         elif isinstance(news, Failed):
-            self._ended[news.run] = news
+            self._ended.setdefault(news.run, news)  # what follows before the next attempt comes of this one
             _logger.warning("run %s: attempt ended: %s: %s", news.run, news.kind, news.cause)
         elif isinstance(news, Begun):
             self._begun(news)

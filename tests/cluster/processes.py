@@ -1,9 +1,30 @@
-"""The processes of the Ray that this process started: which are ranks of a training."""
+"""The processes of the Ray that this process started: which are ranks; programs with a Ray of their own."""
 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
+
+LIMIT_S = 540
+
+
+def run_program(module: str, *arguments: str) -> str:
+    """Run `python -m module` to its end and return what it printed; an exit code other than 0 fails the test."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment["OMP_NUM_THREADS"] = "1"
+    found = subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=Path(__file__).parents[2],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+    assert found.returncode == 0, f"{found.stdout[-6000:]}\n{found.stderr[-6000:]}"
+    return found.stdout
 
 
 def ranks() -> list[int]:

@@ -153,6 +153,8 @@ def test_what_is_wrong_for_good_ends_the_run_at_once(remote: Remote) -> None:
 def test_preemptions_and_waiting_for_nodes_are_no_failures(remote: Remote) -> None:
     for error in (PreemptionError(PreemptionInfo(None, {})), ControllerError(WorkerGroupStartupTimeoutError(2))):
         assert decisions(remote, error, 100) == [FailureDecision.RETRY] * 100
+    told = {news.kind for news in remote.board.take() if isinstance(news, Failed)}
+    assert told == {Kind.PREEMPTED}, "an attempt that never began has not ended"
 
 
 def test_a_run_that_saves_in_between_is_not_given_up(remote: Remote) -> None:
@@ -187,6 +189,7 @@ def test_history_says_what_ended_each_attempt_and_how_much_is_done_again(tmp_pat
         stepped(0, 40),
         stepped(1, 30),
         Failed("run", Kind.WORKER_KILLED, "the process of rank 1 is gone", True),
+        Failed("run", Kind.NODE_LOST, "the node of a rank, or of what serves it, is gone", True),
         Begun("run", 2, Position(0, 80), 2),
         stepped(0, 90),
         Begun("run", 3, Position(0, 90), 1),

@@ -1,0 +1,71 @@
+"""What a command of `raytrain` is: options, `run`, and the forms that several of them print."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import tyro
+from pydantic import BaseModel, ConfigDict
+
+from raytrain import storage
+from raytrain.console import Narrator
+from raytrain.errors import ConfigError, DataError
+
+
+class Command(BaseModel):
+    """Base of the commands: frozen options and `run`, which returns the exit code."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    json_output: Annotated[bool, tyro.conf.arg(name="json")] = False
+    """Print the results as JSON on stdout."""
+
+    def run(self, narrator: Narrator) -> int:
+        """Do the work and return the exit code."""
+        raise NotImplementedError
+
+    def uris(self) -> list[str]:
+        """Return the URIs among the options, as they were given."""
+        return []
+
+    def _print(self, result: dict[str, Any], lines: Sequence[str]) -> None:
+        """Print the results: as JSON, or as lines for a person."""
+        if self.json_output:
+            print(json.dumps(result, indent=1))
+        else:
+            for line in lines:
+                print(line)
+
+
+class ClusterCommand(Command):
+    """A command that runs on Ray."""
+
+    address: str = "local"
+    """Where to run: `local` starts a Ray on this machine, `auto` or HOST:PORT (GCS) joins a cluster."""
+    shared_path: bool = False
+    """All nodes of the cluster see the local paths that are given."""
+
+    @property
+    def _cluster(self) -> Any:
+        from raytrain.cluster.session import Cluster
+
+        return Cluster(address=self.address, shared_path=self.shared_path)
+
+
+def listed(problems: Sequence[DataError]) -> list[dict[str, str]]:
+    """Return the problems as `metrics.json` and `manifest.json` have them."""
+    return [{"subject": problem.subject, "found": problem.found} for problem in problems]
+
+
+def or_dash(value: float | None, how: str) -> str:
+    """Return `value` formatted, or a dash for None."""
+    return "-" if value is None else format(value, how)
+
+
+def local_folder(option: str, uri: str) -> str:
+    """Return the absolute path of a folder that has to be on a disk of this machine."""
+    if not storage.is_local(uri):
+        raise ConfigError(f"{option} {uri}: expected a folder on a local disk")
+    return storage.normalise(uri)
