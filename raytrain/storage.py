@@ -48,7 +48,7 @@ class Retries:
     The draw (between half of the wait and all of it) keeps many readers from coming back at the same moment.
     """
 
-    attempts: int = 8
+    attempts: int = 10
     first_wait_s: float = 0.2
     longest_wait_s: float = 10.0
 

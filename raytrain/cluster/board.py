@@ -29,6 +29,14 @@ class Planned:
 
 
 @dataclass(frozen=True)
+class Placed:
+    """The ranks of a run have their places: id and address of the node of each."""
+
+    run: str
+    nodes: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
 class Begun:
     """An attempt of a run begins at `position`, on so many ranks; `torn` says which newer checkpoints can't be used."""
 
@@ -75,7 +83,7 @@ class Noted:
     text: str
 
 
-News = Planned | Begun | Stepped | Post | Failed | Noted
+News = Planned | Placed | Begun | Stepped | Post | Failed | Noted
 
 
 class Board:

@@ -38,6 +38,8 @@ _NODE_GONE = re.compile(
 _PEER_GONE = re.compile(
     r"gloo|nccl|connection (closed|reset)|broken pipe|socket|process group|all_?reduce", re.IGNORECASE
 )
+_SAID_CHARACTERS = 120
+"""How much of what gloo or NCCL says of a lost peer; the rest is advice."""
 
 
 class Kind(StrEnum):
@@ -128,9 +130,9 @@ def _cause_of_rank(rank: int, error: Exception) -> Cause:
         return Cause(Kind.FINAL, f"no right to it: {first_line(error)}")
     if storage.is_out_of_reach(error) and not isinstance(error, ConnectionError):
         return Cause(Kind.STORE_OUT_OF_REACH, f"{type(error).__name__}: {first_line(error)}")
-    text = f"rank {rank}: {type(error).__name__}: {first_line(error)}"
-    # What a rank says whose peer has gone; why that one went may not be known yet.
-    return Cause(Kind.WORKER_KILLED if _PEER_GONE.search(str(error)) else Kind.UNEXPECTED, text)
+    if _PEER_GONE.search(str(error)):  # why the peer went may not be known yet
+        return Cause(Kind.WORKER_KILLED, f"rank {rank} has lost a peer ({first_line(error)[:_SAID_CHARACTERS]})")
+    return Cause(Kind.UNEXPECTED, f"rank {rank}: {type(error).__name__}: {first_line(error)}")
 
 
 def _is_short_of_memory(error: Exception) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 import ray
 from ray.train.torch import TorchConfig
-from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.train.v2._internal.execution.controller.state import ReschedulingState, RunningState
 from ray.train.v2._internal.execution.failure_handling import FailurePolicy
 from ray.train.v2._internal.execution.scaling_policy import ScalingPolicy
@@ -17,7 +17,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from raytrain import storage
-from raytrain.cluster.board import Noted
+from raytrain.cluster.board import Noted, Placed
 from raytrain.cluster.elastic import SavingElasticPolicy
 from raytrain.cluster.failures import RunFailurePolicy, final_error
 from raytrain.cluster.runs import RESULT_FILE, RUN_FILE, SCORE, Checkpointing, RunSettings, TrainJob
@@ -93,8 +93,8 @@ class _Trainer(TorchTrainer):
         return super()._initialize_and_run_controller(**(options | self._policies))
 
 
-class _Watch(ControllerCallback):
-    """Tells the driver who controls a run, and when it waits for nodes (in the controller)."""
+class _Watch(ControllerCallback, WorkerGroupCallback):
+    """Tells the driver who controls a run, where its ranks are, and when it waits for nodes (in the controller)."""
 
     def __init__(self, run: str, board: Any) -> None:
         self._run = run
@@ -104,6 +104,11 @@ class _Watch(ControllerCallback):
     def after_controller_start(self, train_run_context: Any) -> None:
         """Say who controls the run, so that an interrupted driver can end it."""
         self._board.set_controller.remote(self._run, ray.get_runtime_context().current_actor)
+
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        """Say where the ranks are."""
+        nodes = tuple((each.metadata.node_id, each.metadata.node_ip) for each in worker_group.get_workers())
+        self._board.post.remote(Placed(self._run, nodes))
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
         """Say once that the run waits for nodes, each time that it does."""

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 
 from raytrain import storage
-from raytrain.cluster.board import Begun, Failed, News, Stepped
+from raytrain.cluster.board import Begun, Failed, News, Placed, Stepped
 from raytrain.cluster.failures import Kind
 from raytrain.cluster.runs import HISTORY_FILE
 from raytrain.config import Settings, parse
@@ -51,25 +51,29 @@ def read_history(run_folder: str) -> RunHistory:
 class Journal:
     """Keeps the histories of the runs below `folder` while one command trains them.
 
-    The news go on to `on_news`, each restart to `on_restart` with the name of its run, the end of a run with what it
-    failed of (None for a run that is done) to `on_end`.
+    `alive_nodes` returns the ids of the nodes that there are. The news go on to `on_news`, each restart to `on_restart`
+    with the name of its run, the end of a run with what it failed of (None for a run that is done) to `on_end`.
     """
 
     def __init__(
         self,
         folder: str,
         on_news: Callable[[News], None],
+        alive_nodes: Callable[[], set[str]],
         on_restart: Callable[[str, Restart], None] = lambda run, restart: None,
         on_end: Callable[[str, str | None], None] = lambda run, failed: None,
     ) -> None:
         self._folder = folder
         self._on_news = on_news
+        self._alive_nodes = alive_nodes
         self._on_restart = on_restart
         self._on_end = on_end
         self._histories: dict[str, RunHistory] = {}
         self._ended: dict[str, Failed] = {}
         self._last_step: dict[str, Stepped] = {}
         self._num_ranks: dict[str, int] = {}
+        self._nodes: dict[str, tuple[tuple[str, str], ...]] = {}
+        self._lost_nodes: dict[str, list[str]] = {}
 
     def history(self, run: str) -> RunHistory:
         """Return the history of a run so far."""
@@ -84,6 +88,11 @@ class Journal:
         elif isinstance(news, Failed):
             self._ended.setdefault(news.run, news)  # what follows before the next attempt comes of this one
             _logger.warning("run %s: attempt ended: %s: %s", news.run, news.kind, news.cause)
+        elif isinstance(news, Placed):
+            alive = self._alive_nodes()
+            places = self._nodes.get(news.run, ())
+            self._lost_nodes[news.run] = sorted({address for node, address in places if node not in alive})
+            self._nodes[news.run] = news.nodes
         elif isinstance(news, Begun):
             self._begun(news)
         self._on_news(news)
@@ -120,6 +129,9 @@ class Journal:
         failed, step = self._ended.pop(begun.run, None), self._last_step.pop(begun.run, None)
         if failed is not None:
             kind, cause = Kind(failed.kind), failed.cause
+            lost_nodes = self._lost_nodes.get(begun.run)
+            if kind is Kind.WORKER_KILLED and lost_nodes:  # which the cluster had not noticed when that was said
+                kind, cause = Kind.NODE_LOST, f"gone: {', '.join(lost_nodes)}"
         elif begun.run in self._num_ranks:
             kind, cause = Kind.RESIZED, f"{self._num_ranks[begun.run]} to {begun.num_ranks} ranks"
         else:

@@ -39,6 +39,8 @@ GIVE_UP_INTERVALS, GIVE_UP_S = 3, 600
 """How many intervals, and how long at least, training goes on while nothing can be saved."""
 CURVES = ("loss", "learning_rate", "images_per_s", "iou_pooled", "iou_mean", SCORE, "iou_mean_location_weighted")
 """What TensorBoard shows of each epoch."""
+CURVE_S = 5.0
+"""How far the points within an epoch are apart there."""
 _logger = logging.getLogger(__name__)
 
 
@@ -114,6 +116,7 @@ class _Leader:
         self._is_noticed = False
         self._asked: Position | None = None
         self._seen: StepsTaken | None = None
+        self._drawn_at = -CURVE_S
 
     def __enter__(self) -> Self:
         return self
@@ -124,7 +127,6 @@ class _Leader:
         if error is None:
             self._writer.close()
             self._events.publish()
-        self._events.close()
 
     def tell_begin(self, start: Start, position: Position, num_ranks: int) -> None:
         """Tell where this attempt begins."""
@@ -164,6 +166,9 @@ class _Leader:
             return
         self._board.post.remote(Stepped(self._run.name, state.position, progress))
         self._gauges.set(progress)
+        if time.monotonic() - self._drawn_at < CURVE_S:
+            return
+        self._drawn_at = time.monotonic()
         points = {"loss": progress.loss, "images_per_s": progress.images_per_s, "wait_fraction": progress.wait_fraction}
         points["learning_rate"] = state.optimiser.param_groups[0]["lr"]
         self._events.add(progress.images_done, {f"step/{name}": x for name, x in points.items() if x is not None})

@@ -131,6 +131,11 @@ def _refuse_local_paths(cluster: Cluster, uris: Iterable[str]) -> None:
         )
 
 
+def alive_nodes() -> set[str]:
+    """Return the ids of the nodes that the cluster has now."""
+    return {node["NodeID"] for node in _nodes() if node["Alive"]}
+
+
 def num_cpus() -> int:
     """Return the CPUs that the cluster has now."""
     return int(_resources().get("CPU", 0))

@@ -6,16 +6,15 @@ On rank 0 only. A store that fails here is a warning, never the end of training.
 from __future__ import annotations
 
 import logging
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from io import BytesIO
 
 from ray.util.metrics import Gauge
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
-from tensorboardX.record_writer import RecordWriter
+from tensorboardX.record_writer import RecordWriter, register_writer_factory
 
 from raytrain import storage
 from raytrain.errors import first_line
@@ -26,8 +25,21 @@ FOLDER = "tensorboard"
 _logger = logging.getLogger(__name__)
 
 
+class _InMemory:
+    """What tensorboardX writes records to."""
+
+    SCHEME = "raytrain-memory"
+
+    def open(self, path: str) -> BytesIO:
+        """Return an empty file."""
+        return BytesIO()
+
+
+register_writer_factory(_InMemory.SCHEME, _InMemory())
+
+
 class EventFile:
-    """TensorBoard's events of one attempt at a run (rank 0 only): gathered locally, published as one object.
+    """TensorBoard's events of one attempt at a run (rank 0 only): gathered in memory, published as one object.
 
     A step is a number of images over all epochs so far, so that the curves of attempts lie one behind the other on any
     number of ranks. `first_step` is how many images were done when this attempt began. TensorBoard reads the files of a
@@ -39,9 +51,9 @@ class EventFile:
     def __init__(self, run_uri: str, attempt: int, first_step: int, clock: Callable[[], float] = time.time) -> None:
         self._uri = storage.join(run_uri, FOLDER, f"events.out.tfevents.attempt-{attempt:06d}")
         self._clock = clock
-        self._folder = tempfile.TemporaryDirectory(prefix="raytrain-events-")
-        self._path = Path(self._folder.name) / "events"
-        self._records = RecordWriter(str(self._path))
+        # In memory, so that a full disk of a node ends no training; hundreds of kB a day.
+        self._records = RecordWriter(f"{_InMemory.SCHEME}:events")
+        self._buffer: BytesIO = self._records._writer
         self._published_bytes = 0
         self._lock = threading.Lock()
         self._write(Event(file_version="brain.Event:2"))
@@ -60,8 +72,7 @@ class EventFile:
         writes all of it.
         """
         with self._lock:
-            self._records.flush()
-            data = self._path.read_bytes()
+            data = self._buffer.getvalue()
         if len(data) == self._published_bytes:
             return
         try:
@@ -72,11 +83,6 @@ class EventFile:
             _logger.warning("%s: not written, training goes on: %s", self._uri, first_line(error))
         else:
             self._published_bytes = len(data)
-
-    def close(self) -> None:
-        """Remove the local file; what is not published is lost."""
-        self._records.close()
-        self._folder.cleanup()
 
     def _write(self, event: Event) -> None:
         event.wall_time = self._clock()

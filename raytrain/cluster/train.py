@@ -119,7 +119,7 @@ def _told_to_mlflow(
 ) -> Iterator[Journal]:
     """Give the body a journal, of which the MLflow that the job names is told, too."""
     if job.mlflow is None:
-        yield Journal(folder, on_news)
+        yield Journal(folder, on_news, session.alive_nodes)
         return
     with MlflowRuns(job.mlflow, job.experiment) as mlflow:
         for run in runs:
@@ -133,7 +133,7 @@ def _told_to_mlflow(
         def restarted(run: str, restart: Restart) -> None:
             mlflow.restarted(run, f"{restart.kind}: {restart.cause}")
 
-        yield Journal(folder, tell, restarted, mlflow.end)
+        yield Journal(folder, tell, session.alive_nodes, restarted, mlflow.end)
 
 
 def _report(folder: str, run: RunSettings, ended: _Ended | None) -> RunReport:

@@ -16,7 +16,7 @@ from ray.train.v2.api.exceptions import ControllerError, PreemptionError, Traini
 from ray.train.v2.api.preemption import PreemptionInfo
 
 from raytrain.cluster import failures
-from raytrain.cluster.board import Begun, Board, Failed, News, Stepped
+from raytrain.cluster.board import Begun, Board, Failed, News, Placed, Stepped
 from raytrain.cluster.failures import RETRIES, Kind, RunFailurePolicy, cause_of, final_error
 from raytrain.cluster.history import Journal, read_history
 from raytrain.errors import ConfigError, DataError, StoreOutOfReach, TrainingDiverged, WorkNotFinished
@@ -70,7 +70,7 @@ GLOO = RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer 
             Kind.NODE_LOST,
             "the node of rank 1 is gone",
         ),
-        (of_ranks(rank0=GLOO), Kind.WORKER_KILLED, f"rank 0: RuntimeError: {GLOO}"),
+        (of_ranks(rank0=GLOO), Kind.WORKER_KILLED, f"rank 0 has lost a peer ({GLOO})"),
         (of_ranks(rank0=KeyError("lr")), Kind.UNEXPECTED, "rank 0: KeyError: 'lr'"),
         (ControllerError(WorkerGroupStartupTimeoutError(2)), Kind.NO_WORKERS, None),
         (ControllerError(NodeDiedError("x")), Kind.NODE_LOST, "the node of a rank, or of what serves it, is gone"),
@@ -183,7 +183,7 @@ def stepped(epoch: int, samples_done: int) -> Stepped:
 
 def test_history_says_what_ended_each_attempt_and_how_much_is_done_again(tmp_path: Path) -> None:
     seen: list[News] = []
-    journal = Journal(str(tmp_path), seen.append)
+    journal = Journal(str(tmp_path), seen.append, lambda: {"n1"})
     news = [
         Begun("run", 1, Position(), 2),
         stepped(0, 40),
@@ -207,13 +207,29 @@ def test_history_says_what_ended_each_attempt_and_how_much_is_done_again(tmp_pat
     assert (history.restarts[1].cause, history.seconds) == ("2 to 1 ranks", 12.5)
 
 
+def test_a_node_that_turns_out_to_be_gone_is_what_killed_its_ranks(tmp_path: Path) -> None:
+    alive = {"n1", "n2", "n3"}
+    journal = Journal(str(tmp_path), lambda news: None, lambda: alive)
+    killed = Failed("run", Kind.WORKER_KILLED, "rank 0 has lost a peer (gloo)", True)
+    for attempt, nodes in enumerate((("n1", "n2"), ("n1", "n3"), ("n1", "n3")), 1):
+        journal.on_news(Placed("run", tuple((node, f"10.0.0.{node[1]}") for node in nodes)))
+        journal.on_news(Begun("run", attempt, Position(), 2))
+        journal.on_news(killed)
+        alive.discard("n2")
+    restarts = journal.history("run").restarts
+    assert [(each.kind, each.cause) for each in restarts] == [
+        (Kind.NODE_LOST, "gone: 10.0.0.2"),
+        (Kind.WORKER_KILLED, "rank 0 has lost a peer (gloo)"),
+    ]
+
+
 def test_a_command_that_ended_before_its_run_is_a_restart_of_the_next_one(tmp_path: Path) -> None:
-    first = Journal(str(tmp_path), lambda news: None)
+    first = Journal(str(tmp_path), lambda news: None, set)
     first.on_news(Begun("run", 1, Position(), 1))
-    second = Journal(str(tmp_path), lambda news: None)
+    second = Journal(str(tmp_path), lambda news: None, set)
     second.on_news(Begun("run", 2, Position(1), 1))
     second.end("run", 1.0, "run run: out of memory: no room")
-    third = Journal(str(tmp_path), lambda news: None)
+    third = Journal(str(tmp_path), lambda news: None, set)
     third.on_news(Begun("run", 3, Position(1), 1))
     third.end("run", 2.0, None)
     history = read_history(str(tmp_path / "run"))

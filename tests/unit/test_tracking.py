@@ -28,7 +28,6 @@ def test_tensorboard_reads_what_was_added(tmp_path: Path) -> None:
     events.add(8, {"loss": 0.5, "images_per_s": 40.0})
     events.add(16, {"loss": 0.25, "score/iou": 0.75})
     events.publish()
-    events.close()
     assert curve(tmp_path, "loss") == [(8, 0.5), (16, 0.25)]
     assert curve(tmp_path, "images_per_s") == [(8, 40.0)]
     assert curve(tmp_path, "score/iou") == [(16, 0.75)]
@@ -43,7 +42,6 @@ def test_steps_thrown_away_by_a_resume_are_shown_once_and_those_kept_stay(tmp_pa
     for step in (24, 40):
         second.add(step, {"loss": 1 + step / 128})
     second.publish()
-    second.close()
     assert [step for step, _ in curve(tmp_path, "loss")] == [8, 16, 24, 40]
     assert [value >= 1 for _, value in curve(tmp_path, "loss")] == [False, False, True, True]
     assert [step for step, _ in curve(tmp_path, "only_then")] == [8, 16]
@@ -54,7 +52,6 @@ def test_attempts_are_read_in_their_order_beyond_nine(tmp_path: Path) -> None:
         events = EventFile(str(tmp_path), attempt, 0)
         events.add(8, {"loss": attempt})
         events.publish()
-        events.close()
     assert curve(tmp_path, "loss") == [(8, 10.0)]
 
 
@@ -66,7 +63,6 @@ def test_an_attempt_has_one_object_whatever_the_clock_says(tmp_path: Path) -> No
             events.publish()
             events.publish()
         events.publish()
-        events.close()
     assert list(storage.find(str(tmp_path))) == ["tensorboard/events.out.tfevents.attempt-000003"]
     assert [step for step, _ in curve(tmp_path, "loss")] == [0, 1, 2]
 
@@ -90,7 +86,6 @@ def test_a_store_that_fails_is_a_warning_and_the_next_publication_has_all(
         patch.setattr(storage, "write_bytes", fail)
         events.add(16, {"loss": 0.5})
         events.publish()
-        events.close()
     assert curve_or_none(tmp_path) == [(8, 0.5)]
 
 
