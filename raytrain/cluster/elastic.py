@@ -20,6 +20,7 @@ from ray.train.v2._internal.execution.scaling_policy import (
 from ray.train.v2.api.config import ScalingConfig
 
 from raytrain.cluster.requests import has_saved_what_was_asked, save_soon
+from raytrain.cluster.session import alive_nodes
 
 WAIT_S = 120
 """How long ranks get to save their state before their number changes."""
@@ -55,6 +56,12 @@ class SavingElasticPolicy(ElasticScalingPolicy):
             decision, self._resize = self._resize, None
             return decision
         return NoopDecision()
+
+    def _count_possible_workers(self, reserved_resources: Any) -> int:
+        """Return for how many ranks there is room, on nodes that are there: what Ray Train asks is 20 s behind."""
+        alive = alive_nodes()
+        there = {node: resources for node, resources in reserved_resources.items() if node in alive}
+        return int(super()._count_possible_workers(there))
 
     def _is_saved(self, worker: Any) -> bool:
         try:

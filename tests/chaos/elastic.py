@@ -8,13 +8,16 @@ Prints a table, and exits with 1 if any went otherwise.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
 import sys
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import torch
@@ -99,9 +102,13 @@ class Nodes:
 
 
 class Disturber:
-    """Takes the second node away once so many images are done, and brings it back so many later."""
+    """Has the second node taken away once so many images are done, and brought back so many later.
+
+    What is to be done goes to `orders`: Ray starts nodes in the main thread only.
+    """
 
     def __init__(self, nodes: Nodes, lose_at: int, regain_after: int) -> None:
+        self.orders: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._nodes = nodes
         self._lose_at = lose_at
         self._regain_after = regain_after
@@ -116,10 +123,10 @@ class Disturber:
             return
         if not self.is_lost and news.progress.images_done >= self._lose_at:
             self.is_lost = True
-            self._nodes.lose()
+            self.orders.put(self._nodes.lose)
         elif self._is_time_to_regain(news.progress.images_done):
             self.is_regained = True
-            self._nodes.regain()
+            self.orders.put(self._nodes.regain)
 
     def _is_time_to_regain(self, images_done: int) -> bool:
         return (
@@ -199,7 +206,12 @@ def _seed(nodes: Nodes, folder: Path, seed: int, two: Outcome, scale: float) -> 
     """Run one elastic training, print its row, and return whether all is as it should be."""
     draw = random.Random(seed)
     disturber = Disturber(nodes, draw.randrange(NUM_SAMPLES // 4, NUM_SAMPLES), draw.randrange(40, NUM_SAMPLES // 3))
-    found = run(nodes, folder / "shards", folder, (1, 2), disturber, f"elastic-{seed}")
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(run, nodes, folder / "shards", folder, (1, 2), disturber, f"elastic-{seed}")
+        while not future.done():
+            with contextlib.suppress(Empty):
+                disturber.orders.get(timeout=0.2)()
+        found = future.result()
     apart = distance(found.weights, two.weights) / scale
     lost = [restart.lost_images for restart in found.restarts]
     problems = [*found.problems]
