@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import ray
+import ray.exceptions
 from ray.train.torch import TorchConfig
+from ray.train.v2._internal.callbacks.backend_setup import BackendSetupCallback
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.train.v2._internal.execution.controller.state import ReschedulingState, RunningState
 from ray.train.v2._internal.execution.failure_handling import FailurePolicy
@@ -89,8 +93,26 @@ class _Trainer(TorchTrainer):
         if scaling_policy is not None:
             self._policies["scaling_policy"] = scaling_policy
 
+    def _create_default_callbacks(self) -> Any:
+        # Of ours is the one about the torch backend, in its place; those about datasets serve none, see _Watch.
+        found = [each for each in super()._create_default_callbacks() if not isinstance(each, DatasetsCallback)]
+        return [_Backend(self.backend_config) if isinstance(each, BackendSetupCallback) else each for each in found]
+
     def _initialize_and_run_controller(self, **options: Any) -> Any:
         return super()._initialize_and_run_controller(**(options | self._policies))
+
+
+class _Backend(BackendSetupCallback):
+    """Ray Train's torch backend, which a rank that is gone keeps from nothing.
+
+    In Ray 2.60 a rank that the memory monitor ended makes every later attempt fail: what its shutdown raises
+    (`OutOfMemoryError`) is no `RayActorError`, which is all that is expected there.
+    """
+
+    def before_execution_group_shutdown(self, execution_group: Any) -> None:
+        """Let the ranks that are left end their process group."""
+        with contextlib.suppress(ray.exceptions.RayError):
+            super().before_execution_group_shutdown(execution_group)
 
 
 class _Watch(ControllerCallback, WorkerGroupCallback):
@@ -100,6 +122,10 @@ class _Watch(ControllerCallback, WorkerGroupCallback):
         self._run = run
         self._board = board
         self._is_waiting = False
+
+    def before_init_train_context(self, workers: Any) -> dict[str, list[Any]]:
+        """Give ranks no datasets of Ray Data, in place of an actor for each run that serves none."""
+        return {"dataset_shard_provider": [None] * len(workers)}
 
     def after_controller_start(self, train_run_context: Any) -> None:
         """Say who controls the run, so that an interrupted driver can end it."""

@@ -100,7 +100,7 @@ def _run(folder: Path, times: int) -> int:
         checkpointing=Checkpointing(interval_s=600),
     )
     (found,) = train(job, Cluster(), lambda news: None).runs
-    kinds = [restart.kind for restart in found.restarts]
+    kinds = [str(restart.kind) for restart in found.restarts]
     print(f"{times} times out of memory: {'finished' if found.net else found.reason}; restarts: {kinds}", flush=True)
     for restart in found.restarts:
         print(f"  {restart.cause}", flush=True)
