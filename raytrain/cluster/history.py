@@ -87,7 +87,7 @@ class Journal:
             self._last_step[news.run] = news
         elif isinstance(news, Failed):
             self._ended.setdefault(news.run, news)  # what follows before the next attempt comes of this one
-            _logger.warning("run %s: attempt ended: %s: %s", news.run, news.kind, news.cause)
+            _logger.info("run %s: attempt ended: %s: %s", news.run, news.kind, news.cause)
         elif isinstance(news, Placed):
             alive = self._alive_nodes()
             places = self._nodes.get(news.run, ())
@@ -112,7 +112,7 @@ class Journal:
         self._write(begun.run, history.model_copy(update={"restarts": (*history.restarts, restart)}))
         self._on_restart(begun.run, restart)
         lost = "an unknown number of" if restart.lost_images is None else f"about {restart.lost_images}"
-        _logger.warning(
+        _logger.info(
             "run %s: attempt %d goes on in epoch %d behind image %d, on %d ranks; %s images are trained on again",
             begun.run,
             begun.attempt,

@@ -24,6 +24,7 @@ NOTICE_S = 15
 CUT_S = 30.0
 GIVEN_UP_S = 60.0
 OUTAGE_S = 20.0
+FULL_S = 15.0
 WRITE_S = 5.0
 """How long a checkpoint may take from its snapshot until it counts."""
 
@@ -72,10 +73,18 @@ def store(lab: Lab, node: int) -> None:
     lab.heal_store()
 
 
+def disk(lab: Lab, node: int) -> None:
+    """Let the disk of a node be full for a while, in which checkpoints are due."""
+    lab.fill_disk(node)
+    time.sleep(FULL_S)
+    lab.free_disk(node)
+
+
 FAULTS = {
     "kill": Fault(kill),
     "drain": Fault(drain),
     "partition": Fault(partition),
+    "disk": Fault(disk, restarts=False),
     "store": Fault(store, restarts=False, blind_s=OUTAGE_S),
 }
 
@@ -132,7 +141,7 @@ def row(result: Result, reference: Outcome) -> str:
     causes = ", ".join(str(each["kind"]) for each in outcome.restarts)
     values = [
         str(result.seed),
-        f"{result.fault}, node {result.node}" if FAULTS[result.fault].restarts else result.fault,
+        result.fault if result.fault == "store" else f"{result.fault}, node {result.node}",
         f"{result.moment:.0%}",
         f"{len(outcome.verdict.restarts)} ({causes or 'no cause is told'})",
         str(sum(each.lost_images for each in outcome.verdict.restarts)),

@@ -23,6 +23,7 @@ from raytrain.cluster.session import Cluster
 from raytrain.cluster.shard import ShardJob, shard
 from raytrain.cluster.train import TrainReport, train
 from raytrain.config import ShardSettings
+from raytrain.recipes import members
 from raytrain.tiles.order import Position
 from raytrain.tiles.reader import read_index as read_tiles
 from raytrain.training.checkpoint_files import read_index
@@ -203,7 +204,9 @@ def test_runs_train_side_by_side_and_one_with_bad_data_stops_no_other(shards: Pa
     row = next(row for row in read_tiles(str(damaged)).to_pylist() if row["fold"] != 0)
     path = damaged / row["shard"]
     content = bytearray(path.read_bytes())
-    content[row["B08_offset"] + row["B08_bytes"] // 2] ^= 1
+    own, others = (set(member.bands) for member in members(("small-effnet-4b-20k", MEMBER)))
+    (band,) = own - others
+    content[row[f"{band}_offset"] + row[f"{band}_bytes"] // 2] ^= 1
     path.write_bytes(content)
     job = job_of(damaged, tmp_path / "runs", workers=1, epochs=2, crops_per_tile=30)
     news: list[News] = []
