@@ -84,17 +84,17 @@ def train(job: TrainJob, cluster: session.Cluster, on_news: Callable[[News], Non
     for run in runs:
         check_claim(storage.join(folder, run.name), run)
     weights = [file.uri for file in files.values() if file is not None and file.uri is not None]
-    with session.joined(cluster, [job.shards, job.out, *weights]):
+    left = [run for run in runs if finished(folder, run) is None]
+    uris = [job.shards, job.out, *weights]
+    with _told_to_mlflow(job, folder, left, on_news) as journal, session.joined(cluster, uris):
         use_gpu = _placement(job)
         board = start_board()
-        left = [run for run in runs if finished(folder, run) is None]
-        with _told_to_mlflow(job, folder, left, on_news) as journal:
-            journal.on_news(Planned(tuple(run.name for run in left)))
-            with follow(board, journal.on_news):
-                start = {run.name: partial(fit, folder, run, pinned(files, run), job, use_gpu, board) for run in left}
-                ended = _side_by_side(start, partial(_room, job, use_gpu), board)
-            for name, each in ended.items():
-                journal.end(name, each.seconds, None if each.error is None else str(each.error))
+        journal.on_news(Planned(tuple(run.name for run in left)))
+        with follow(board, journal.on_news):
+            start = {run.name: partial(fit, folder, run, pinned(files, run), job, use_gpu, board) for run in left}
+            ended = _side_by_side(start, partial(_room, job, use_gpu), board)
+        for name, each in ended.items():
+            journal.end(name, each.seconds, None if each.error is None else str(each.error))
     wrong = [each.error for each in ended.values() if isinstance(each.error, ConfigError)]
     if wrong and len(wrong) == len(runs):
         raise wrong[0]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from mlflow.tracking import MlflowClient
 
 from raytrain.cluster.board import Begun, News, Post, Stepped
 from raytrain.cluster.failures import Kind
@@ -106,7 +107,8 @@ def test_killed_rank_costs_at_most_an_interval_and_changes_no_bit(
             killed.append(ranks()[which])
             os.kill(killed[0], signal.SIGKILL)
 
-    trained = run_job(job_of(shards, tmp_path), kill)
+    told = tmp_path / "mlflow"
+    trained = run_job(job_of(shards, tmp_path / "runs").model_copy(update={"mlflow": str(told)}), kill)
     assert killed, "nothing was killed"
     assert not trained.report.failed
     (restart,) = trained.report.runs[0].restarts
@@ -118,6 +120,10 @@ def test_killed_rank_costs_at_most_an_interval_and_changes_no_bit(
     assert restart.lost_images <= (OFTEN.interval_s + 1.5) * max(speeds)
     assert trained.weights == undisturbed.weights
     assert trained.report.trained[0].score == undisturbed.report.trained[0].score
+    client = MlflowClient(tracking_uri=told.as_uri())
+    (there,) = client.search_runs([each.experiment_id for each in client.search_experiments() if each.name == "main"])
+    assert (there.info.status, there.data.tags["raytrain.restarts"]) == ("FINISHED", "1")
+    assert len(client.get_metric_history(there.info.run_id, "loss")) == CHANGES["epochs"]
     assert len(list((trained.run / "tensorboard").glob("events.out.tfevents.*"))) == 2
 
 
