@@ -474,10 +474,16 @@ def remove(uri: str) -> None:
         persistently(uri, lambda: filesystem(uri).rm_file(path_of(uri)))
 
 
+def remove_once(uri: str) -> None:
+    """Remove the object at `uri` if there is one; a store that can't do it now is not asked again."""
+    with contextlib.suppress(FileNotFoundError):
+        filesystem(uri).rm_file(path_of(uri))
+
+
 def remove_empty_folder(uri: str) -> None:
     """Remove the local folder at `uri` if there is one and nothing is in it; a store has no empty folders."""
     if is_local(uri):
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             os.rmdir(path_of(uri))
 
 

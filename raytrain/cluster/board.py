@@ -6,7 +6,9 @@ The actor lives on the driver's node: it is lost with the driver and with nothin
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +21,7 @@ from raytrain.tiles.order import Position
 from raytrain.training.progress import RunProgress
 
 POLL_S = 0.5
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,10 @@ class Begun:
 
 @dataclass(frozen=True)
 class Stepped:
-    """How a run goes on."""
+    """How an attempt of a run goes on."""
 
     run: str
+    attempt: int
     position: Position
     progress: RunProgress
 
@@ -91,13 +95,15 @@ class Board:
 
     def __init__(self) -> None:
         self._news: list[News] = []
-        self._attempts: dict[str, int] = {}
-        self._saved: dict[str, Position] = {}
+        self._attempts: Counter[str] = Counter()
+        self._saves: Counter[str] = Counter()
         self._controllers: dict[str, Any] = {}
 
     def post(self, news: News) -> None:
-        """Add news; only the last step of a run is kept."""
+        """Add news; only the last step of a run is kept, and none of an attempt before the last."""
         if isinstance(news, Stepped):
+            if news.attempt < self._attempts[news.run]:
+                return
             self._news = [each for each in self._news if not (isinstance(each, Stepped) and each.run == news.run)]
         if isinstance(news, Begun):
             self._attempts[news.run] = news.attempt
@@ -108,13 +114,13 @@ class Board:
         news, self._news = self._news, []
         return news
 
-    def set_saved(self, run: str, position: Position) -> None:
+    def add_save(self, run: str) -> None:
         """Say that a checkpoint of a run was saved."""
-        self._saved[run] = position
+        self._saves[run] += 1
 
-    def state(self, run: str) -> tuple[int, Position]:
-        """Return the number of the last attempt of a run that began, and where its last checkpoint is; 0 for none."""
-        return self._attempts.get(run, 0), self._saved.get(run, Position())
+    def state(self, run: str) -> tuple[int, int]:
+        """Return the number of the last attempt of a run that began (0 for none), how many checkpoints were saved."""
+        return self._attempts[run], self._saves[run]
 
     def set_controller(self, run: str, controller: Any) -> None:
         """Say which actor controls a run."""
@@ -145,7 +151,10 @@ def follow(board: Any, on_news: Callable[[News], None]) -> Iterator[None]:
             except ray.exceptions.RayError:
                 return  # the body learns of a lost cluster by itself
             for news in found:
-                on_news(news)
+                try:
+                    on_news(news)
+                except Exception:  # news that can't be told are not worth those that follow
+                    _logger.exception("news of run can't be told: %s", news)
 
     reader = threading.Thread(target=read, daemon=True)
     reader.start()

@@ -6,6 +6,7 @@ done again each time that a node comes.
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any
 
@@ -19,26 +20,38 @@ from ray.train.v2._internal.execution.scaling_policy import (
 )
 from ray.train.v2.api.config import ScalingConfig
 
+from raytrain.cluster.board import Noted
 from raytrain.cluster.requests import has_saved_what_was_asked, save_soon
 from raytrain.cluster.session import alive_nodes
+from raytrain.errors import first_line
 
 WAIT_S = 120
 """How long ranks get to save their state before their number changes."""
 ASK_S = 5
+_logger = logging.getLogger(__name__)
 
 
 class SavingElasticPolicy(ElasticScalingPolicy):
     """Changes the number of running ranks once the first of them has saved the state of the run."""
 
-    def __init__(self, scaling_config: ScalingConfig) -> None:
+    def __init__(self, scaling_config: ScalingConfig, run: str, board: Any) -> None:
         super().__init__(scaling_config)
+        self._run = run
+        self._board = board
+        self._is_waiting = False
         self._resize: ResizeDecision | None = None
         self._asked_at = 0.0
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
         """Return how many ranks to begin with."""
         self._resize = None
-        return super().make_decision_for_non_running_worker_group()
+        decision = super().make_decision_for_non_running_worker_group()
+        is_waiting = isinstance(decision, NoopDecision)
+        if is_waiting and not self._is_waiting:
+            text = f"waits for nodes with room for {self.scaling_config.min_workers} ranks"
+            self._board.post.remote(Noted(self._run, text))
+        self._is_waiting = is_waiting
+        return decision
 
     def make_decision_for_running_worker_group(
         self, worker_group_state: Any, worker_group_status: Any
@@ -59,7 +72,11 @@ class SavingElasticPolicy(ElasticScalingPolicy):
 
     def _count_possible_workers(self, reserved_resources: Any) -> int:
         """Return for how many ranks there is room, on nodes that are there: what Ray Train asks is 20 s behind."""
-        alive = alive_nodes()
+        try:
+            alive = alive_nodes()
+        except Exception as error:  # noqa: BLE001  # whatever it is, Ray Train's own answer is the next best
+            _logger.warning("can't look at the nodes: %s", first_line(error))
+            return int(super()._count_possible_workers(reserved_resources))
         there = {node: resources for node, resources in reserved_resources.items() if node in alive}
         return int(super()._count_possible_workers(there))
 

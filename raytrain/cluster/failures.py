@@ -7,24 +7,28 @@ Failures count while nothing is saved in between: a run that moves on is not giv
 
 from __future__ import annotations
 
+import errno
 import logging
 import re
+import time
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 import ray
 import ray.exceptions
-from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2._internal.exceptions import (
+    WorkerGroupStartupFailedError,
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckFailedError,
+)
 from ray.train.v2._internal.execution.failure_handling import FailureDecision, FailurePolicy
-from ray.train.v2._internal.execution.failure_handling.default import RETRYABLE_CONTROLLER_ERRORS
 from ray.train.v2.api.config import FailureConfig
 from ray.train.v2.api.exceptions import ControllerError, PreemptionError, TrainingFailedError, WorkerGroupError
 
 from raytrain import storage
 from raytrain.cluster.board import Failed
 from raytrain.errors import RaytrainError, StoreOutOfReach, WorkNotFinished, first_line
-from raytrain.tiles.order import Position
 
 ASK_S = 10
 STARTS = 3
@@ -32,6 +36,7 @@ STARTS = 3
 _logger = logging.getLogger(__name__)
 _MEMORY = re.compile(r"was ([\d.]+GB used / [\d.]+GB limit)")
 """What Ray 2.60 says of a node whose workers it killed; its text goes on with much advice."""
+_SHORT = re.compile(r"can't allocate memory|out of memory", re.IGNORECASE)
 _NODE_GONE = re.compile(
     r"node (has died|was (terminated|marked dead|removed)|is dead)|node .{0,80} died", re.IGNORECASE
 )
@@ -61,14 +66,15 @@ RETRIES = {
     Kind.NODE_LOST: 5,
     Kind.WORKER_KILLED: 3,
     Kind.OUT_OF_MEMORY: 1,
-    Kind.STORE_OUT_OF_REACH: 3,
     Kind.UNEXPECTED: 1,
     Kind.FINAL: 0,
 }
 """How many attempts of a kind may fail without a checkpoint saved in between, and yet another one is begun.
 
-Preemptions are no failures, and workers that can't be had are waited for: neither is counted.
+Preemptions are no failures, and workers that can't be had are waited for: neither is counted. A store out of reach has
+`STORE_LIMIT_S` to come back.
 """
+STORE_LIMIT_S = 3600.0
 
 
 @dataclass(frozen=True)
@@ -109,9 +115,11 @@ _IMPORTANCE = (
 
 def _cause_of_controller(error: Exception) -> Cause:
     """Return why ranks could not be started, or their controller failed."""
-    if isinstance(error, RETRYABLE_CONTROLLER_ERRORS):
+    if isinstance(error, WorkerGroupStartupTimeoutError):
         return Cause(Kind.NO_WORKERS, first_line(error))
-    if isinstance(error, ray.exceptions.RayError):
+    if isinstance(error, WorkerGroupStartupFailedError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # what became of a rank before it could begin
+    if isinstance(error, (ray.exceptions.RayError, WorkerGroupStartupFailedError)):
         return _cause_of_death("a rank, or of what serves it,", error)
     return Cause(Kind.FINAL, first_line(error))
 
@@ -128,7 +136,8 @@ def _cause_of_rank(rank: int, error: Exception) -> Cause:
         return Cause(Kind.OUT_OF_MEMORY, f"rank {rank}: {first_line(error)}; {_LESS}")
     if isinstance(error, PermissionError):
         return Cause(Kind.FINAL, f"no right to it: {first_line(error)}")
-    if storage.is_out_of_reach(error) and not isinstance(error, ConnectionError):
+    is_of_ray = isinstance(error, (ConnectionError, ray.exceptions.RayError))
+    if storage.is_out_of_reach(error) and not is_of_ray:
         return Cause(Kind.STORE_OUT_OF_REACH, f"{type(error).__name__}: {first_line(error)}")
     if _PEER_GONE.search(str(error)):  # why the peer went may not be known yet
         return Cause(Kind.WORKER_KILLED, f"rank {rank} has lost a peer ({first_line(error)[:_SAID_CHARACTERS]})")
@@ -138,8 +147,9 @@ def _cause_of_rank(rank: int, error: Exception) -> Cause:
 def _is_short_of_memory(error: Exception) -> bool:
     """Tell whether a rank could not have the memory that it asked for."""
     # By name and text: torch, whose errors these are, is not imported here.
-    of_torch = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
-    return isinstance(error, MemoryError) or of_torch
+    of_torch = type(error).__name__ == "OutOfMemoryError" or bool(_SHORT.search(str(error)))
+    of_system = isinstance(error, OSError) and error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError) or of_torch or of_system
 
 
 _LESS = "lower global_batch, crop_px or the number of ranks on a node"
@@ -173,31 +183,53 @@ class RunFailurePolicy(FailurePolicy):
         self._run = run
         self._board = board
         self._counts: dict[Kind, int] = {}
-        self._attempt, self._saved = 0, Position()
-        self._starts = 0
+        self._attempt = self._saves = self._starts = 0
+        self._away_since: float | None = None
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
         """Return whether there is another attempt; counts begin anew where a checkpoint was saved in between.
 
-        A kind counts once an attempt: one event may end ranks, and then those that were to follow them.
+        A kind counts once an attempt that began: one event may end ranks, and then those that were to follow them.
         """
         cause = cause_of(training_failed_error)
-        attempt, saved = ray.get(self._board.state.remote(self._run), timeout=ASK_S)
-        if saved != self._saved:
-            self._counts = {}
+        is_new = self._look()
+        is_retried = self._is_in_reach_again() if cause.kind is Kind.STORE_OUT_OF_REACH else self._count(cause, is_new)
+        _logger.info("run %s: %s: %s; counts: %s", self._run, cause.kind, cause.text, self._counts)
+        if cause.kind is not Kind.NO_WORKERS:  # no attempt has ended
+            self._board.post.remote(Failed(self._run, cause.kind, cause.text, is_retried))
+        return FailureDecision.RETRY if is_retried else FailureDecision.RAISE
+
+    def _look(self) -> bool:
+        """Return whether an attempt has begun since the last failure; forget counts where something was saved."""
+        try:
+            found: tuple[int, int] = ray.get(self._board.state.remote(self._run), timeout=ASK_S)
+        except ray.exceptions.RayError as error:  # the driver is slow, or gone: then all of this ends soon
+            _logger.warning("run %s: the board does not answer: %s", self._run, first_line(error))
+            return True
+        attempt, saves = found
+        if saves != self._saves:
+            self._counts, self._away_since = {}, None
         is_new = attempt != self._attempt
-        self._attempt, self._saved = attempt, saved
+        self._attempt, self._saves = attempt, saves
+        return is_new
+
+    def _count(self, cause: Cause, is_new: bool) -> bool:
+        """Count a failure and return whether there may be another attempt."""
+        limit = RETRIES.get(cause.kind)
+        if limit is None:
+            return True
         if is_new:
             self._counts[cause.kind] = self._counts.get(cause.kind, 0) + 1
             self._starts = 0
-        elif cause.kind in RETRIES:
+        else:
             self._starts += 1
-        count, limit = self._counts.get(cause.kind, 0), RETRIES.get(cause.kind)
-        is_retried = limit is None or (0 < limit >= count and self._starts <= STARTS)
-        _logger.info("run %s: %s: %s; failure %d of at most %s", self._run, cause.kind, cause.text, count, limit)
-        if cause.kind is not Kind.NO_WORKERS:  # no attempt has ended
-            ray.get(self._board.post.remote(Failed(self._run, cause.kind, cause.text, is_retried)), timeout=ASK_S)
-        return FailureDecision.RETRY if is_retried else FailureDecision.RAISE
+        return 0 < limit >= self._counts.get(cause.kind, 0) and self._starts <= STARTS
+
+    def _is_in_reach_again(self) -> bool:
+        """Return whether a store that is out of reach still has time to come back; each attempt asks it for a while."""
+        now = time.monotonic()
+        self._away_since = self._away_since or now
+        return now - self._away_since < STORE_LIMIT_S
 
 
 def final_error(run: str, error: TrainingFailedError) -> RaytrainError:

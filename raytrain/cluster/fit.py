@@ -26,7 +26,7 @@ from raytrain.cluster.elastic import SavingElasticPolicy
 from raytrain.cluster.failures import RunFailurePolicy, final_error
 from raytrain.cluster.runs import RESULT_FILE, RUN_FILE, SCORE, Checkpointing, RunSettings, TrainJob
 from raytrain.config import LoaderSettings, parse
-from raytrain.errors import WorkNotFinished
+from raytrain.errors import DataError, WorkNotFinished
 from raytrain.scoring.manifest import TrainedMember
 from raytrain.training import WEIGHTS_FILE
 from raytrain.training.checkpoint_files import checkpoint_uri, read_checkpoint, read_index
@@ -61,7 +61,7 @@ def fit(
     )
     trainer = _Trainer(
         RunFailurePolicy(FailureConfig(), run.name, board),
-        SavingElasticPolicy(scaling) if scaling.elasticity_enabled else None,
+        SavingElasticPolicy(scaling, run.name, board) if scaling.elasticity_enabled else None,
         _train_on_rank,
         train_loop_config={
             "run": run.model_dump(mode="json"),
@@ -161,7 +161,12 @@ def _keep(folder: str, run: RunSettings) -> TrainedMember:
     best = read_index(run_folder).best
     if best is None or best.metrics is None:
         raise WorkNotFinished(f"run {run.name} ended without the checkpoint of an epoch")
-    weights = read_checkpoint(checkpoint_uri(run_folder, best.name))[WEIGHTS_FILE]
+    try:
+        weights = read_checkpoint(checkpoint_uri(run_folder, best.name))[WEIGHTS_FILE]
+    except DataError as error:
+        raise DataError(
+            error.subject, f"{error.found}; it is the best of {run_folder}: remove that folder to train anew"
+        ) from error
     storage.write_bytes(storage.join(run_folder, WEIGHTS_FILE), weights)
     member = TrainedMember(
         name=run.member.name,

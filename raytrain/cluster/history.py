@@ -78,7 +78,11 @@ class Journal:
     def history(self, run: str) -> RunHistory:
         """Return the history of a run so far."""
         if run not in self._histories:
-            self._histories[run] = read_history(storage.join(self._folder, run))
+            try:
+                self._histories[run] = read_history(storage.join(self._folder, run))
+            except (OSError, RaytrainError) as error:
+                _logger.warning("run %s: its history can't be read, and begins anew: %s", run, first_line(error))
+                self._histories[run] = RunHistory()
         return self._histories[run]
 
     def on_news(self, news: News) -> None:
@@ -102,6 +106,11 @@ class Journal:
         history = self.history(run)
         self._write(run, history.model_copy(update={"seconds": history.seconds + seconds, "failed": failed}))
         self._on_end(run, failed)
+
+    def leave(self, run: str, seconds: float) -> None:
+        """Record that the command leaves a run that is not done, after so many seconds."""
+        history = self.history(run)
+        self._write(run, history.model_copy(update={"seconds": history.seconds + seconds}))
 
     def _begun(self, begun: Begun) -> None:
         restart = self._restart(begun)

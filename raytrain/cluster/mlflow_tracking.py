@@ -163,9 +163,12 @@ class MlflowRuns:
 
     def _tell_epoch(self, run: str, metrics: Mapping[str, Any]) -> None:
         """Tell an epoch, and those before that could not be told."""
+        self._untold[run].append(metrics)
+        self._tell_untold(run)
+
+    def _tell_untold(self, run: str) -> None:
         from mlflow.entities import Metric
 
-        self._untold[run].append(metrics)
         known = self._open(run)
         now_ms = int(time.time() * 1000)
         fresh: dict[tuple[str, int], Metric] = {}
@@ -178,7 +181,7 @@ class MlflowRuns:
             self._client.log_batch(known.run_id, metrics=list(fresh.values()))
         for name, step in fresh:
             known.seen[name].add(step)
-        del self._untold[run]
+        self._untold.pop(run, None)
 
     def _tell_restart(self, run: str, reason: str) -> None:
         self._count_restart(self._open(run), reason)
@@ -189,6 +192,7 @@ class MlflowRuns:
         self._client.set_tag(known.run_id, LAST_RESTART_TAG, reason[:_TAG_CHARACTERS])
 
     def _tell_end(self, run: str, status: EndStatus, failure: str | None) -> None:
+        self._tell_untold(run)
         known = self._open(run)
         if failure is not None:
             self._client.set_tag(known.run_id, FAILURE_TAG, failure[:_TAG_CHARACTERS])

@@ -6,6 +6,7 @@ nothing here makes ranks meet.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from dataclasses import asdict, replace
@@ -14,6 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import ray
+import ray.exceptions
 import ray.train
 import ray.train.collective
 import ray.train.torch
@@ -23,6 +25,7 @@ from raytrain.cluster.board import Begun, Post, Stepped
 from raytrain.cluster.runs import SCORE, Checkpointing, RunSettings
 from raytrain.cluster.tracking import EventFile, Gauges
 from raytrain.config import LoaderSettings
+from raytrain.errors import DataError, StoreOutOfReach
 from raytrain.tiles.order import Position
 from raytrain.tiles.reader import TileReader, select_tiles
 from raytrain.training.checkpoint_files import KeptCheckpoint, checkpoint_uri, read_checkpoint
@@ -39,6 +42,7 @@ GIVE_UP_INTERVALS, GIVE_UP_S = 3, 600
 """How many intervals, and how long at least, training goes on while nothing can be saved."""
 CURVES = ("loss", "learning_rate", "images_per_s", "iou_pooled", "iou_mean", SCORE, "iou_mean_location_weighted")
 """What TensorBoard shows of each epoch."""
+TELL_S = 30
 CURVE_S = 5.0
 """How far the points within an epoch are apart there."""
 _logger = logging.getLogger(__name__)
@@ -74,8 +78,8 @@ def train_on_rank(
     num_samples = len(train) * run.member.crops_per_tile
     begun = start.checkpoint.position if start.checkpoint else Position()
     events = EventFile(folder, start.attempt, begun.epoch * num_samples + begun.samples_done)
-    with _Leader(run, num_samples, checkpointing, store, events, board) as leader:
-        leader.tell_begin(start, begun, ranks.world_size)
+    with _Leader(run, num_samples, checkpointing, store, events, board, start) as leader:
+        leader.tell_begin(begun, ranks.world_size)
         train_member(run.member, data, ranks, leader.on_epoch, restore, leader.on_step, encoder_file)
 
 
@@ -84,7 +88,11 @@ def _nothing(report: EpochReport, state: TrainingState) -> None:
 
 
 def _restore(uri: str, run: RunSettings, state: TrainingState) -> None:
-    restore_state(read_checkpoint(uri), state, run.member)
+    try:
+        files = read_checkpoint(uri)
+    except DataError as error:  # rank 0 has just read it whole
+        raise StoreOutOfReach(f"{error}; rank 0 could read it") from error
+    restore_state(files, state, run.member)
 
 
 def _apply(files: dict[str, bytes], run: RunSettings, state: TrainingState) -> None:
@@ -103,15 +111,19 @@ class _Leader:
         store: CheckpointStore,
         events: EventFile,
         board: Any,
+        start: Start,
     ) -> None:
         self._run = run
+        self._attempt = start.attempt
+        self._torn = tuple(map(str, start.torn))
         self._events = events
         self._gauges = Gauges(run.name)
         self._interval_s = checkpointing.interval_s
         self._board = board
         give_up_s = max(GIVE_UP_INTERVALS * self._interval_s, GIVE_UP_S)
         self._writer = BackgroundWriter(store, give_up_s, self._on_saved)
-        self._meter = Meter(run.name, run.member.epochs, num_samples)
+        score = start.metrics.get(SCORE) if start.metrics else None
+        self._meter = Meter(run.name, run.member.epochs, num_samples, score)
         self._taken_at = time.monotonic()
         self._is_noticed = False
         self._asked: Position | None = None
@@ -128,17 +140,18 @@ class _Leader:
             self._writer.close()
             self._events.publish()
 
-    def tell_begin(self, start: Start, position: Position, num_ranks: int) -> None:
+    def tell_begin(self, position: Position, num_ranks: int) -> None:
         """Tell where this attempt begins."""
-        for torn in start.torn:
+        for torn in self._torn:
             _logger.warning("run %s: %s; going on from the checkpoint before", self._run.name, torn)
-        begun = Begun(self._run.name, start.attempt, position, num_ranks, tuple(map(str, start.torn)))
-        ray.get([self._board.post.remote(begun), self._board.set_saved.remote(self._run.name, position)])
+        begun = Begun(self._run.name, self._attempt, position, num_ranks, self._torn)
+        with contextlib.suppress(ray.exceptions.RayError):  # news; they are not worth a run
+            ray.get(self._board.post.remote(begun), timeout=TELL_S)
 
     def on_step(self, state: TrainingState) -> None:
         """Save the state if that is due, and tell how the run goes on."""
         self._writer.check()
-        if self._is_due():
+        if self._is_due(state):
             self._save(state)
         self._tell(state)
 
@@ -164,7 +177,7 @@ class _Leader:
         progress = self._meter.step(state.position, num_images, wait_s, state.mean_loss)
         if progress is None:
             return
-        self._board.post.remote(Stepped(self._run.name, state.position, progress))
+        self._board.post.remote(Stepped(self._run.name, self._attempt, state.position, progress))
         self._gauges.set(progress)
         if time.monotonic() - self._drawn_at < CURVE_S:
             return
@@ -173,8 +186,11 @@ class _Leader:
         points["learning_rate"] = state.optimiser.param_groups[0]["lr"]
         self._events.add(progress.images_done, {f"step/{name}": x for name, x in points.items() if x is not None})
 
-    def _is_due(self) -> bool:
-        """Tell whether to save within an epoch: the interval is over, somebody asks for it, or a node is to go."""
+    def _is_due(self, state: TrainingState) -> bool:
+        """Tell whether to save within an epoch: the interval is over, somebody asks for it, or a node is to go.
+
+        Also behind an epoch's last step: validation follows, which may be long, and nothing is saved in it.
+        """
         if not self._is_noticed and requests.is_preempted():
             self._is_noticed = True
             self._interval_s = min(self._interval_s, NOTICE_INTERVAL_S)
@@ -182,7 +198,8 @@ class _Leader:
             return True
         if requests.is_asked() and self._asked is None:
             return True
-        return self._writer.is_idle and time.monotonic() - self._taken_at >= self._interval_s
+        is_over = time.monotonic() - self._taken_at >= self._interval_s
+        return self._writer.is_idle and (is_over or state.position.samples_done == state.num_samples)
 
     def _save(self, state: TrainingState, *, metrics: dict[str, Any] | None = None, is_best: bool = False) -> None:
         start = time.monotonic()
@@ -196,7 +213,7 @@ class _Leader:
         if self._asked is not None and kept.position >= self._asked:
             self._asked = None
             requests.set_saved()
-        self._board.set_saved.remote(self._run.name, kept.position)
+        self._board.add_save.remote(self._run.name)
         self._events.publish()
 
 

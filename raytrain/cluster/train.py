@@ -7,6 +7,8 @@ skipped, a run that was cut off continues from its last checkpoint.
 from __future__ import annotations
 
 import contextlib
+import logging
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -26,14 +28,17 @@ from raytrain.cluster.history import Journal, Restart, read_history
 from raytrain.cluster.mlflow_tracking import MlflowRuns
 from raytrain.cluster.plan import check_claim, encoder_files, pinned, plan_runs, with_hashes
 from raytrain.cluster.runs import RunSettings, TrainJob
-from raytrain.errors import ConfigError, RaytrainError, StoreOutOfReach
+from raytrain.errors import ConfigError, RaytrainError, WorkNotFinished, first_line
 from raytrain.scoring.manifest import ENSEMBLE_FILE, EnsembleManifest, TrainedMember, write_manifest
 from raytrain.scoring.manifest import read_manifest as read_ensemble
 
 ABORT_S = 30
 """How long an interrupted process waits for its runs to end on the cluster."""
+CONTROLLERS = 3
+"""How often a run may lose its controller, which lives on the driver's node."""
 ROOM_S = 5
 """How often it is looked whether the cluster has room for one more run."""
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -85,16 +90,16 @@ def train(job: TrainJob, cluster: session.Cluster, on_news: Callable[[News], Non
         check_claim(storage.join(folder, run.name), run)
     weights = [file.uri for file in files.values() if file is not None and file.uri is not None]
     left = [run for run in runs if finished(folder, run) is None]
-    uris = [job.shards, job.out, *weights]
-    with _told_to_mlflow(job, folder, left, on_news) as journal, session.joined(cluster, uris):
-        use_gpu = _placement(job)
-        board = start_board()
-        journal.on_news(Planned(tuple(run.name for run in left)))
-        with follow(board, journal.on_news):
-            start = {run.name: partial(fit, folder, run, pinned(files, run), job, use_gpu, board) for run in left}
-            ended = _side_by_side(start, partial(_room, job, use_gpu), board)
-        for name, each in ended.items():
-            journal.end(name, each.seconds, None if each.error is None else str(each.error))
+    ended: dict[str, _Ended] = {}
+    if left:
+        uris = [job.shards, job.out, *weights]
+        with _told_to_mlflow(job, folder, left, on_news) as journal, session.joined(cluster, uris):
+            use_gpu = _placement(job)
+            board = start_board()
+            journal.on_news(Planned(tuple(run.name for run in left)))
+            with follow(board, journal.on_news):
+                fits = {run.name: partial(fit, folder, run, pinned(files, run), job, use_gpu, board) for run in left}
+                ended = _side_by_side(fits, partial(_room, job, use_gpu), board, journal)
     wrong = [each.error for each in ended.values() if isinstance(each.error, ConfigError)]
     if wrong and len(wrong) == len(runs):
         raise wrong[0]
@@ -184,45 +189,74 @@ class _Ended:
     seconds: float
 
 
+@dataclass(frozen=True)
+class _Running:
+    name: str
+    begun_at: float
+
+
 def _side_by_side(
-    start: Mapping[str, Callable[[], TrainedMember]], room: Callable[[], int], board: Any
+    fits: Mapping[str, Callable[[], TrainedMember]], room: Callable[[], int], board: Any, journal: Journal
 ) -> dict[str, _Ended]:
     """Let runs train, by name, as many at once as there is room; return how each ended.
 
-    An interrupt, and an error that is not of a run, ends all of them.
+    An interrupt, and an error that is not of one run, ends all of them.
     """
-    waiting, running, ended = deque(start), dict[Future[_Ended], str](), dict[str, _Ended]()
-    with ThreadPoolExecutor(max(1, len(start)), "run") as pool:
+    waiting, running, ended = deque(fits), dict[Future[_Ended], _Running](), dict[str, _Ended]()
+    stop = threading.Event()
+    with ThreadPoolExecutor(max(1, len(fits)), "run") as pool:
         try:
             while waiting or running:
                 while waiting and len(running) < room():
                     name = waiting.popleft()
-                    running[pool.submit(_ending, start[name])] = name
+                    running[pool.submit(_ending, name, fits[name], stop)] = _Running(name, time.monotonic())
                 done, _ = wait(running, timeout=ROOM_S, return_when=FIRST_COMPLETED)
                 for future in done:
-                    ended[running.pop(future)] = future.result()
+                    run = running.pop(future)
+                    ended[run.name] = each = future.result()
+                    journal.end(run.name, each.seconds, None if each.error is None else str(each.error))
         except BaseException:
-            _abort(board)
+            stop.set()
+            _abort(board, running)
+            for run in running.values():
+                journal.leave(run.name, time.monotonic() - run.begun_at)
             raise
     return ended
 
 
-def _ending(run: Callable[[], TrainedMember]) -> _Ended:
+def _ending(name: str, run: Callable[[], TrainedMember], stop: threading.Event) -> _Ended:
+    """Train a run; begin again, from where it was saved, if its controller is lost."""
     start = time.monotonic()
-    try:
-        return _Ended(run(), None, time.monotonic() - start)
-    except RaytrainError as error:
-        return _Ended(None, error, time.monotonic() - start)
-    except (PermissionError, ray.exceptions.RayError):
-        raise  # what ends one run so ends all of them
-    except Exception as error:
-        if not storage.is_out_of_reach(error):
-            raise
-        return _Ended(None, StoreOutOfReach(f"{type(error).__name__}: {error}"), time.monotonic() - start)
+    lost = 0
+    while True:
+        try:
+            return _Ended(run(), None, time.monotonic() - start)
+        except RaytrainError as error:
+            return _Ended(None, error, time.monotonic() - start)
+        except PermissionError:
+            raise  # what ends one run so ends all of them
+        except ray.exceptions.RayActorError as error:
+            lost += 1
+            if stop.is_set() or lost == CONTROLLERS:
+                found = WorkNotFinished(f"run {name}: its controller was lost {lost} times: {first_line(error)}")
+                return _Ended(None, found, time.monotonic() - start)
+            _logger.warning("run %s: its controller is lost (%s); another one begins", name, first_line(error))
+        except Exception as error:  # a thread's top: the other runs go on
+            if isinstance(error, ray.exceptions.RayError) and not isinstance(error, ray.exceptions.RayTaskError):
+                raise  # the cluster is lost
+            if not storage.is_out_of_reach(error):
+                _logger.exception("run %s: internal error", name)
+            found = WorkNotFinished(f"run {name}: {type(error).__name__}: {first_line(error)}")
+            return _Ended(None, found, time.monotonic() - start)
 
 
-def _abort(board: Any) -> None:
-    """End all runs on the cluster; the threads that wait for them end with them."""
-    with contextlib.suppress(ray.exceptions.RayError):
-        aborted = [controller.abort.remote() for controller in ray.get(board.controllers.remote(), timeout=ABORT_S)]
-        ray.wait(aborted, num_returns=len(aborted), timeout=ABORT_S) if aborted else None
+def _abort(board: Any, running: Mapping[Future[_Ended], _Running]) -> None:
+    """End all runs on the cluster, also those that were just about to begin; their threads end with them."""
+    deadline = time.monotonic() + ABORT_S
+    while time.monotonic() < deadline and not all(future.done() for future in running):
+        with contextlib.suppress(ray.exceptions.RayError):
+            controllers = ray.get(board.controllers.remote(), timeout=ABORT_S)
+            aborted = [controller.abort.remote() for controller in controllers]
+            if aborted:
+                ray.wait(aborted, num_returns=len(aborted), timeout=ABORT_S)
+        wait(running, timeout=1)

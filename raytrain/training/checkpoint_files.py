@@ -1,12 +1,15 @@
 """What the checkpoints of a run are in a store: their files with hashes, and the index of those that count.
 
-Below the run's folder: `checkpoints/<name>/` and `checkpoints.json`. Must not know torch, nor who writes.
+Below `checkpoints/` in the run's folder each attempt to train it has an index of its own, `attempt-0003.json`, and its
+own checkpoints, `<position>-a0003/`: the index of the highest attempt counts. So no attempt writes what another one has
+written, however late its requests arrive. Must not know torch, nor who writes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +19,8 @@ from raytrain.errors import ConfigError, DataError
 from raytrain.tiles.order import Position
 
 MOMENTUM_FILE, STATE_FILE = "momentum.safetensors", "state.json"
-CHECKPOINTS_FILE, CHECKPOINTS_FOLDER = "checkpoints.json", "checkpoints"
+CHECKPOINTS_FOLDER = "checkpoints"
+_INDEX = re.compile(r"attempt-(\d{4,})\.json")
 FORMAT_VERSION = 3
 
 
@@ -39,9 +43,13 @@ class KeptCheckpoint:
 
 @dataclass(frozen=True)
 class CheckpointIndex:
-    """What `checkpoints.json` says: the number of the attempt that may write, and the checkpoints from old to new."""
+    """The attempt that may write, and the checkpoints that count, from old to new.
+
+    `owner` tells apart two that have begun as the same number, as two commands at the same moment may.
+    """
 
     attempt: int = 0
+    owner: str = ""
     kept: tuple[KeptCheckpoint, ...] = ()
 
     @property
@@ -62,13 +70,34 @@ class CheckpointIndex:
 
 
 def read_index(run_folder: str) -> CheckpointIndex:
-    """Return the index of the run in the folder of this URI, an empty one where nothing was saved."""
-    try:
-        found = storage.read_json(storage.join(run_folder, CHECKPOINTS_FILE))
-    except FileNotFoundError:
+    """Return the index of the last attempt to train the run in the folder of this URI, an empty one if there is none.
+
+    Raises `DataError` for an index that can't be read, and for checkpoints without any.
+    """
+    found = list(storage.find(storage.join(run_folder, CHECKPOINTS_FOLDER)))
+    numbers = [int(match[1]) for match in map(_INDEX.fullmatch, found) if match]
+    if not numbers:
+        if any(storage.name_of(name) == STATE_FILE for name in found):
+            raise DataError(run_folder, "has checkpoints, but no index of them; remove this folder to begin anew")
         return CheckpointIndex()
-    kept = (KeptCheckpoint(**each | {"position": Position(**each["position"])}) for each in found["kept"])
-    return CheckpointIndex(found["attempt"], tuple(kept))
+    number = max(numbers)
+    while storage.exists(index_uri(run_folder, number + 1)):  # which the listing did not have yet
+        number += 1
+    return _parse_index(index_uri(run_folder, number))
+
+
+def _parse_index(uri: str) -> CheckpointIndex:
+    try:
+        found = json.loads(storage.read_listed(uri))
+        kept = (KeptCheckpoint(**each | {"position": Position(**each["position"])}) for each in found["kept"])
+        return CheckpointIndex(found["attempt"], found["owner"], tuple(kept))
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(uri, f"damaged: {error!r}; remove it to go on from the attempt before") from error
+
+
+def index_uri(run_folder: str, attempt: int) -> str:
+    """Return where the index of an attempt lies."""
+    return storage.join(run_folder, CHECKPOINTS_FOLDER, f"attempt-{attempt:04d}.json")
 
 
 def checkpoint_uri(run_folder: str, name: str) -> str:
@@ -92,7 +121,7 @@ def read_checkpoint(folder: str) -> dict[str, bytes]:
 
 def _read_file(folder: str, name: str) -> bytes:
     try:
-        return storage.read_bytes(storage.join(folder, name))
+        return storage.read_listed(storage.join(folder, name))
     except FileNotFoundError as error:
         raise DataError(f"checkpoint {storage.name_of(folder)}", f"{name} is absent") from error
 

@@ -1,17 +1,18 @@
 """Which checkpoints of a run are kept, and which one it goes on from; saved in the background of its steps.
 
-Below the run's folder: `checkpoints/<name>/`, each whole or not at all, and `checkpoints.json`, which names those that
-count. Attempts to train the run are numbered there, and only the last one may write: a process that was taken for dead,
-or a second command, can't harm what another has saved. Must not know Ray.
+Attempts to train a run are numbered, and only the last one may write: a process that was taken for dead, or a second
+command, stops once it sees that there is another, and until then writes to places of its own. Must not know Ray.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -19,11 +20,11 @@ from typing import Any
 from raytrain import storage
 from raytrain.errors import DataError, RaytrainError, StoreOutOfReach, WorkNotFinished, first_line
 from raytrain.training.checkpoint_files import (
-    CHECKPOINTS_FILE,
     CHECKPOINTS_FOLDER,
     CheckpointIndex,
     KeptCheckpoint,
     checkpoint_uri,
+    index_uri,
     read_checkpoint,
     read_index,
 )
@@ -31,6 +32,8 @@ from raytrain.training.checkpoints import Snapshot, write_checkpoint
 
 RETRY_S = 5.0
 """How long after a failed write the next one begins; the store is asked several times in each."""
+_PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EINTR, errno.ENOTCONN)
+"""What a disk, or one in a network, may say and take back."""
 _logger = logging.getLogger(__name__)
 
 
@@ -38,13 +41,15 @@ _logger = logging.getLogger(__name__)
 class Start:
     """Where an attempt begins: its number, the checkpoint with its files (None at the start of the run), what was torn.
 
-    `torn` has the reason for each newer checkpoint that can't be used.
+    `torn` has the reason for each newer checkpoint that can't be used; `metrics` are those of the last epoch that
+    ended.
     """
 
     attempt: int
     checkpoint: KeptCheckpoint | None
     files: dict[str, bytes] = field(repr=False)
     torn: tuple[DataError, ...] = ()
+    metrics: dict[str, Any] | None = None
 
 
 class CheckpointStore:
@@ -53,7 +58,8 @@ class CheckpointStore:
     def __init__(self, run_folder: str, keep_last: int) -> None:
         self._folder = run_folder
         self._keep_last = keep_last
-        self._attempt = 0
+        self._index = CheckpointIndex()
+        self._is_tidy = False
 
     def begin(self) -> Start:
         """Begin the next attempt, and return where it starts: at the newest checkpoint that is whole.
@@ -61,9 +67,9 @@ class CheckpointStore:
         Torn ones count no longer. Raises `DataError` if there are checkpoints but none that is whole: beginning anew
         would throw away what the run has learnt, which is for a person to decide.
         """
-        index = read_index(self._folder)
+        before = read_index(self._folder)
         torn: list[DataError] = []
-        whole, files = list(index.kept), dict[str, bytes]()
+        whole, files = list(before.kept), dict[str, bytes]()
         while whole and not files:
             try:
                 files = read_checkpoint(checkpoint_uri(self._folder, whole[-1].name))
@@ -72,11 +78,10 @@ class CheckpointStore:
                 whole.pop()
         if torn and not whole:
             raise DataError(self._folder, f"no checkpoint is whole ({torn[0]}); remove this folder to begin anew")
-        self._attempt = index.attempt + 1
-        begun = CheckpointIndex(self._attempt, tuple(whole))
-        self._write_index(begun)
-        self._remove_others(begun)
-        return Start(self._attempt, begun.last, files, tuple(torn))
+        self._index = CheckpointIndex(before.attempt + 1, uuid.uuid4().hex, tuple(whole))
+        self._write_index()
+        metrics = next((each.metrics for each in reversed(whole) if each.metrics is not None), None)
+        return Start(self._index.attempt, self._index.last, files, tuple(torn), metrics)
 
     def save(
         self, snapshot: Snapshot, *, metrics: dict[str, Any] | None = None, is_best: bool = False, pause_s: float = 0.0
@@ -86,49 +91,58 @@ class CheckpointStore:
         Raises `WorkNotFinished` if another attempt has begun since, and has the right to write.
         """
         start = time.monotonic()
-        index = self._own_index()
-        name = snapshot.name
-        uri = checkpoint_uri(self._folder, name)
-        known = next((each for each in index.kept if each.name == name), None)
-        if known is None:
-            self._remove(name)  # a remain of an attempt that ended before this one counted
-            write_checkpoint(uri, snapshot)
+        self._check_right()
+        name = f"{snapshot.name}-a{self._index.attempt:04d}"
+        if all(each.name != name for each in self._index.kept):
+            self._remove(name)  # what a write that failed has left
+            write_checkpoint(checkpoint_uri(self._folder, name), snapshot)
         size = sum(map(_num_bytes, (*snapshot.weights.values(), *snapshot.momentum.values())))
         kept = KeptCheckpoint(name, snapshot.position, is_best, metrics, pause_s, time.monotonic() - start, size)
-        grown = self._own_index().with_checkpoint(kept, self._keep_last)
-        self._write_index(grown)
-        for gone in {each.name for each in index.kept} - {each.name for each in grown.kept}:
+        self._check_right()
+        before, self._index = self._index, self._index.with_checkpoint(kept, self._keep_last)
+        self._write_index()
+        self._check_right()
+        for gone in {each.name for each in before.kept} - {each.name for each in self._index.kept}:
             self._remove(gone)
+        if not self._is_tidy:
+            self._remove_leftovers()
         return kept
 
-    def _own_index(self) -> CheckpointIndex:
+    def _check_right(self) -> None:
+        """Raise `WorkNotFinished` if there is an attempt after this one, or one of the same number began after it."""
         index = read_index(self._folder)
-        if index.attempt != self._attempt:
+        if (index.attempt, index.owner) != (self._index.attempt, self._index.owner):
             raise WorkNotFinished(
-                f"{self._folder}: attempt {index.attempt} trains this run now, this one is {self._attempt}; "
-                "is the same command running twice?"
+                f"{self._folder}: attempt {index.attempt} trains this run now, not this one of number "
+                f"{self._index.attempt}; is the same command running twice?"
             )
-        return index
 
-    def _write_index(self, index: CheckpointIndex) -> None:
-        text = json.dumps(asdict(index), indent=1)
-        storage.write_bytes(storage.join(self._folder, CHECKPOINTS_FILE), text.encode(), durably=True)
+    def _write_index(self) -> None:
+        text = json.dumps(asdict(self._index), indent=1)
+        storage.write_bytes(index_uri(self._folder, self._index.attempt), text.encode(), durably=True)
 
-    def _remove_others(self, index: CheckpointIndex) -> None:
-        """Remove what ended attempts left over, and torn checkpoints."""
+    def _remove_leftovers(self) -> None:
+        """Remove what earlier attempts left: checkpoints that count no longer, torn ones, old indexes."""
+        stay = {each.name for each in self._index.kept}
+        stay |= {storage.name_of(index_uri(self._folder, self._index.attempt - back)) for back in (0, 1)}
         found = {name.partition("/")[0] for name in storage.find(storage.join(self._folder, CHECKPOINTS_FOLDER))}
-        for name in found - {each.name for each in index.kept}:
+        for name in found - stay:
             self._remove(name)
+        self._is_tidy = True
 
     def _remove(self, name: str) -> None:
-        """Remove the files of a checkpoint that counts no longer; what can't be removed now is left over."""
-        folder = checkpoint_uri(self._folder, name)
+        """Remove a checkpoint, or an index, that counts no longer; what can't be removed at once is left over.
+
+        Each object is asked for once: a request that is repeated for minutes may come when it is not true any more.
+        """
+        uri = storage.join(self._folder, CHECKPOINTS_FOLDER, name)
         try:
-            for file in storage.find(folder):
-                storage.remove(storage.join(folder, file))
-            storage.remove_empty_folder(folder)
+            files = [storage.join(uri, file) for file in storage.find(uri)]
+            for file in files or ([uri] if name.endswith(".json") else []):
+                storage.remove_once(file)
+            storage.remove_empty_folder(uri)
         except (OSError, RaytrainError) as error:
-            _logger.warning("%s: can't be removed: %s", folder, first_line(error))
+            _logger.warning("%s: can't be removed: %s", uri, first_line(error))
 
 
 def _num_bytes(tensor: Any) -> int:
@@ -244,8 +258,9 @@ class BackgroundWriter:
 
     @staticmethod
     def _is_worth_another_try(error: Exception) -> bool:
-        """Tell whether a disk or a store failed, which may come back; not so the right to write."""
-        return storage.is_out_of_reach(error) and not isinstance(error, (PermissionError, FileNotFoundError))
+        """Tell whether a disk or a store failed in a way that may pass; not so the right to write."""
+        passes = isinstance(error, StoreOutOfReach) or storage.is_passing(error)
+        return passes or (isinstance(error, OSError) and error.errno in _PASSING)
 
 
 def _no_checkpoint(spent_s: float, error: Exception) -> StoreOutOfReach:

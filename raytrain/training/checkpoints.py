@@ -79,7 +79,7 @@ class Snapshot:
 
     @property
     def name(self) -> str:
-        """The name of this checkpoint among those of its run; names sort as positions do."""
+        """What its position is called; names sort as positions do."""
         return f"epoch-{self.position.epoch:04d}-{self.position.samples_done:08d}"
 
     def files(self) -> Iterator[tuple[str, bytes]]:

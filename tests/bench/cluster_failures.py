@@ -114,7 +114,7 @@ def measure(bench: Bench) -> list[Table]:
         f"{sizes.member} on two ranks, {_failing_images(bench)} images an epoch, a checkpoint each "
         f"{sizes.interval_s:g} s, the kill behind image {sizes.kill_at}. A checkpoint each t seconds costs t/2 of "
         "training on average, t at most: 300 s with the default of 10 min; all else is the same. The last pause of the "
-        f"steps for a checkpoint, of checkpoints.json: {pauses} ms. The command that is run again starts Ray, too."
+        f"steps for a checkpoint, as its index has it: {pauses} ms. The command that is run again starts Ray, too."
     )
     return [Table("What a failure costs", headers, rows, note)]
 

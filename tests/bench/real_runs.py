@@ -125,7 +125,6 @@ def train_run(run: Run) -> None:
     }
     _write_whole(run.folder / RESULT_FILE, lambda path: path.write_text(json.dumps(result, indent=1)))
     shutil.rmtree(run.folder / "checkpoints")
-    (run.folder / "checkpoints.json").unlink()
 
 
 def tried(run: Run) -> str | None:

@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 
 from raytrain.cluster import fit
 from raytrain.cluster.board import Begun, News, Stepped
+from raytrain.cluster.failures import Kind
 from raytrain.cluster.history import Restart
 from raytrain.cluster.runs import Checkpointing, TrainJob
 from raytrain.cluster.session import Cluster
@@ -49,7 +50,10 @@ CHANGES = {
     "decoder_channels": [8, 8, 8, 4, 4],
     "optimiser.lr": LR,
 }
-INTERVAL_S = 1.0
+INTERVAL_S = 600.0
+"""Longer than a run: what is saved within an epoch is saved since the number of ranks is going to change."""
+MAX_RESIZE_IMAGES = 200
+"""What may be trained on again after a resize: steps of seconds, where an epoch has 720."""
 MAX_APART = 2e-3
 """How far an elastic run may be from one of two ranks, as a share of how far that one has moved."""
 HEALTH = {"initial_delay_ms": 1000, "period_ms": 1000, "timeout_ms": 1000, "failure_threshold": 3}
@@ -213,14 +217,17 @@ def _seed(nodes: Nodes, folder: Path, seed: int, two: Outcome, scale: float) -> 
                 disturber.orders.get(timeout=0.2)()
         found = future.result()
     apart = distance(found.weights, two.weights) / scale
-    lost = [restart.lost_images for restart in found.restarts]
+    again = [restart.lost_images for restart in found.restarts]
     problems = [*found.problems]
     if found.num_ranks != [2, 1, 2]:
         problems.append(f"it had {found.num_ranks} ranks, not 2, 1 and 2")
+    lost = [restart.lost_images or 0 for restart in found.restarts if restart.kind is Kind.RESIZED]
+    if len(lost) != 1 or lost[0] > MAX_RESIZE_IMAGES:
+        problems.append(f"{lost} images were trained on again after its resize")
     if apart > MAX_APART:
         problems.append(f"its weights are {apart:.2g} of the way from those of 2 ranks")
     causes = "; ".join(f"{restart.kind} ({restart.cause})" for restart in found.restarts)
-    print(f"seed {seed}: ranks {found.num_ranks}, apart {apart:.2g}, done again {lost}, {causes}", flush=True)
+    print(f"seed {seed}: ranks {found.num_ranks}, apart {apart:.2g}, done again {again}, {causes}", flush=True)
     for problem in problems:
         print(f"seed {seed}: WRONG: {problem}", flush=True)
     return not problems

@@ -47,10 +47,9 @@ class Training:
     lab: Lab
     shards: str
     num_samples: int
-    options: tuple[str, ...] = ("--checkpoint-minutes", f"{CHECKPOINT_S / 60:g}")
 
-    def arguments(self, experiment: str) -> list[str]:
-        """Return the command line of one run."""
+    def arguments(self, experiment: str, interval_s: float) -> list[str]:
+        """Return the command line of one run that saves so often within an epoch."""
         where = ["--shards", self.shards, "--out", f"s3://{BUCKET}/runs", "--experiment", experiment]
         changes = [f"{name}={json.dumps(value, separators=(',', ':'))}" for name, value in SETTINGS.items()]
         return [
@@ -61,7 +60,8 @@ class Training:
             "none",
             "--workers",
             str(WORKERS),
-            *self.options,
+            "--checkpoint-minutes",
+            f"{interval_s / 60:g}",
             "--set",
             *changes,
         ]
@@ -97,7 +97,11 @@ def make_shards(lab: Lab, folder: Path) -> Training:
 
 
 def train(
-    training: Training, experiment: str, disturb: Callable[[Lab], None] | None = None, moment: float = 0.5
+    training: Training,
+    experiment: str,
+    disturb: Callable[[Lab], None] | None = None,
+    moment: float = 0.5,
+    interval_s: float = CHECKPOINT_S,
 ) -> Outcome:
     """Train to the end, and let `disturb` do what it does when the part `moment` of all steps is done."""
     lab = training.lab
@@ -105,7 +109,7 @@ def train(
     traces.mkdir(parents=True)
     lab.repair()
     begun = time.monotonic()
-    job = lab.submit("train", *training.arguments(experiment), hook=HOOK, environment={FOLDER: str(traces)})
+    job = lab.submit("train", *training.arguments(experiment, interval_s), hook=HOOK, environment={FOLDER: str(traces)})
     try:
         if disturb is not None:
             _wait_until(training, traces, job, moment)

@@ -9,7 +9,11 @@ from typing import Any
 import pytest
 import ray
 from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, RayActorError
-from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, WorkerHealthCheckFailedError
+from ray.train.v2._internal.exceptions import (
+    WorkerGroupStartupFailedError,
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckFailedError,
+)
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2.api.config import FailureConfig
 from ray.train.v2.api.exceptions import ControllerError, PreemptionError, TrainingFailedError, WorkerGroupError
@@ -39,6 +43,13 @@ def of_ranks(**errors: Exception) -> WorkerGroupError:
 def dead(error: Exception) -> WorkerHealthCheckFailedError:
     """Return what the controller finds of a rank whose process is gone."""
     return WorkerHealthCheckFailedError("A worker health check failed.", error)
+
+
+def started_badly(error: Exception) -> ControllerError:
+    """Return what the controller has of ranks that died before they could begin."""
+    failed = WorkerGroupStartupFailedError("At least one of the worker actors failed to initialize.")
+    failed.__cause__ = error
+    return ControllerError(failed)
 
 
 GLOO = RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.77.0.12]:34567")
@@ -73,6 +84,10 @@ GLOO = RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer 
         (of_ranks(rank0=GLOO), Kind.WORKER_KILLED, f"rank 0 has lost a peer ({GLOO})"),
         (of_ranks(rank0=KeyError("lr")), Kind.UNEXPECTED, "rank 0: KeyError: 'lr'"),
         (ControllerError(WorkerGroupStartupTimeoutError(2)), Kind.NO_WORKERS, None),
+        (started_badly(ActorDiedError()), Kind.WORKER_KILLED, None),
+        (started_badly(OutOfMemoryError(MEMORY)), Kind.OUT_OF_MEMORY, None),
+        (of_ranks(rank0=OSError(12, "Cannot allocate memory")), Kind.OUT_OF_MEMORY, None),
+        (of_ranks(rank0=RuntimeError("NCCL error: out of memory")), Kind.OUT_OF_MEMORY, None),
         (ControllerError(NodeDiedError("x")), Kind.NODE_LOST, "the node of a rank, or of what serves it, is gone"),
         (ControllerError(ValueError("a bug of Ray")), Kind.FINAL, "a bug of Ray"),
         (PreemptionError(PreemptionInfo(None, {"n": [0]})), Kind.PREEMPTED, "a node was taken away, with notice"),
@@ -129,13 +144,47 @@ def attempt(remote: Remote, policy: RunFailurePolicy, error: TrainingFailedError
     return policy.make_decision(error)
 
 
+def test_a_store_that_is_away_has_an_hour_to_come_back(remote: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 1000.0
+    monkeypatch.setattr(failures.time, "monotonic", lambda: now_s)
+    policy = RunFailurePolicy(FailureConfig(), "run", remote)
+    away = of_ranks(rank0=StoreOutOfReach("away"))
+    for _ in range(60):  # attempts, most of which can't begin
+        now_s += 59
+        assert policy.make_decision(away) == FailureDecision.RETRY
+    remote.board.add_save("run")
+    now_s += 3000
+    assert policy.make_decision(away) == FailureDecision.RETRY
+    now_s += failures.STORE_LIMIT_S
+    assert policy.make_decision(away) == FailureDecision.RAISE
+
+
+def test_a_board_that_does_not_answer_leaves_a_run_its_retries(remote: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(found: Any, timeout: float | None = None) -> Any:
+        raise ray.exceptions.GetTimeoutError("no answer")
+
+    monkeypatch.setattr(failures.ray, "get", lost)
+    policy = RunFailurePolicy(FailureConfig(), "run", remote)
+    error = of_ranks(rank0=dead(ActorDiedError()))
+    found = [policy.make_decision(error) for _ in range(RETRIES[Kind.WORKER_KILLED] + 1)]
+    assert found == [FailureDecision.RETRY] * RETRIES[Kind.WORKER_KILLED] + [FailureDecision.RAISE]
+
+
+def test_news_of_an_attempt_before_the_last_are_dropped() -> None:
+    board = Board()
+    board.post(Begun("run", 2, Position(), 2))
+    board.post(stepped(1, 0, 64))
+    board.post(stepped(2, 0, 8))
+    board.post(stepped(2, 0, 16))
+    assert board.take() == [Begun("run", 2, Position(), 2), stepped(2, 0, 16)]
+
+
 @pytest.mark.parametrize("kind", [kind for kind in Kind if RETRIES.get(kind)])
 def test_what_may_pass_is_tried_again_so_often_and_no_more(remote: Remote, kind: Kind) -> None:
     errors = {
         Kind.NODE_LOST: of_ranks(rank0=dead(NodeDiedError("gone"))),
         Kind.WORKER_KILLED: of_ranks(rank0=dead(ActorDiedError())),
         Kind.OUT_OF_MEMORY: of_ranks(rank0=dead(OutOfMemoryError(MEMORY))),
-        Kind.STORE_OUT_OF_REACH: of_ranks(rank0=StoreOutOfReach("away")),
         Kind.UNEXPECTED: of_ranks(rank0=KeyError("x")),
     }
     limit = RETRIES[kind]
@@ -161,7 +210,7 @@ def test_a_run_that_saves_in_between_is_not_given_up(remote: Remote) -> None:
     policy = RunFailurePolicy(FailureConfig(), "run", remote)
     error = of_ranks(rank0=dead(ActorDiedError()))
     for number in range(1, 40):
-        remote.board.set_saved("run", Position(0, number))
+        remote.board.add_save("run")
         assert attempt(remote, policy, error, number) == FailureDecision.RETRY
     last = [attempt(remote, policy, error, 40 + i) for i in range(RETRIES[Kind.WORKER_KILLED])]
     assert last[-1] == FailureDecision.RAISE
@@ -176,9 +225,9 @@ def test_one_event_that_also_ends_the_ranks_that_were_to_follow_counts_once(remo
     assert attempt(remote, policy, memory, 2) == FailureDecision.RAISE
 
 
-def stepped(epoch: int, samples_done: int) -> Stepped:
+def stepped(attempt: int, epoch: int, samples_done: int) -> Stepped:
     progress = RunProgress("run", epoch, 3, samples_done, 100, 0.5, 10.0, 0.0, None, None)
-    return Stepped("run", Position(epoch, samples_done), progress)
+    return Stepped("run", attempt, Position(epoch, samples_done), progress)
 
 
 def test_history_says_what_ended_each_attempt_and_how_much_is_done_again(tmp_path: Path) -> None:
@@ -186,12 +235,12 @@ def test_history_says_what_ended_each_attempt_and_how_much_is_done_again(tmp_pat
     journal = Journal(str(tmp_path), seen.append, lambda: {"n1"})
     news = [
         Begun("run", 1, Position(), 2),
-        stepped(0, 40),
-        stepped(1, 30),
+        stepped(1, 0, 40),
+        stepped(1, 1, 30),
         Failed("run", Kind.WORKER_KILLED, "the process of rank 1 is gone", True),
         Failed("run", Kind.NODE_LOST, "the node of a rank, or of what serves it, is gone", True),
         Begun("run", 2, Position(0, 80), 2),
-        stepped(0, 90),
+        stepped(2, 0, 90),
         Begun("run", 3, Position(0, 90), 1),
     ]
     for each in news:

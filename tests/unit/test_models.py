@@ -26,7 +26,7 @@ from raytrain.recipes import members
 from raytrain.tiles.order import Position
 from raytrain.tiles.reader import TileReader, select_tiles
 from raytrain.training.batch_norm import over_all_ranks
-from raytrain.training.checkpoint_files import CheckpointIndex, KeptCheckpoint
+from raytrain.training.checkpoint_files import CheckpointIndex, KeptCheckpoint, index_uri
 from raytrain.training.encoder_files import EncoderFile, fetch
 from raytrain.training.encoder_tensors import adapt_filters
 from raytrain.training.loop import TrainingData, train_member
@@ -422,8 +422,8 @@ def begin(out: Path, run: RunSettings) -> None:
     """Leave what a run that has learnt something leaves."""
     storage.write_bytes(str(out / run.name / "run.json"), run.model_dump_json().encode())
     kept = KeptCheckpoint("epoch-0001-00000000", Position(1), True, None, 0.0, 0.0, 1)
-    index = json.dumps(asdict(CheckpointIndex(1, (kept,))))
-    storage.write_bytes(str(out / run.name / "checkpoints.json"), index.encode())
+    index = json.dumps(asdict(CheckpointIndex(1, "", (kept,))))
+    storage.write_bytes(index_uri(str(out / run.name), 1), index.encode())
 
 
 @pytest.mark.usefixtures("no_hub")
