@@ -18,7 +18,7 @@ from pathlib import Path
 from tests.chaos.trainings import CHECKPOINT_S, Outcome, Training, make_shards, train
 from tests.multinode.lab import Lab
 
-MOMENTS = (0.15, 0.85)
+EARLIEST, LATEST = 0.15, 0.85
 """Between which parts of all steps a fault may come."""
 NOTICE_S = 15
 CUT_S = 30.0
@@ -36,13 +36,15 @@ class Fault:
     """Something that goes wrong with a node (or with the store), and right again before the call is over.
 
     `kinds` are the causes that a run may tell of it: no attempt survives it, or every one does where there are none.
-    `interval_s` is how often the run saves, `limit_s` how much of its work may be lost.
+    `interval_s` is how often the run saves, `limit_s` how much of its work may be lost. It comes behind `latest` of all
+    steps never: one that takes its time must find the run still there.
     """
 
     happen: Callable[[Lab, int], None]
     kinds: tuple[str, ...] = ()
     interval_s: float = CHECKPOINT_S
     limit_s: float = CHECKPOINT_S + WRITE_S
+    latest: float = LATEST
 
 
 def kill(lab: Lab, node: int) -> None:
@@ -87,7 +89,7 @@ def disk(lab: Lab, node: int) -> None:
 FAULTS = {
     "kill": Fault(kill, ("node lost", "worker killed")),
     # The interval is longer than the run: what is saved within an epoch is saved because of the notice.
-    "drain": Fault(drain, ("preempted",), 600.0, NOTICE_SAVES_S + WRITE_S),
+    "drain": Fault(drain, ("preempted",), 600.0, NOTICE_SAVES_S + WRITE_S, latest=0.5),
     "partition": Fault(partition, ("node lost", "worker killed")),
     "disk": Fault(disk),
     "store": Fault(store),
@@ -109,7 +111,7 @@ class Result:
 def disturb(training: Training, reference: Outcome, fault: str, seed: int) -> Result:
     """Train with a fault of a node and at a moment drawn from the seed, and hold the outcome against a reference."""
     drawn = random.Random(f"{fault}-{seed}")
-    node, moment = drawn.choice(training.lab.workers), drawn.uniform(*MOMENTS)
+    node, moment = drawn.choice(training.lab.workers), drawn.uniform(EARLIEST, FAULTS[fault].latest)
     happen = FAULTS[fault].happen
     interval_s = FAULTS[fault].interval_s
     outcome = train(training, f"{fault}-{seed}", lambda lab: happen(lab, node), moment, interval_s)
