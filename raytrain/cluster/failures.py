@@ -98,11 +98,12 @@ def cause_of(error: Exception) -> Cause:
     if not isinstance(error, WorkerGroupError):
         return Cause(Kind.UNEXPECTED, _last_cause(error))
     causes = [_cause_of_rank(rank, each) for rank, each in sorted(error.worker_failures.items())]
-    order = list(_IMPORTANCE)
-    return min(causes, key=lambda cause: order.index(cause.kind), default=Cause(Kind.UNEXPECTED, _last_cause(error)))
+    return min(
+        causes, key=lambda cause: _IMPORTANCE.index(cause.kind), default=Cause(Kind.UNEXPECTED, _last_cause(error))
+    )
 
 
-_IMPORTANCE = (
+_IMPORTANCE: tuple[Kind, ...] = (
     Kind.FINAL,
     Kind.PREEMPTED,
     Kind.OUT_OF_MEMORY,

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from raytrain import storage
-from raytrain.errors import DataError, RaytrainError, StoreOutOfReach, WorkNotFinished, first_line
+from raytrain.errors import DataError, StoreOutOfReach, WorkNotFinished, first_line
 from raytrain.training.checkpoint_files import (
     CHECKPOINTS_FOLDER,
     CheckpointIndex,
@@ -79,7 +79,7 @@ class CheckpointStore:
         if torn and not whole:
             raise DataError(self._folder, f"no checkpoint is whole ({torn[0]}); remove this folder to begin anew")
         self._index = CheckpointIndex(before.attempt + 1, uuid.uuid4().hex, tuple(whole))
-        self._write_index()
+        self._write_index(self._index)
         metrics = next((each.metrics for each in reversed(whole) if each.metrics is not None), None)
         return Start(self._index.attempt, self._index.last, files, tuple(torn), metrics)
 
@@ -99,8 +99,9 @@ class CheckpointStore:
         size = sum(map(_num_bytes, (*snapshot.weights.values(), *snapshot.momentum.values())))
         kept = KeptCheckpoint(name, snapshot.position, is_best, metrics, pause_s, time.monotonic() - start, size)
         self._check_right()
-        before, self._index = self._index, self._index.with_checkpoint(kept, self._keep_last)
-        self._write_index()
+        grown = self._index.with_checkpoint(kept, self._keep_last)
+        self._write_index(grown)
+        before, self._index = self._index, grown
         self._check_right()
         for gone in {each.name for each in before.kept} - {each.name for each in self._index.kept}:
             self._remove(gone)
@@ -117,9 +118,9 @@ class CheckpointStore:
                 f"{self._index.attempt}; is the same command running twice?"
             )
 
-    def _write_index(self) -> None:
-        text = json.dumps(asdict(self._index), indent=1)
-        storage.write_bytes(index_uri(self._folder, self._index.attempt), text.encode(), durably=True)
+    def _write_index(self, index: CheckpointIndex) -> None:
+        text = json.dumps(asdict(index), indent=1)
+        storage.write_bytes(index_uri(self._folder, index.attempt), text.encode(), durably=True)
 
     def _remove_leftovers(self) -> None:
         """Remove what earlier attempts left: checkpoints that count no longer, torn ones, old indexes."""
@@ -141,7 +142,9 @@ class CheckpointStore:
             for file in files or ([uri] if name.endswith(".json") else []):
                 storage.remove_once(file)
             storage.remove_empty_folder(uri)
-        except (OSError, RaytrainError) as error:
+        except Exception as error:
+            if not (storage.is_out_of_reach(error) or storage.is_passing(error)):
+                raise
             _logger.warning("%s: can't be removed: %s", uri, first_line(error))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from botocore.exceptions import EndpointConnectionError
 
 from raytrain import storage
 from raytrain.errors import DataError, StoreOutOfReach, WorkNotFinished
@@ -208,6 +209,37 @@ def test_what_a_killed_writer_left_over_does_not_count_and_goes(
     assert start.checkpoint.position == Position(1)
     again.save(snapshot(1, 8))
     assert kept_names(tmp_path) == ["epoch-0001-00000000-a0001", "epoch-0001-00000008-a0002"]
+
+
+def test_an_index_that_is_written_at_the_second_try_leaves_nothing_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = begun(tmp_path, keep_last=1)
+    store.save(snapshot(0, 8))
+    write = storage.write_bytes
+
+    def full(uri: str, data: bytes, **options: Any) -> None:
+        if uri.endswith("attempt-0001.json"):
+            raise OSError(28, "No space left on device")
+        write(uri, data, **options)
+
+    monkeypatch.setattr(storage, "write_bytes", full)
+    with pytest.raises(OSError, match="No space"):
+        store.save(snapshot(0, 16))
+    monkeypatch.undo()
+    store.save(snapshot(0, 16))
+    assert kept_names(tmp_path) == ["epoch-0000-00000016-a0001"]
+
+
+def test_what_a_store_does_not_remove_costs_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(uri: str) -> None:
+        raise EndpointConnectionError(endpoint_url="http://store")
+
+    store = begun(tmp_path, keep_last=1)
+    store.save(snapshot(0, 8))
+    monkeypatch.setattr(storage, "remove_once", refuse)
+    store.save(snapshot(0, 16))
+    assert [each.name for each in read_index(str(tmp_path)).kept] == ["epoch-0000-00000016-a0001"]
 
 
 def test_old_indexes_go_and_the_score_of_the_last_epoch_is_known(tmp_path: Path) -> None:
