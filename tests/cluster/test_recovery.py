@@ -142,8 +142,8 @@ def test_damaged_last_checkpoint_is_left_for_the_one_before(shards: Path, undist
     assert trained.weights == undisturbed.weights
 
 
-def test_full_disk_is_survived_and_a_disk_that_stays_full_is_named(
-    shards: Path, undisturbed: Trained, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_disk_that_is_full_for_a_while_costs_no_restart_and_changes_no_bit(
+    shards: Path, undisturbed: Trained, tmp_path: Path
 ) -> None:
     """The store is a small disk that another program fills in the middle of a run, and frees some time later."""
     if os.geteuid() != 0:
