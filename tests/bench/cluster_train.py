@@ -1,10 +1,11 @@
 """Training on Ray beside the same loop under `torchrun`, one rank beside two; what start, faults and checkpoints take.
 
-    python -m tests.bench.cluster_train [--repeats 3] [--parts rate start failures checkpoints] [--write MACHINE]
+    python -m tests.bench.cluster_train [--repeats 3] [--parts rate scaling ...] [--write MACHINE]
 
 `rate`: steady images a second of `raytrain.cluster.train.train` with two ranks and of the same loop, settings and
-shards under `torchrun --nproc-per-node 2`; of one rank bound to one core and of two bound to one each. The sides take
-turns, the first epoch is left out. `start`: what the time from the command to the end of its first step went by.
+shards under `torchrun --nproc-per-node 2`, without and with a Ray that idles on the same cores. `scaling`: of one rank
+bound to one core, of two bound to one each. The sides take turns, the first epoch is left out. `start`: what the time
+from the command to the end of its first step went by.
 `failures`: what each kind costs. `checkpoints`: what the steps wait for them. Trainings run in processes of their own;
 2 cores are needed.
 """
@@ -12,17 +13,19 @@ turns, the first epoch is left out. `start`: what the time from the command to t
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.bench import checkpoint_pause, cluster_failures, record
+from tests.bench.idle_ray import idle_ray
 from tests.bench.record import Table
 from tests.bench.trainings import TINY, Bench, Event, Sizes, Training, job_of, on_ray, on_torchrun, seconds, steady
 
@@ -47,73 +50,97 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class Side:
-    """One way to train: by Ray or by torchrun, on so many ranks, bound to as many cores or not."""
+    """A way to train: by Ray or by torchrun, on so many ranks, bound to as many cores or beside an idle Ray or not."""
 
     system: str
     ranks: int
-    is_bound: bool
+    is_bound: bool = False
+    is_beside_ray: bool = False
 
     def rate(self, bench: Bench, member: str, changes: dict[str, Any]) -> tuple[float, float | None]:
         """Train; return steady images a second, and what share of a profiled epoch all-reduces took, if one was."""
         cores = sorted(os.sched_getaffinity(0))[: self.ranks] if self.is_bound else []
         if self.system == "Ray":
             return steady(on_ray(bench, member, changes, self.ranks, cores)), None
-        found = on_torchrun(bench, member, changes, self.ranks, cores, profiled=self == TWO_BOUND)
+        with idle_ray() if self.is_beside_ray else contextlib.nullcontext():
+            found = on_torchrun(bench, member, changes, self.ranks, cores, profiled=self == TWO_BOUND)
         return steady(found["epochs"]), found.get("all_reduce")
 
 
-RAY, TORCHRUN = Side("Ray", 2, False), Side("torchrun", 2, False)
-ONE_BOUND, TWO_BOUND = Side("torchrun", 1, True), Side("torchrun", 2, True)
-RAY_ON_ONE_CORE = Side("Ray", 1, True)
-SIDES = (RAY, TORCHRUN, ONE_BOUND, TWO_BOUND, RAY_ON_ONE_CORE)
+RAY, TORCHRUN, BESIDE_RAY = Side("Ray", 2), Side("torchrun", 2), Side("torchrun", 2, is_beside_ray=True)
+ONE_BOUND, TWO_BOUND = Side("torchrun", 1, is_bound=True), Side("torchrun", 2, is_bound=True)
+RAY_ON_ONE_CORE = Side("Ray", 1, is_bound=True)
+RATES_OF = "Images a second over all ranks, without the first epoch: median (each repeat)."
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What one member came to: which it is, images a second of each side and repeat, the shares of all-reduces."""
+
+    what: str
+    of: dict[Side, list[float]]
+    shares: list[float]
+
+
+def _rates(bench: Bench, sides: Sequence[Side]) -> Iterator[Rates]:
+    """Train every member of the bench on every side, in turns."""
+    for member, changes in bench.sizes.rate.items():
+        settings = bench.settings(member, changes)
+        found = Rates(
+            f"{member}, {settings.crop_px} px, batch {settings.global_batch}", {side: [] for side in sides}, []
+        )
+        for repeat in range(bench.repeats):
+            for side in sides if repeat % 2 == 0 else reversed(sides):
+                rate, share = side.rate(bench, member, changes)
+                found.of[side].append(rate)
+                found.shares.extend([] if share is None else [share])
+                print(f"repeat {repeat}: {member}, {side}: {rate:.1f} images/s", file=sys.stderr, flush=True)
+        yield found
 
 
 def measure_rate(bench: Bench) -> list[Table]:
-    """Return the tables of Ray beside torchrun and of one rank beside two."""
-    beside, scaling = [], []
-    for member, changes in bench.sizes.rate.items():
-        rates: dict[Side, list[float]] = {side: [] for side in SIDES}
-        shares: list[float] = []
-        for repeat in range(bench.repeats):
-            for side in SIDES if repeat % 2 == 0 else reversed(SIDES):
-                rate, share = side.rate(bench, member, changes)
-                rates[side].append(rate)
-                shares += [] if share is None else [share]
-                print(f"repeat {repeat}: {member}, {side}: {rate:.1f} images/s", file=sys.stderr, flush=True)
-        settings = bench.settings(member, changes)
-        what = f"{member}, {settings.crop_px} px, batch {settings.global_batch}"
-        beside.append([what, _rate(rates[RAY]), _rate(rates[TORCHRUN]), _ratios(rates[RAY], rates[TORCHRUN])])
-        reduced = f"{statistics.median(shares):.1%}"
-        for name, one, two, share_text in (
-            ("torchrun, ranks bound to cores", rates[ONE_BOUND], rates[TWO_BOUND], reduced),
-            ("Ray; with one rank all of it on one core", rates[RAY_ON_ONE_CORE], rates[RAY], "-"),
+    """Return the table of Ray beside torchrun."""
+    rows = []
+    for found in _rates(bench, (RAY, TORCHRUN, BESIDE_RAY)):
+        ray, torchrun, beside = (found.of[side] for side in (RAY, TORCHRUN, BESIDE_RAY))
+        rates = [_rate(each) for each in (ray, torchrun, beside)]
+        rows.append([found.what, *rates, _ratios(ray, torchrun), _ratios(ray, beside)])
+    headers = [
+        "member, crop, batch",
+        "Ray Train, images/s",
+        "torchrun, images/s",
+        "torchrun beside an idle Ray, images/s",
+        "Ray / torchrun: median (each pair)",
+        "Ray / torchrun beside an idle Ray",
+    ]
+    note = (
+        f"{RATES_OF} Ray with checkpoints and news as users run it; one thread of torch a rank on all sides. The ranks "
+        "have all cores; an idle Ray takes its part of them from torchrun, too."
+    )
+    return [Table("Two ranks on Ray beside the same loop under torchrun (gloo)", headers, rows, note)]
+
+
+def measure_scaling(bench: Bench) -> list[Table]:
+    """Return the table of one rank beside two."""
+    rows = []
+    for found in _rates(bench, (ONE_BOUND, TWO_BOUND, RAY_ON_ONE_CORE, RAY)):
+        reduced = f"{statistics.median(found.shares):.1%}"
+        for name, one, two, share in (
+            ("torchrun, ranks bound to cores", found.of[ONE_BOUND], found.of[TWO_BOUND], reduced),
+            ("Ray; with one rank all of it on one core", found.of[RAY_ON_ONE_CORE], found.of[RAY], "-"),
         ):
             efficiency = _ratios(two, [2 * rate for rate in one])
-            scaling.append([what, name, _rate(one), _rate(two), efficiency, share_text])
-    rates_of = "Images a second over all ranks, without the first epoch: median (each repeat)."
-    one_thread = "Ray with checkpoints and news as users run it; one thread of torch a rank on both sides."
-    halves = "The global batch is the same, so each of two ranks has half of it."
-    return [
-        Table(
-            "Two ranks on Ray beside the same loop under torchrun (gloo)",
-            ["member, crop, batch", "Ray Train, images/s", "torchrun, images/s", "Ray / torchrun: median (each pair)"],
-            beside,
-            f"{rates_of} {one_thread}",
-        ),
-        Table(
-            "One rank on one core, two ranks on two",
-            [
-                "member, crop, batch",
-                "under",
-                "1 rank, images/s",
-                "2 ranks, images/s",
-                "efficiency: median (each)",
-                "of an epoch in gloo's all-reduces, waiting for the other rank included",
-            ],
-            scaling,
-            f"{rates_of} {halves}",
-        ),
+            rows.append([found.what, name, _rate(one), _rate(two), efficiency, share])
+    headers = [
+        "member, crop, batch",
+        "under",
+        "1 rank, images/s",
+        "2 ranks, images/s",
+        "efficiency: median (each)",
+        "of an epoch in gloo's all-reduces, waiting for the other rank included",
     ]
+    note = f"{RATES_OF} The global batch is the same, so each of two ranks has half of it."
+    return [Table("One rank on one core, two ranks on two", headers, rows, note)]
 
 
 def _rate(rates: list[float]) -> str:
@@ -216,6 +243,7 @@ def measure_checkpoints(bench: Bench) -> list[Table]:
 
 PARTS: dict[str, Callable[[Bench], list[Table]]] = {
     "rate": measure_rate,
+    "scaling": measure_scaling,
     "start": measure_start,
     "failures": cluster_failures.measure,
     "checkpoints": measure_checkpoints,
