@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 
 from raytrain import storage
-from raytrain.cluster.board import Begun, Failed, News, Placed, Stepped
+from raytrain.cluster.board import Begun, Failed, News, Placed, Post, Stepped
 from raytrain.cluster.failures import Kind
 from raytrain.cluster.runs import HISTORY_FILE
 from raytrain.config import Settings, parse
@@ -73,7 +73,8 @@ class Journal:
         self._last_step: dict[str, Stepped] = {}
         self._num_ranks: dict[str, int] = {}
         self._nodes: dict[str, tuple[tuple[str, str], ...]] = {}
-        self._lost_nodes: dict[str, list[str]] = {}
+        self._nodes_before: dict[str, tuple[tuple[str, str], ...]] = {}
+        self._doubtful: set[str] = set()
 
     def history(self, run: str) -> RunHistory:
         """Return the history of a run so far."""
@@ -93,16 +94,18 @@ class Journal:
             self._ended.setdefault(news.run, news)  # what follows before the next attempt comes of this one
             _logger.info("run %s: attempt ended: %s: %s", news.run, news.kind, news.cause)
         elif isinstance(news, Placed):
-            alive = self._alive_nodes()
-            places = self._nodes.get(news.run, ())
-            self._lost_nodes[news.run] = sorted({address for node, address in places if node not in alive})
+            self._look_again(news.run)
+            self._nodes_before[news.run] = self._nodes.get(news.run, ())
             self._nodes[news.run] = news.nodes
         elif isinstance(news, Begun):
             self._begun(news)
+        elif isinstance(news, Post):
+            self._look_again(news.run)
         self._on_news(news)
 
     def end(self, run: str, seconds: float, failed: str | None) -> None:
         """Record that the command is done with a run, after so many seconds, and why it failed for good if it did."""
+        self._look_again(run)
         history = self.history(run)
         self._write(run, history.model_copy(update={"seconds": history.seconds + seconds, "failed": failed}))
         self._on_end(run, failed)
@@ -138,9 +141,12 @@ class Journal:
         failed, step = self._ended.pop(begun.run, None), self._last_step.pop(begun.run, None)
         if failed is not None:
             kind, cause = Kind(failed.kind), failed.cause
-            lost_nodes = self._lost_nodes.get(begun.run)
-            if kind is Kind.WORKER_KILLED and lost_nodes:  # which the cluster had not noticed when that was said
-                kind, cause = Kind.NODE_LOST, f"gone: {', '.join(lost_nodes)}"
+            if kind is Kind.WORKER_KILLED:
+                lost_nodes = self._lost_nodes(begun.run)
+                if lost_nodes:  # which the cluster had not noticed when that was said
+                    kind, cause = Kind.NODE_LOST, f"gone: {lost_nodes}"
+                else:  # which may mean that it has not noticed yet
+                    self._doubtful.add(begun.run)
         elif begun.run in self._num_ranks:
             kind, cause = Kind.RESIZED, f"{self._num_ranks[begun.run]} to {begun.num_ranks} ranks"
         else:
@@ -161,6 +167,23 @@ class Journal:
             resumed=begun.position,
             lost_images=lost,
         )
+
+    def _lost_nodes(self, run: str) -> str:
+        """Return the addresses of the nodes that the attempt before had, this one has not, and the cluster neither."""
+        now, alive = {node for node, _ in self._nodes.get(run, ())}, self._alive_nodes()
+        places = self._nodes_before.get(run, ())
+        return ", ".join(sorted({address for node, address in places if node not in now and node not in alive}))
+
+    def _look_again(self, run: str) -> None:
+        """Name the node whose loss ended the last attempt, if the cluster noticed it after the next one had begun."""
+        if run not in self._doubtful:
+            return
+        self._doubtful.discard(run)
+        if lost_nodes := self._lost_nodes(run):
+            history = self.history(run)
+            known = {"kind": Kind.NODE_LOST, "cause": f"gone: {lost_nodes}"}
+            last = history.restarts[-1].model_copy(update=known)
+            self._write(run, history.model_copy(update={"restarts": (*history.restarts[:-1], last)}))
 
     def _write(self, run: str, history: RunHistory) -> None:
         """Keep a history; a store that is out of reach now costs a line of it, not the run."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -9,7 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ class Bench:
     folder: Path
     sizes: Sizes
     repeats: int
-    _count: int = 0
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def __post_init__(self) -> None:
         chips, size = self.folder / "chips", self.sizes
@@ -86,8 +87,7 @@ class Bench:
 
     def new_folder(self) -> Path:
         """Return a folder that nobody has used."""
-        self._count += 1
-        folder = self.folder / f"training-{self._count}"
+        folder = self.folder / f"training-{next(self._numbers)}"  # trainings may run side by side
         folder.mkdir()
         return folder
 

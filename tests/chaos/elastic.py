@@ -38,7 +38,7 @@ from tests.chaos import slow, trace
 from tests.making import shard_chips
 
 MEMBER = "small-byob-3b"
-CHIPS, CROPS_PER_TILE, EPOCHS = 12, 60, 3
+CHIPS, CROPS_PER_TILE, EPOCHS = 12, 40, 3
 LR = 1e-4
 """Small, so that what the order of sums changes in a step is not blown up by hundreds of others."""
 NUM_SAMPLES = CHIPS * CROPS_PER_TILE
@@ -53,7 +53,7 @@ CHANGES = {
 INTERVAL_S = 600.0
 """Longer than a run: what is saved within an epoch is saved since the number of ranks is going to change."""
 MAX_RESIZE_IMAGES = 200
-"""What may be trained on again after a resize: steps of seconds, where an epoch has 720."""
+"""What may be trained on again after a resize: steps of seconds, where an epoch has 480."""
 MAX_APART = 2e-3
 """How far an elastic run may be from one of two ranks, as a share of how far that one has moved."""
 HEALTH = {"initial_delay_ms": 1000, "period_ms": 1000, "timeout_ms": 1000, "failure_threshold": 3}

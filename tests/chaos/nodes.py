@@ -1,5 +1,6 @@
 """Trainings on several nodes with a fault at a random moment: `python -m tests.chaos.nodes --fault kill --seeds 5`.
 
+Seeds take turns with the ranks: with 0 it is the node of rank 0, which writes what is kept, that something happens to.
 Each is held against one that nothing disturbed. Prints a table, and exits with 1 if any went otherwise.
 """
 
@@ -15,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.chaos.trainings import CHECKPOINT_S, Outcome, Training, make_shards, train
+from tests.chaos.trainings import CHECKPOINT_S, WORKERS, Disturbance, Outcome, Training, make_shards, train
 from tests.multinode.lab import Lab
 
 EARLIEST, LATEST = 0.15, 0.85
@@ -33,11 +34,12 @@ WRITE_S = 5.0
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that goes wrong with a node (or with the store), and right again before the call is over.
+    """Something that goes wrong with a node (or the head, or the store), and right again before the call is over.
 
     `kinds` are the causes that a run may tell of it: no attempt survives it, or every one does where there are none.
     `interval_s` is how often the run saves, `limit_s` how much of its work may be lost. It comes behind `latest` of all
-    steps never: one that takes its time must find the run still there.
+    steps never: one that takes its time must find the run still there. Where the job does not outlive it (`ends_job`),
+    the same command is submitted once more.
     """
 
     happen: Callable[[Lab, int], None]
@@ -45,6 +47,7 @@ class Fault:
     interval_s: float = CHECKPOINT_S
     limit_s: float = CHECKPOINT_S + WRITE_S
     latest: float = LATEST
+    ends_job: bool = False
 
 
 def kill(lab: Lab, node: int) -> None:
@@ -66,10 +69,14 @@ def partition(lab: Lab, node: int) -> None:
     lab.cut(node)
     time.sleep(CUT_S)
     lab.mend(node)
-    deadline = time.monotonic() + GIVEN_UP_S
-    while not lab.has_ended(node) and time.monotonic() < deadline:
-        time.sleep(0.5)
+    lab.wait_for_end(node, GIVEN_UP_S)
     lab.bring_back(node)
+
+
+def head(lab: Lab, node: int) -> None:
+    """Lose the head, on which the command runs; an operator starts a new cluster in its place."""
+    lab.lose_head()
+    lab.start()
 
 
 def store(lab: Lab, node: int) -> None:
@@ -89,33 +96,34 @@ def disk(lab: Lab, node: int) -> None:
 FAULTS = {
     "kill": Fault(kill, ("node lost", "worker killed")),
     # The interval is longer than the run: what is saved within an epoch is saved because of the notice.
-    "drain": Fault(drain, ("preempted",), 600.0, NOTICE_SAVES_S + WRITE_S, latest=0.5),
+    "drain": Fault(drain, ("preempted",), 600.0, NOTICE_SAVES_S + WRITE_S, latest=0.35),
     "partition": Fault(partition, ("node lost", "worker killed")),
+    "head": Fault(head, ("job ended",), ends_job=True),
     "disk": Fault(disk),
     "store": Fault(store),
 }
+OF_ALL = ("head", "store")
+"""Faults that are of no node with a rank."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """A training in which a fault came when the part `moment` of its steps was done, and what was wrong with it."""
+    """A training through a fault: what happened in it, what came of it, and what was wrong with that."""
 
     seed: int
     fault: str
-    node: int
-    moment: float
+    disturbance: Disturbance
     outcome: Outcome
     problems: tuple[str, ...]
 
 
 def disturb(training: Training, reference: Outcome, fault: str, seed: int) -> Result:
-    """Train with a fault of a node and at a moment drawn from the seed, and hold the outcome against a reference."""
-    drawn = random.Random(f"{fault}-{seed}")
-    node, moment = drawn.choice(training.lab.workers), drawn.uniform(EARLIEST, FAULTS[fault].latest)
-    happen = FAULTS[fault].happen
-    interval_s = FAULTS[fault].interval_s
-    outcome = train(training, f"{fault}-{seed}", lambda lab: happen(lab, node), moment, interval_s)
-    return Result(seed, fault, node, moment, outcome, tuple(problems(outcome, reference, FAULTS[fault])))
+    """Train with a fault at a moment drawn from the seed, and hold the outcome against a reference."""
+    what = FAULTS[fault]
+    moment = random.Random(f"{fault}-{seed}").uniform(EARLIEST, what.latest)
+    disturbance = Disturbance(what.happen, seed % WORKERS, moment, what.ends_job)
+    outcome = train(training, f"{fault}-{seed}", disturbance, what.interval_s)
+    return Result(seed, fault, disturbance, outcome, tuple(problems(outcome, reference, what)))
 
 
 def problems(outcome: Outcome, reference: Outcome, fault: Fault | None = None) -> list[str]:
@@ -152,8 +160,8 @@ def row(result: Result, reference: Outcome) -> str:
     causes = ", ".join(str(each["kind"]) for each in outcome.restarts)
     values = [
         str(result.seed),
-        result.fault if result.fault == "store" else f"{result.fault}, node {result.node}",
-        f"{result.moment:.0%}",
+        result.fault if result.fault in OF_ALL else f"{result.fault}, node of rank {result.disturbance.rank}",
+        f"{result.disturbance.moment:.0%}",
         f"{len(outcome.verdict.restarts)} ({causes or 'no cause is told'})",
         str(sum(each.lost_images for each in outcome.verdict.restarts)),
         ", ".join(f"{each.pause_s:.0f}" for each in outcome.verdict.restarts) or "none",

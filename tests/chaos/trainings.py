@@ -27,7 +27,7 @@ FOLD = None
 RUN = f"{MEMBER}-foldnone"
 CHIPS, PLACES, CHIP_PX = 24, 6, 64
 WORKERS = 2
-EPOCHS, CROPS_PER_TILE = 3, 20
+EPOCHS, CROPS_PER_TILE = 3, 14
 SETTINGS = {
     "epochs": EPOCHS,
     "crop_px": 32,
@@ -68,6 +68,19 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Disturbance:
+    """What happens to the lab and the node of the rank `rank` when the part `moment` of all steps is done.
+
+    Where the job does not outlive it (`ends_job`), the same command is submitted once more.
+    """
+
+    happen: Callable[[Lab, int], None]
+    rank: int
+    moment: float
+    ends_job: bool = False
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What came of a run: as its job tells, as its folder does, and as the trace does.
 
@@ -99,21 +112,23 @@ def make_shards(lab: Lab, folder: Path) -> Training:
 def train(
     training: Training,
     experiment: str,
-    disturb: Callable[[Lab], None] | None = None,
-    moment: float = 0.5,
+    disturbance: Disturbance | None = None,
     interval_s: float = CHECKPOINT_S,
 ) -> Outcome:
-    """Train to the end, and let `disturb` do what it does when the part `moment` of all steps is done."""
+    """Train to the end, through whatever happens meanwhile."""
     lab = training.lab
     traces = lab.folder / "traces" / experiment
     traces.mkdir(parents=True)
     lab.repair()
     begun = time.monotonic()
-    job = lab.submit("train", *training.arguments(experiment, interval_s), hook=HOOK, environment={FOLDER: str(traces)})
+    arguments = training.arguments(experiment, interval_s)
+    job = lab.submit("train", *arguments, hook=HOOK, environment={FOLDER: str(traces)})
     try:
-        if disturb is not None:
-            _wait_until(training, traces, job, moment)
-            disturb(lab)
+        if disturbance is not None:
+            _wait_until(training, traces, job, disturbance.moment)
+            disturbance.happen(lab, _node_of(lab, traces, disturbance.rank))
+            if disturbance.ends_job:
+                job = lab.submit("train", *arguments, hook=HOOK, environment={FOLDER: str(traces)})
         found = lab.wait(job, LIMIT_S)
     except BaseException:  # the next training needs the nodes
         lab.stop(job)
@@ -140,6 +155,11 @@ def _wait_until(training: Training, traces: Path, job: str, moment: float) -> No
         if time.monotonic() > deadline or training.lab.job(job)["status"] in ENDED:
             raise RuntimeError(f"job {job} came to sample {done} of epoch {epoch}:\n{training.lab.logs(job)[-4000:]}")
         time.sleep(POLL_S)
+
+
+def _node_of(lab: Lab, traces: Path, rank: int) -> int:
+    """Return the node on which a rank took its last step."""
+    return lab.node_of([step.pid for step in read(traces) if step.rank == rank][-1])
 
 
 def _outputs(lab: Lab, folder: str) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """A Ray cluster of several nodes on one machine, with a token and an S3 store; nodes, cables, disks and store can fail.
 
-Node 0 is the head and has no CPUs to give; what is said to happen to a node can happen to the others, 1 and up.
+Node 0 is the head and has no CPUs to give; what is said to happen to a node can happen to the others, 1 and up. The
+head can be lost, with the cluster.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -73,11 +75,7 @@ class Lab:
             stack.callback(self.swift.stop)
             self.store = stack.enter_context(FaultProxy(self.swift.endpoint, self.network.host))
             self._make_token()
-            for node in (0, *self.workers):
-                self._start(node)
-                if node == 0:  # the others would wait for it, too, but give up sooner
-                    self._until(lambda: self._get("/api/version") is not None, START_S, "the head does not answer")
-            self.wait_for_nodes()
+            self.start()
             self._stack = stack.pop_all()
         return self
 
@@ -149,6 +147,16 @@ class Lab:
         self._start(node)
         self.wait_for_nodes()
 
+    def lose_head(self) -> None:
+        """Lose the head at once, and with it the cluster and all that it knew of jobs."""
+        self.kill(0)
+
+    def wait_for_end(self, node: int, limit_s: float) -> None:
+        """Return when the Ray of a node has ended, by whatever means, or after so long."""
+        deadline = time.monotonic() + limit_s
+        while not self.has_ended(node) and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+
     def drain(self, node: int, deadline_s: int) -> None:
         """Tell the cluster that a node will be taken away after so long, as clouds do; to take it is the caller's."""
         (found,) = [each["nodeId"] for each in self.alive() if each["ip"] == self.network.address(node)]
@@ -171,17 +179,16 @@ class Lab:
         return self._nodes[node].poll() is not None
 
     def fill_disk(self, node: int) -> None:
-        """Leave no byte for temporary files of a node."""
-        with self._ballast(node).open("ab", buffering=0) as file:
-            try:
+        """Leave no byte on the disks of a node: for temporary files, and for what Ray keeps and logs."""
+        for path in self._ballast(node):
+            with contextlib.suppress(OSError), path.open("ab", buffering=0) as file:  # until it is full
                 while True:
                     file.write(bytes(1 << 20))
-            except OSError:  # it is full
-                return
 
     def free_disk(self, node: int) -> None:
-        """Take away what fills the disk of a node."""
-        self._ballast(node).unlink(missing_ok=True)
+        """Take away what fills the disks of a node."""
+        for path in self._ballast(node):
+            path.unlink(missing_ok=True)
 
     def fail_store(self) -> None:
         """Let the store answer 503 to everything, until `heal_store`."""
@@ -202,6 +209,28 @@ class Lab:
         self.wait_for_nodes()
 
     # The cluster
+
+    def start(self) -> None:
+        """Start the head and the nodes, as an operator does, also where a head was lost.
+
+        The nodes of the cluster that was lost with it end, since the new head does not know them, and start once more.
+        """
+        self._start(0)
+        # The others would wait for it, too, but give up sooner.
+        self._until(lambda: self._get("/api/version") is not None, START_S, "the head does not answer")
+        for node in self.workers:
+            if node in self._nodes:
+                self.wait_for_end(node, END_S)
+                self.kill(node)
+            self._start(node)
+        self.wait_for_nodes()
+
+    def node_of(self, pid: int) -> int:
+        """Return the node that runs a process; raise LookupError if none does."""
+        for node in (0, *self.workers):
+            if pid in self.network.pids(node):
+                return node
+        raise LookupError(f"process {pid} runs on no node")
 
     def alive(self) -> list[dict[str, Any]]:
         """Return the nodes that the head takes for alive: their `nodeId` and `ip`."""
@@ -270,9 +299,10 @@ class Lab:
         for process in self._nodes.values():
             process.wait(END_S)
 
-    def _ballast(self, node: int) -> Path:
-        """Return the path of a file in the temporary folder of a node, as it is seen from outside its mounts."""
-        return Path(f"/proc/{self._nodes[node].pid}/root{self.folder}/t{node}/ballast")
+    def _ballast(self, node: int) -> list[Path]:
+        """Return the path of a file on each disk of a node, as it is seen from outside its mounts."""
+        disks = (self.folder / f"t{node}", Path("/tmp/ray"))
+        return [Path(f"/proc/{self._nodes[node].pid}/root{disk}/ballast") for disk in disks]
 
     def _node_logs(self) -> str:
         tails = (path.read_text(errors="replace")[-2000:] for path in sorted(self.folder.glob("node-*.log")))

@@ -20,7 +20,7 @@ from ray.train.v2.api.exceptions import ControllerError, PreemptionError, Traini
 from ray.train.v2.api.preemption import PreemptionInfo
 
 from raytrain.cluster import failures
-from raytrain.cluster.board import Begun, Board, Failed, News, Placed, Stepped
+from raytrain.cluster.board import Begun, Board, Failed, News, Placed, Post, Stepped
 from raytrain.cluster.failures import RETRIES, Kind, RunFailurePolicy, cause_of, final_error
 from raytrain.cluster.history import Journal, read_history
 from raytrain.errors import ConfigError, DataError, StoreOutOfReach, TrainingDiverged, WorkNotFinished
@@ -270,6 +270,27 @@ def test_a_node_that_turns_out_to_be_gone_is_what_killed_its_ranks(tmp_path: Pat
         (Kind.NODE_LOST, "gone: 10.0.0.2"),
         (Kind.WORKER_KILLED, "rank 0 has lost a peer (gloo)"),
     ]
+
+
+@pytest.mark.parametrize(
+    "later",
+    [Post("run", 3, {}), Placed("run", (("n3", "10.0.0.3"),)), None],
+    ids=["an epoch ends", "another attempt follows", "the run ends"],
+)
+def test_a_node_that_is_missed_once_the_next_attempt_has_begun_is_named_then(
+    tmp_path: Path, later: Post | Placed | None
+) -> None:
+    alive = {"n1", "n2", "n3"}
+    journal = Journal(str(tmp_path), lambda news: None, lambda: alive)
+    for attempt, nodes in enumerate((("n1", "n2"), ("n1", "n3")), 1):
+        journal.on_news(Placed("run", tuple((node, f"10.0.0.{node[1]}") for node in nodes)))
+        journal.on_news(Begun("run", attempt, Position(), 2))
+        journal.on_news(Failed("run", Kind.WORKER_KILLED, "rank 0 has lost a peer (gloo)", True))
+    assert [each.kind for each in journal.history("run").restarts] == [Kind.WORKER_KILLED]
+    alive.discard("n2")
+    journal.on_news(later) if later else journal.end("run", 1.0, None)
+    (restart,) = read_history(str(tmp_path / "run")).restarts
+    assert (restart.kind, restart.cause) == (Kind.NODE_LOST, "gone: 10.0.0.2")
 
 
 def test_a_command_that_ended_before_its_run_is_a_restart_of_the_next_one(tmp_path: Path) -> None:
