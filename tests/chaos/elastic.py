@@ -52,7 +52,7 @@ CHANGES = {
 }
 INTERVAL_S = 600.0
 """Longer than a run: what is saved within an epoch is saved since the number of ranks is going to change."""
-MAX_RESIZE_IMAGES = 200
+MAX_RESIZE_IMAGES = 100
 """What may be trained on again after a resize: steps of seconds, where an epoch has 480."""
 MAX_APART = 2e-3
 """How far an elastic run may be from one of two ranks, as a share of how far that one has moved."""

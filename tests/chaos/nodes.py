@@ -1,6 +1,6 @@
 """Trainings on several nodes with a fault at a random moment: `python -m tests.chaos.nodes --fault kill --seeds 5`.
 
-Seeds take turns with the ranks: with 0 it is the node of rank 0, which writes what is kept, that something happens to.
+Even seeds strike the node of rank 0, which saves and tells, odd ones that of rank 1.
 Each is held against one that nothing disturbed. Prints a table, and exits with 1 if any went otherwise.
 """
 
@@ -19,14 +19,10 @@ from pathlib import Path
 from tests.chaos.trainings import CHECKPOINT_S, WORKERS, Disturbance, Outcome, Training, make_shards, train
 from tests.multinode.lab import Lab
 
-EARLIEST, LATEST = 0.15, 0.85
-"""Between which parts of all steps a fault may come."""
-NOTICE_S = 15
+NOTICE_S = 10
 CUT_S = 30.0
 GIVEN_UP_S = 60.0
 OUTAGE_S = 20.0
-NOTICE_SAVES_S = 10.0
-"""How often a run saves once it knows that a node will go."""
 FULL_S = 15.0
 WRITE_S = 5.0
 """How long a checkpoint may take from its snapshot until it counts."""
@@ -37,17 +33,20 @@ class Fault:
     """Something that goes wrong with a node (or the head, or the store), and right again before the call is over.
 
     `kinds` are the causes that a run may tell of it: no attempt survives it, or every one does where there are none.
-    `interval_s` is how often the run saves, `limit_s` how much of its work may be lost. It comes behind `latest` of all
-    steps never: one that takes its time must find the run still there. Where the job does not outlive it (`ends_job`),
-    the same command is submitted once more.
+    `interval_s` is how often the run saves, `limit_s` how much of its work may be lost. It comes between `moments`,
+    parts of all steps: one that takes its time must find the run still there. Where the job does not outlive it
+    (`ends_job`), the same command is submitted once more. If it `is_announced`, nothing is lost that was done before.
+    `saves`: checkpoints are saved while it lasts.
     """
 
     happen: Callable[[Lab, int], None]
     kinds: tuple[str, ...] = ()
     interval_s: float = CHECKPOINT_S
     limit_s: float = CHECKPOINT_S + WRITE_S
-    latest: float = LATEST
+    moments: tuple[float, float] = (0.15, 0.85)
     ends_job: bool = False
+    is_announced: bool = False
+    saves: bool = False
 
 
 def kill(lab: Lab, node: int) -> None:
@@ -94,14 +93,16 @@ def disk(lab: Lab, node: int) -> None:
 
 
 FAULTS = {
-    "kill": Fault(kill, ("node lost", "worker killed")),
-    # The interval is longer than the run: what is saved within an epoch is saved because of the notice.
-    "drain": Fault(drain, ("preempted",), 600.0, NOTICE_SAVES_S + WRITE_S, latest=0.35),
-    "partition": Fault(partition, ("node lost", "worker killed")),
-    "head": Fault(head, ("job ended",), ends_job=True),
-    "disk": Fault(disk),
+    "kill": Fault(kill, ("node lost",)),
+    # The interval is longer than the run and the node gone before the first epoch ends: only the notice makes it save.
+    "drain": Fault(drain, ("preempted",), 600.0, NOTICE_S + WRITE_S, moments=(0.03, 0.1), is_announced=True),
+    "partition": Fault(partition, ("node lost",)),
+    # The ranks go on without a head for a while.
+    "head": Fault(head, ("job ended",), moments=(0.15, 0.5), ends_job=True),
+    "disk": Fault(disk, moments=(0.15, 0.4), saves=True),
     "store": Fault(store),
 }
+UNDISTURBED = Fault(lambda lab, node: None)
 OF_ALL = ("head", "store")
 """Faults that are of no node with a rank."""
 
@@ -120,32 +121,39 @@ class Result:
 def disturb(training: Training, reference: Outcome, fault: str, seed: int) -> Result:
     """Train with a fault at a moment drawn from the seed, and hold the outcome against a reference."""
     what = FAULTS[fault]
-    moment = random.Random(f"{fault}-{seed}").uniform(EARLIEST, what.latest)
+    moment = random.Random(f"{fault}-{seed}").uniform(*what.moments)
     disturbance = Disturbance(what.happen, seed % WORKERS, moment, what.ends_job)
     outcome = train(training, f"{fault}-{seed}", disturbance, what.interval_s)
     return Result(seed, fault, disturbance, outcome, tuple(problems(outcome, reference, what)))
 
 
-def problems(outcome: Outcome, reference: Outcome, fault: Fault | None = None) -> list[str]:
+def problems(outcome: Outcome, reference: Outcome, fault: Fault = UNDISTURBED) -> list[str]:
     """Return what is wrong with a training, where it should have ended as the reference did."""
     found = list(outcome.verdict.problems)
     if outcome.exit_code != 0 or not outcome.has_ensemble:
         found.append(f"exit code {outcome.exit_code}: {outcome.log[-2000:]}")
     if outcome.sha256 is None or outcome.sha256 != reference.sha256:
         found.append(f"weights {outcome.sha256}, without the fault {reference.sha256}")
+    return found + _problems_of_restarts(outcome, fault)
+
+
+def _problems_of_restarts(outcome: Outcome, fault: Fault) -> list[str]:
+    found = []
     restarts, kinds = outcome.verdict.restarts, [each["kind"] for each in outcome.restarts]
-    expected = fault.kinds if fault else ()
-    if restarts and not expected:
+    if restarts and not fault.kinds:
         found.append(f"{len(restarts)} restarts ({kinds}), though no attempt had to end")
-    if expected and not restarts:
+    if fault.kinds and not restarts:
         found.append("no restart: the fault did not come between steps")
-    if expected and not set(kinds) <= set(expected):
-        found.append(f"told as {kinds}, not as {' or '.join(expected)}")
-    limit_s = fault.limit_s if fault else 0.0
+    if len(kinds) < len(restarts) or not set(kinds) <= set(fault.kinds):
+        found.append(f"{len(restarts)} restarts, told as {kinds}, not as {' or '.join(fault.kinds) or 'none'}")
     for each in restarts:
-        if each.lost_s > limit_s:
+        if each.lost_s > fault.limit_s:
             lost = f"{each.lost_images} images of {each.lost_s:.1f} s lost"
-            found.append(f"{lost} from {each.resumed} to {each.reached}; {limit_s:.0f} s may be")
+            found.append(f"{lost} from {each.resumed} to {each.reached}; {fault.limit_s:.0f} s may be")
+        if fault.is_announced and outcome.struck and each.resumed < outcome.struck:
+            found.append(f"it went on at {each.resumed}, but was at {outcome.struck} when its end was announced")
+    if fault.saves and outcome.saved and outcome.saved[0] >= outcome.saved[1]:
+        found.append(f"nothing was saved meanwhile: the last checkpoint stayed at {outcome.saved[0]}")
     return found
 
 

@@ -16,7 +16,9 @@ from raytrain import storage
 from raytrain.cluster.runs import HISTORY_FILE, RESULT_FILE
 from raytrain.config import ShardSettings
 from raytrain.imagery.synth import write_chips
+from raytrain.tiles.order import Position
 from raytrain.tiles.reader import TileReader, select_tiles
+from raytrain.training.checkpoint_files import read_index
 from tests.chaos.trace import FOLDER, HOOK, Step, Verdict, attempts, judge, position, read
 from tests.making import shard_chips
 from tests.multinode.lab import BUCKET, ENDED, Lab
@@ -27,7 +29,7 @@ FOLD = None
 RUN = f"{MEMBER}-foldnone"
 CHIPS, PLACES, CHIP_PX = 24, 6, 64
 WORKERS = 2
-EPOCHS, CROPS_PER_TILE = 3, 14
+EPOCHS, CROPS_PER_TILE = 2, 20
 SETTINGS = {
     "epochs": EPOCHS,
     "crop_px": 32,
@@ -35,7 +37,8 @@ SETTINGS = {
     "global_batch": 4,
     "decoder_channels": [8, 8, 8, 4, 4],
 }
-CHECKPOINT_S = 6.0
+CHECKPOINT_S = 4.0
+"""A part of an epoch of about 14 s: what is lost shows whether states within epochs are saved."""
 LIMIT_S = 480.0
 POLL_S = 0.2
 
@@ -85,6 +88,8 @@ class Outcome:
     """What came of a run: as its job tells, as its folder does, and as the trace does.
 
     `sha256` is that of its weights, None if there are none; `restarts` is what it tells of its attempts itself.
+    `struck` is where it was when something happened to it; `saved` where its last checkpoint was then, and when all was
+    well again: epochs, and samples done of the next.
     """
 
     exit_code: int | None
@@ -95,6 +100,8 @@ class Outcome:
     restarts: list[dict[str, Any]]
     steps: list[Step] = field(repr=False)
     verdict: Verdict
+    struck: tuple[int, int] | None = None
+    saved: tuple[Position, Position] | None = None
 
 
 def make_shards(lab: Lab, folder: Path) -> Training:
@@ -120,18 +127,21 @@ def train(
     traces = lab.folder / "traces" / experiment
     traces.mkdir(parents=True)
     lab.repair()
+    struck, saved = None, None
     begun = time.monotonic()
     arguments = training.arguments(experiment, interval_s)
     job = lab.submit("train", *arguments, hook=HOOK, environment={FOLDER: str(traces)})
     try:
         if disturbance is not None:
-            _wait_until(training, traces, job, disturbance.moment)
+            struck, before = _wait_until(training, traces, job, disturbance.moment), _saved(lab, experiment)
             disturbance.happen(lab, _node_of(lab, traces, disturbance.rank))
+            saved = before, _saved(lab, experiment)
             if disturbance.ends_job:
                 job = lab.submit("train", *arguments, hook=HOOK, environment={FOLDER: str(traces)})
         found = lab.wait(job, LIMIT_S)
     except BaseException:  # the next training needs the nodes
-        lab.stop(job)
+        with contextlib.suppress(OSError):
+            lab.stop(job)
         raise
     steps = read(traces)
     return Outcome(
@@ -140,18 +150,20 @@ def train(
         seconds=time.monotonic() - begun,
         steps=steps,
         verdict=judge(attempts(steps), training.num_samples, EPOCHS),
+        struck=struck,
+        saved=saved,
         **_outputs(lab, f"s3://{BUCKET}/runs/{experiment}"),
     )
 
 
-def _wait_until(training: Training, traces: Path, job: str, moment: float) -> None:
-    """Return when so much of a run is done; raise RuntimeError if its job ends before."""
+def _wait_until(training: Training, traces: Path, job: str, moment: float) -> tuple[int, int]:
+    """Return where a run is when so much of it is done; raise RuntimeError if its job ends before."""
     wanted = moment * EPOCHS * training.num_samples
     deadline = time.monotonic() + LIMIT_S
     while True:
         epoch, done = position(traces)
         if epoch * training.num_samples + done >= wanted:
-            return
+            return epoch, done
         if time.monotonic() > deadline or training.lab.job(job)["status"] in ENDED:
             raise RuntimeError(f"job {job} came to sample {done} of epoch {epoch}:\n{training.lab.logs(job)[-4000:]}")
         time.sleep(POLL_S)
@@ -160,6 +172,13 @@ def _wait_until(training: Training, traces: Path, job: str, moment: float) -> No
 def _node_of(lab: Lab, traces: Path, rank: int) -> int:
     """Return the node on which a rank took its last step."""
     return lab.node_of([step.pid for step in read(traces) if step.rank == rank][-1])
+
+
+def _saved(lab: Lab, experiment: str) -> Position:
+    """Return where the last checkpoint of the run is that counts, its beginning if there is none."""
+    with _store_of(lab):
+        last = read_index(f"s3://{BUCKET}/runs/{experiment}/{RUN}").last
+    return last.position if last else Position()
 
 
 def _outputs(lab: Lab, folder: str) -> dict[str, Any]:

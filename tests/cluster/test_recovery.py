@@ -96,15 +96,15 @@ def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Train
     return trained
 
 
-def test_killed_rank_0_costs_at_most_an_interval_and_changes_no_bit(
-    shards: Path, undisturbed: Trained, tmp_path: Path
+@pytest.mark.parametrize("which", [0, -1])
+def test_killed_rank_costs_at_most_an_interval_and_changes_no_bit(
+    shards: Path, undisturbed: Trained, tmp_path: Path, which: int
 ) -> None:
-    """It is the one that saves and tells; tests/multinode lose the node of another one."""
     killed: list[int] = []
 
     def kill(step: Stepped) -> None:
         if not killed and step.position.epoch == 1 and 0 < step.position.samples_done < IMAGES:
-            killed.append(ranks()[0])
+            killed.append(ranks()[which])
             os.kill(killed[0], signal.SIGKILL)
 
     told = tmp_path / "mlflow"

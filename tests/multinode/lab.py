@@ -6,7 +6,7 @@ head can be lost, with the cluster.
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import json
 import os
 import secrets
@@ -18,6 +18,7 @@ import time
 import urllib.request
 from collections.abc import Callable
 from contextlib import ExitStack
+from itertools import filterfalse
 from pathlib import Path
 from typing import Any, Self
 
@@ -181,9 +182,13 @@ class Lab:
     def fill_disk(self, node: int) -> None:
         """Leave no byte on the disks of a node: for temporary files, and for what Ray keeps and logs."""
         for path in self._ballast(node):
-            with contextlib.suppress(OSError), path.open("ab", buffering=0) as file:  # until it is full
-                while True:
-                    file.write(bytes(1 << 20))
+            with path.open("ab", buffering=0) as file:
+                try:
+                    while True:
+                        file.write(bytes(1 << 20))
+                except OSError as error:
+                    if error.errno != errno.ENOSPC:
+                        raise
 
     def free_disk(self, node: int) -> None:
         """Take away what fills the disks of a node."""
@@ -203,6 +208,10 @@ class Lab:
         self.heal_store()
         for node in self.workers:
             self.mend(node)
+        if self.has_ended(0):
+            self.start()
+        for node in filterfalse(self.has_ended, self.workers):
+            self.free_disk(node)
         for node in filter(self.has_ended, self.workers):
             self.kill(node)  # what Ray left running
             self._start(node)
