@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
+
+import ray.exceptions
 
 from raytrain import storage
-from raytrain.cluster.board import Begun, Failed, News, Placed, Post, Stepped
+from raytrain.cluster.board import Begun, Failed, News, Placed, Stepped
 from raytrain.cluster.failures import Kind
 from raytrain.cluster.runs import HISTORY_FILE
 from raytrain.config import Settings, parse
 from raytrain.errors import RaytrainError, first_line
 from raytrain.tiles.order import Position
 
+DOUBT_S = 60.0
+"""How long after an attempt has begun a node may turn out to be what the one before has lost: heads notice in 15 s."""
 _logger = logging.getLogger(__name__)
+_Places = tuple[tuple[str, str], ...]
 
 
 class Restart(Settings):
@@ -48,11 +56,20 @@ def read_history(run_folder: str) -> RunHistory:
         return RunHistory()
 
 
+@dataclass(frozen=True)
+class _Doubt:
+    """A killed worker's attempt may have lost a node, which the cluster has yet to notice: where it ran; until when."""
+
+    places: _Places
+    until: float
+
+
 class Journal:
-    """Keeps the histories of the runs below `folder` while one command trains them.
+    """Keeps the histories of the runs below `folder` while one command trains them; for any thread.
 
     `alive_nodes` returns the ids of the nodes that there are. The news go on to `on_news`, each restart to `on_restart`
     with the name of its run, the end of a run with what it failed of (None for a run that is done) to `on_end`.
+    A lost node that the cluster notices when the next attempt has begun is named in the history, not to `on_restart`.
     """
 
     def __init__(
@@ -72,9 +89,10 @@ class Journal:
         self._ended: dict[str, Failed] = {}
         self._last_step: dict[str, Stepped] = {}
         self._num_ranks: dict[str, int] = {}
-        self._nodes: dict[str, tuple[tuple[str, str], ...]] = {}
-        self._nodes_before: dict[str, tuple[tuple[str, str], ...]] = {}
-        self._doubtful: set[str] = set()
+        self._placed: dict[str, _Places] = {}
+        self._places: dict[str, _Places] = {}
+        self._doubts: dict[str, _Doubt] = {}
+        self._lock = threading.RLock()
 
     def history(self, run: str) -> RunHistory:
         """Return the history of a run so far."""
@@ -88,35 +106,42 @@ class Journal:
 
     def on_news(self, news: News) -> None:
         """Take in news, in the order in which they were posted."""
-        if isinstance(news, Stepped):
-            self._last_step[news.run] = news
-        elif isinstance(news, Failed):
-            self._ended.setdefault(news.run, news)  # what follows before the next attempt comes of this one
-            _logger.info("run %s: attempt ended: %s: %s", news.run, news.kind, news.cause)
-        elif isinstance(news, Placed):
-            self._look_again(news.run)
-            self._nodes_before[news.run] = self._nodes.get(news.run, ())
-            self._nodes[news.run] = news.nodes
-        elif isinstance(news, Begun):
-            self._begun(news)
-        elif isinstance(news, Post):
-            self._look_again(news.run)
+        with self._lock:
+            self._take_in(news)
         self._on_news(news)
 
     def end(self, run: str, seconds: float, failed: str | None) -> None:
         """Record that the command is done with a run, after so many seconds, and why it failed for good if it did."""
-        self._look_again(run)
-        history = self.history(run)
-        self._write(run, history.model_copy(update={"seconds": history.seconds + seconds, "failed": failed}))
+        with self._lock:
+            self._look_again(run)
+            history = self.history(run)
+            self._write(run, history.model_copy(update={"seconds": history.seconds + seconds, "failed": failed}))
         self._on_end(run, failed)
 
     def leave(self, run: str, seconds: float) -> None:
         """Record that the command leaves a run that is not done, after so many seconds."""
-        history = self.history(run)
-        self._write(run, history.model_copy(update={"seconds": history.seconds + seconds}))
+        with self._lock:
+            history = self.history(run)
+            self._write(run, history.model_copy(update={"seconds": history.seconds + seconds}))
+
+    def _take_in(self, news: News) -> None:
+        if isinstance(news, Stepped):
+            self._last_step[news.run] = news
+            self._look_again(news.run)
+        elif isinstance(news, Failed):
+            self._ended.setdefault(news.run, news)  # what follows before the next attempt comes of this one
+            _logger.info("run %s: attempt ended: %s: %s", news.run, news.kind, news.cause)
+        elif isinstance(news, Placed):
+            self._placed[news.run] = news.nodes
+        elif isinstance(news, Begun):
+            self._look_again(news.run)
+            self._begun(news)
 
     def _begun(self, begun: Begun) -> None:
-        restart = self._restart(begun)
+        places = self._places.get(begun.run, ())
+        self._places[begun.run] = self._placed.get(begun.run, ())
+        self._doubts.pop(begun.run, None)
+        restart = self._restart(begun, places)
         self._num_ranks[begun.run] = begun.num_ranks
         if restart is None:
             return
@@ -134,19 +159,18 @@ class Journal:
             lost,
         )
 
-    def _restart(self, begun: Begun) -> Restart | None:
-        """Return what ended the attempt before this one; None for the first of a run."""
+    def _restart(self, begun: Begun, places: _Places) -> Restart | None:
+        """Return what ended the attempt before this one, which ran at `places`; None for the first of a run."""
         if begun.attempt == 1:
             return None
         failed, step = self._ended.pop(begun.run, None), self._last_step.pop(begun.run, None)
         if failed is not None:
             kind, cause = Kind(failed.kind), failed.cause
-            if kind is Kind.WORKER_KILLED:
-                lost_nodes = self._lost_nodes(begun.run)
-                if lost_nodes:  # which the cluster had not noticed when that was said
-                    kind, cause = Kind.NODE_LOST, f"gone: {lost_nodes}"
-                else:  # which may mean that it has not noticed yet
-                    self._doubtful.add(begun.run)
+            if kind is Kind.WORKER_KILLED and places:
+                if gone := self._lost_nodes(begun.run, places):  # which was not noticed yet when that was said
+                    kind, cause = Kind.NODE_LOST, gone
+                else:
+                    self._doubts[begun.run] = _Doubt(places, time.monotonic() + DOUBT_S)
         elif begun.run in self._num_ranks:
             kind, cause = Kind.RESIZED, f"{self._num_ranks[begun.run]} to {begun.num_ranks} ranks"
         else:
@@ -168,22 +192,31 @@ class Journal:
             lost_images=lost,
         )
 
-    def _lost_nodes(self, run: str) -> str:
-        """Return the addresses of the nodes that the attempt before had, this one has not, and the cluster neither."""
-        now, alive = {node for node, _ in self._nodes.get(run, ())}, self._alive_nodes()
-        places = self._nodes_before.get(run, ())
-        return ", ".join(sorted({address for node, address in places if node not in now and node not in alive}))
+    def _lost_nodes(self, run: str, places: _Places) -> str | None:
+        """Return which of the nodes in `places` are gone, and have no rank of the attempt that runs now."""
+        now = {node for node, _ in self._places.get(run, ())}
+        try:
+            alive = self._alive_nodes()
+        except ray.exceptions.RayError as error:  # the cause stays as it was told
+            _logger.warning("run %s: the nodes are not known: %s", run, first_line(error))
+            return None
+        gone = sorted({address for node, address in places if node not in now and node not in alive})
+        return f"gone: {', '.join(gone)}" if gone else None
 
     def _look_again(self, run: str) -> None:
-        """Name the node whose loss ended the last attempt, if the cluster noticed it after the next one had begun."""
-        if run not in self._doubtful:
+        """Name the node whose loss ended the attempt before, once the cluster has noticed it."""
+        doubt = self._doubts.get(run)
+        if doubt is None:
             return
-        self._doubtful.discard(run)
-        if lost_nodes := self._lost_nodes(run):
+        if time.monotonic() > doubt.until:
+            del self._doubts[run]
+        elif gone := self._lost_nodes(run, doubt.places):
+            del self._doubts[run]
             history = self.history(run)
-            known = {"kind": Kind.NODE_LOST, "cause": f"gone: {lost_nodes}"}
-            last = history.restarts[-1].model_copy(update=known)
-            self._write(run, history.model_copy(update={"restarts": (*history.restarts[:-1], last)}))
+            restart = history.restarts[-1]
+            _logger.info("run %s: attempt %d was ended by a lost node: %s", run, restart.attempt, gone)
+            known = restart.model_copy(update={"kind": Kind.NODE_LOST, "cause": gone})
+            self._write(run, history.model_copy(update={"restarts": (*history.restarts[:-1], known)}))
 
     def _write(self, run: str, history: RunHistory) -> None:
         """Keep a history; a store that is out of reach now costs a line of it, not the run."""

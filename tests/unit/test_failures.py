@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
-from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, RayActorError
+from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, RayActorError, RaySystemError
 from ray.train.v2._internal.exceptions import (
     WorkerGroupStartupFailedError,
     WorkerGroupStartupTimeoutError,
@@ -20,9 +21,9 @@ from ray.train.v2.api.exceptions import ControllerError, PreemptionError, Traini
 from ray.train.v2.api.preemption import PreemptionInfo
 
 from raytrain.cluster import failures
-from raytrain.cluster.board import Begun, Board, Failed, News, Placed, Post, Stepped
+from raytrain.cluster.board import Begun, Board, Failed, News, Placed, Stepped
 from raytrain.cluster.failures import RETRIES, Kind, RunFailurePolicy, cause_of, final_error
-from raytrain.cluster.history import Journal, read_history
+from raytrain.cluster.history import DOUBT_S, Journal, read_history
 from raytrain.errors import ConfigError, DataError, StoreOutOfReach, TrainingDiverged, WorkNotFinished
 from raytrain.tiles.order import Position
 from raytrain.training.progress import RunProgress
@@ -272,25 +273,70 @@ def test_a_node_that_turns_out_to_be_gone_is_what_killed_its_ranks(tmp_path: Pat
     ]
 
 
-@pytest.mark.parametrize(
-    "later",
-    [Post("run", 3, {}), Placed("run", (("n3", "10.0.0.3"),)), None],
-    ids=["an epoch ends", "another attempt follows", "the run ends"],
-)
-def test_a_node_that_is_missed_once_the_next_attempt_has_begun_is_named_then(
-    tmp_path: Path, later: Post | Placed | None
-) -> None:
+Nodes = tuple[str, ...]
+
+
+def killed_on(journal: Journal, *attempts: tuple[Nodes, ...]) -> None:
+    """Tell a journal of attempts that end with killed workers: where each was placed, until it could begin."""
+    for number, placed in enumerate(attempts, 1):
+        for nodes in placed:
+            journal.on_news(Placed("run", tuple((node, f"10.0.0.{node[1]}") for node in nodes)))
+        journal.on_news(Begun("run", number, Position(), 2))
+        journal.on_news(Failed("run", Kind.WORKER_KILLED, "rank 0 has lost a peer (gloo)", True))
+
+
+@pytest.mark.parametrize("how", ["a step", "another attempt", "the end"])
+def test_a_node_whose_loss_is_noticed_after_the_next_attempt_has_begun_is_named_then(tmp_path: Path, how: str) -> None:
     alive = {"n1", "n2", "n3"}
     journal = Journal(str(tmp_path), lambda news: None, lambda: alive)
-    for attempt, nodes in enumerate((("n1", "n2"), ("n1", "n3")), 1):
-        journal.on_news(Placed("run", tuple((node, f"10.0.0.{node[1]}") for node in nodes)))
-        journal.on_news(Begun("run", attempt, Position(), 2))
-        journal.on_news(Failed("run", Kind.WORKER_KILLED, "rank 0 has lost a peer (gloo)", True))
+    killed_on(journal, (("n1", "n2"),), (("n1", "n3"),))
     assert [each.kind for each in journal.history("run").restarts] == [Kind.WORKER_KILLED]
+    journal.on_news(stepped(2, 0, 4))
     alive.discard("n2")
-    journal.on_news(later) if later else journal.end("run", 1.0, None)
-    (restart,) = read_history(str(tmp_path / "run")).restarts
+    if how == "a step":
+        journal.on_news(stepped(2, 0, 8))
+    elif how == "another attempt":
+        journal.on_news(Begun("run", 3, Position(), 2))
+    else:
+        journal.end("run", 1.0, None)
+    restart = read_history(str(tmp_path / "run")).restarts[0]
     assert (restart.kind, restart.cause) == (Kind.NODE_LOST, "gone: 10.0.0.2")
+
+
+def test_a_node_that_goes_later_is_not_what_ended_an_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither one that the next attempt had, nor one that goes when heads have long noticed what was lost before."""
+    alive = {"n1", "n2", "n3"}
+    again = Journal(str(tmp_path / "again"), lambda news: None, lambda: alive)
+    killed_on(again, (("n1", "n2"),), (("n1", "n2"),))
+    late = Journal(str(tmp_path / "late"), lambda news: None, lambda: alive)
+    killed_on(late, (("n1", "n2"),), (("n1", "n3"),))
+    alive.discard("n2")
+    again.on_news(stepped(2, 0, 4))
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + DOUBT_S + 1)
+    late.on_news(stepped(2, 0, 4))
+    for journal in (again, late):
+        assert [each.kind for each in journal.history("run").restarts] == [Kind.WORKER_KILLED]
+
+
+def test_a_lost_node_is_named_though_the_attempt_behind_it_was_placed_twice(tmp_path: Path) -> None:
+    alive = {"n1", "n3"}
+    journal = Journal(str(tmp_path), lambda news: None, lambda: alive)
+    killed_on(journal, (("n1", "n2"),), (("n1", "n3"), ("n3", "n1")))
+    (restart,) = journal.history("run").restarts
+    assert (restart.kind, restart.cause) == (Kind.NODE_LOST, "gone: 10.0.0.2")
+
+
+def test_news_go_on_while_the_nodes_are_not_known(tmp_path: Path) -> None:
+    def unknown() -> set[str]:
+        raise RaySystemError("the head does not answer")
+
+    seen: list[News] = []
+    journal = Journal(str(tmp_path), seen.append, unknown)
+    killed_on(journal, (("n1", "n2"),), (("n1", "n3"),))
+    journal.on_news(stepped(2, 0, 4))
+    assert seen[-1] == stepped(2, 0, 4)
+    assert [each.kind for each in journal.history("run").restarts] == [Kind.WORKER_KILLED]
 
 
 def test_a_command_that_ended_before_its_run_is_a_restart_of_the_next_one(tmp_path: Path) -> None:
