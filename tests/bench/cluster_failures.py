@@ -113,8 +113,9 @@ def measure(bench: Bench) -> list[Table]:
     note = (
         f"{sizes.member} on two ranks, {_failing_images(bench)} images an epoch, a checkpoint each "
         f"{sizes.interval_s:g} s, the kill behind image {sizes.kill_at}. A checkpoint each t seconds costs t/2 of "
-        "training on average, t at most: 300 s with the default of 10 min; all else is the same. The last pause of the "
-        f"steps for a checkpoint, as its index has it: {pauses} ms. The command that is run again starts Ray, too."
+        "training on average, t and the time of a write at most; with the default of 10 min that is 300 s on average, "
+        f"and all else is the same. The last pause of the steps for a checkpoint, as its index has it: {pauses} ms. "
+        "The command that is run again starts Ray, too."
     )
     return [Table("What a failure costs", headers, rows, note)]
 

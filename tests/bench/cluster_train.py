@@ -4,8 +4,8 @@
 
 `rate`: steady images a second of `raytrain.cluster.train.train` with two ranks and of the same loop, settings and
 shards under `torchrun --nproc-per-node 2`, without and with a Ray that idles on the same cores. `scaling`: of one rank
-bound to one core, of two bound to one each, of two trainings that have nothing to do with each other. The sides take
-turns, the first epoch is left out. `start`: what the time from the command to the end of its first step went by.
+bound to one core, of two bound to one each. The sides take turns, the first epoch is left out. `start`: what the time
+from the command to the end of its first step went by.
 `failures`: what each kind costs. `checkpoints`: what the steps wait for them. Trainings run in processes of their own;
 2 cores are needed.
 """
@@ -20,7 +20,6 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,10 +50,7 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class Side:
-    """A way to train: by Ray or by torchrun, on so many ranks, bound to as many cores or beside an idle Ray or not.
-
-    `TWICE` is two trainings of one rank, which don't know of each other: what two cores give.
-    """
+    """A way to train: by Ray or by torchrun, on so many ranks, bound to as many cores or beside an idle Ray or not."""
 
     system: str
     ranks: int
@@ -64,10 +60,6 @@ class Side:
     def rate(self, bench: Bench, member: str, changes: dict[str, Any]) -> tuple[float, float | None]:
         """Train; return steady images a second, and what share of a profiled epoch all-reduces took, if one was."""
         cores = sorted(os.sched_getaffinity(0))[: self.ranks] if self.is_bound else []
-        if self == TWICE:
-            with ThreadPoolExecutor(self.ranks) as pool:
-                both = list(pool.map(lambda core: on_torchrun(bench, member, changes, 1, [core]), cores))
-            return sum(steady(each["epochs"]) for each in both), None
         if self.system == "Ray":
             return steady(on_ray(bench, member, changes, self.ranks, cores)), None
         with idle_ray() if self.is_beside_ray else contextlib.nullcontext():
@@ -77,17 +69,16 @@ class Side:
 
 RAY, TORCHRUN, BESIDE_RAY = Side("Ray", 2), Side("torchrun", 2), Side("torchrun", 2, is_beside_ray=True)
 ONE_BOUND, TWO_BOUND = Side("torchrun", 1, is_bound=True), Side("torchrun", 2, is_bound=True)
-TWICE = Side("two times torchrun", 2, is_bound=True)
 RAY_ON_ONE_CORE = Side("Ray", 1, is_bound=True)
 RATES_OF = "Images a second over all ranks, without the first epoch: median (each repeat)."
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What one member came to: which it is, images a second of each side and repeat, the shares of all-reduces."""
+    """What one member came to: its name and sizes, images a second of each side and repeat, shares of all-reduces."""
 
-    what: str
-    of: dict[Side, list[float]]
+    label: str
+    by_side: dict[Side, list[float]]
     shares: list[float]
 
 
@@ -101,7 +92,7 @@ def _rates(bench: Bench, sides: Sequence[Side]) -> Iterator[Rates]:
         for repeat in range(bench.repeats):
             for side in sides if repeat % 2 == 0 else reversed(sides):
                 rate, share = side.rate(bench, member, changes)
-                found.of[side].append(rate)
+                found.by_side[side].append(rate)
                 found.shares.extend([] if share is None else [share])
                 print(f"repeat {repeat}: {member}, {side}: {rate:.1f} images/s", file=sys.stderr, flush=True)
         yield found
@@ -111,9 +102,9 @@ def measure_rate(bench: Bench) -> list[Table]:
     """Return the table of Ray beside torchrun."""
     rows = []
     for found in _rates(bench, (RAY, TORCHRUN, BESIDE_RAY)):
-        ray, torchrun, beside = (found.of[side] for side in (RAY, TORCHRUN, BESIDE_RAY))
+        ray, torchrun, beside = (found.by_side[side] for side in (RAY, TORCHRUN, BESIDE_RAY))
         rates = [_rate(each) for each in (ray, torchrun, beside)]
-        rows.append([found.what, *rates, _ratios(ray, torchrun), _ratios(ray, beside)])
+        rows.append([found.label, *rates, _ratios(ray, torchrun), _ratios(ray, beside)])
     headers = [
         "member, crop, batch",
         "Ray Train, images/s",
@@ -132,15 +123,14 @@ def measure_rate(bench: Bench) -> list[Table]:
 def measure_scaling(bench: Bench) -> list[Table]:
     """Return the table of one rank beside two."""
     rows = []
-    for found in _rates(bench, (ONE_BOUND, TWO_BOUND, TWICE, RAY_ON_ONE_CORE, RAY)):
+    for found in _rates(bench, (ONE_BOUND, TWO_BOUND, RAY_ON_ONE_CORE, RAY)):
         reduced = f"{statistics.median(found.shares):.1%}"
         for name, one, two, share in (
-            ("torchrun, ranks bound to cores", found.of[ONE_BOUND], found.of[TWO_BOUND], reduced),
-            ("torchrun, two trainings of one rank", found.of[ONE_BOUND], found.of[TWICE], "-"),
-            ("Ray; with one rank all of it on one core", found.of[RAY_ON_ONE_CORE], found.of[RAY], "-"),
+            ("torchrun, ranks bound to cores", found.by_side[ONE_BOUND], found.by_side[TWO_BOUND], reduced),
+            ("Ray; with one rank all of it on one core", found.by_side[RAY_ON_ONE_CORE], found.by_side[RAY], "-"),
         ):
             efficiency = _ratios(two, [2 * rate for rate in one])
-            rows.append([found.what, name, _rate(one), _rate(two), efficiency, share])
+            rows.append([found.label, name, _rate(one), _rate(two), efficiency, share])
     headers = [
         "member, crop, batch",
         "under",
@@ -149,10 +139,7 @@ def measure_scaling(bench: Bench) -> list[Table]:
         "efficiency: median (each)",
         "of an epoch in gloo's all-reduces, waiting for the other rank included",
     ]
-    note = (
-        f"{RATES_OF} The global batch is the same, so each of two ranks has half of it. Two trainings of one rank have "
-        "nothing to do with each other: they show what the second core gives."
-    )
+    note = f"{RATES_OF} The global batch is the same, so each of two ranks has half of it."
     return [Table("One rank on one core, two ranks on two", headers, rows, note)]
 
 

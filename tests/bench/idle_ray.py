@@ -15,6 +15,7 @@ from tests.bench.trainings import ROOT, environment
 
 ACTORS = 6
 """The board, and what Ray Train 2.60 has for a run: its controller, and four helpers."""
+THERE = b"there\n"
 
 
 @contextlib.contextmanager
@@ -31,9 +32,11 @@ def idle_ray() -> Iterator[None]:
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        if not process.stdout.readline():
+        if process.stdout.readline() != THERE:
             sys.exit("no Ray was started; what it said stands above")
         yield
+        if process.poll() is not None:
+            sys.exit("the idle Ray has ended before its peer did; what it said stands above")
     finally:
         process.stdin.close()
         process.wait()
@@ -53,7 +56,8 @@ def main() -> None:
         idle: Any = ray.remote(num_cpus=0)(Idle)
         actors = [idle.remote() for _ in range(ACTORS)]
         assert all(ray.get([actor.is_there.remote() for actor in actors]))
-        print("there", flush=True)
+        sys.stdout.buffer.write(THERE)
+        sys.stdout.flush()
         sys.stdin.read()
 
 

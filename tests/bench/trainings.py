@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import shutil
@@ -10,7 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,7 +72,7 @@ class Bench:
     folder: Path
     sizes: Sizes
     repeats: int
-    _numbers: Iterator[int] = field(default_factory=itertools.count)
+    _count: int = 0
 
     def __post_init__(self) -> None:
         chips, size = self.folder / "chips", self.sizes
@@ -87,7 +86,8 @@ class Bench:
 
     def new_folder(self) -> Path:
         """Return a folder that nobody has used."""
-        folder = self.folder / f"training-{next(self._numbers)}"  # trainings may run side by side
+        self._count += 1
+        folder = self.folder / f"training-{self._count}"
         folder.mkdir()
         return folder
 
