@@ -7,11 +7,13 @@ done again each time that a node comes.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from typing import Any
 
 import ray
 import ray.exceptions
+from ray.train.v2._internal.constants import WORKER_GROUP_START_TIMEOUT_S_ENV_VAR
 from ray.train.v2._internal.execution.scaling_policy import (
     ElasticScalingPolicy,
     NoopDecision,
@@ -28,6 +30,9 @@ from raytrain.errors import first_line
 WAIT_S = 120
 """How long ranks get to save their state before their number changes."""
 ASK_S = 5
+PLACE_S = 10
+"""How long ranks wait for places that are said to be there. Ray Train has 60 s: of use where a cluster has yet to grow,
+but here it is a node that is lost and not missed yet, and another look at the nodes finds fewer."""
 _logger = logging.getLogger(__name__)
 
 
@@ -45,6 +50,7 @@ class SavingElasticPolicy(ElasticScalingPolicy):
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
         """Return how many ranks to begin with."""
         self._resize = None
+        os.environ.setdefault(WORKER_GROUP_START_TIMEOUT_S_ENV_VAR, str(PLACE_S))  # of the controller's process
         decision = super().make_decision_for_non_running_worker_group()
         is_waiting = isinstance(decision, NoopDecision)
         if is_waiting and not self._is_waiting:

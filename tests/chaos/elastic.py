@@ -62,12 +62,16 @@ HEALTH = {"initial_delay_ms": 1000, "period_ms": 1000, "timeout_ms": 1000, "fail
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a run: its weights, what it tells of its restarts, how many ranks it had, what the trace says."""
+    """What came of a run: its weights, what it tells of its restarts, how many ranks it had, what the trace says.
+
+    `pauses` are the seconds between the last step of an attempt and the first one of the next.
+    """
 
     weights: dict[str, torch.Tensor]
     restarts: tuple[Restart, ...]
     num_ranks: list[int]
     problems: tuple[str, ...]
+    pauses: tuple[float, ...]
 
 
 class Nodes:
@@ -164,7 +168,8 @@ def run(nodes: Nodes, shards: Path, folder: Path, workers: Any, on_news: Callabl
     verdict = trace.judge(trace.attempts(trace.read(traces)), NUM_SAMPLES, EPOCHS)
     (found,) = report.runs
     weights = load_file(folder / "runs" / name / found.name / "weights.safetensors")
-    return Outcome(weights, found.restarts, num_ranks, verdict.problems)
+    pauses = tuple(each.pause_s for each in verdict.restarts)
+    return Outcome(weights, found.restarts, num_ranks, verdict.problems, pauses)
 
 
 def distance(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> float:
@@ -227,7 +232,9 @@ def _seed(nodes: Nodes, folder: Path, seed: int, two: Outcome, scale: float) -> 
     if apart > MAX_APART:
         problems.append(f"its weights are {apart:.2g} of the way from those of 2 ranks")
     causes = "; ".join(f"{restart.kind} ({restart.cause})" for restart in found.restarts)
-    print(f"seed {seed}: ranks {found.num_ranks}, apart {apart:.2g}, done again {again}, {causes}", flush=True)
+    paused = ", ".join(f"{pause_s:.0f}" for pause_s in found.pauses)
+    counts = f"ranks {found.num_ranks}, apart {apart:.2g}, done again {again}, paused {paused} s"
+    print(f"seed {seed}: {counts}, {causes}", flush=True)
     for problem in problems:
         print(f"seed {seed}: WRONG: {problem}", flush=True)
     return not problems

@@ -20,6 +20,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 RAY = Path(sys.executable).with_name("ray")
 START_S = 90
+STOP_S = 5
+"""How long Ray may take to end by itself; often it does not."""
 
 
 def free_ports(count: int) -> list[int]:
@@ -92,7 +94,7 @@ class Head:
         """End what was started here, and only that: the process group of the head."""
         os.killpg(self.process.pid, signal.SIGTERM)
         try:
-            self.process.wait(timeout=30)
+            self.process.wait(timeout=STOP_S)
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.log.close()
