@@ -5,9 +5,8 @@
 `rate`: steady images a second of `raytrain.cluster.train.train` with two ranks and of the same loop, settings and
 shards under `torchrun --nproc-per-node 2`, without and with a Ray that idles on the same cores. `scaling`: of one rank
 bound to one core, of two bound to one each. The sides take turns, the first epoch is left out. `start`: what the time
-from the command to the end of its first step went by.
-`failures`: what each kind costs. `checkpoints`: what the steps wait for them. Trainings run in processes of their own;
-2 cores are needed.
+from the command to the end of its first step went by. `failures`: what each kind costs. `checkpoints`: what the steps
+wait for them. Trainings run in processes of their own; 2 cores are needed.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ def main() -> None:
         bench = Bench(Path(name), sizes, options.repeats)
         for part in options.parts:
             tables += PARTS[part](bench)
-    title = "Training on Ray: rate, start, failures and checkpoints"
+    title = "Training on Ray: rate, scaling, start, failures and checkpoints"
     record.keep_tables("cluster-train", "cluster_train", options.write, title, tables)
 
 
