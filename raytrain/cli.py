@@ -26,6 +26,7 @@ from pydantic import Field
 from raytrain import __version__, storage
 from raytrain.command import ClusterCommand, Command, listed, local_folder, or_dash
 from raytrain.command_train import Train, Weights
+from raytrain.command_tune import Tune
 from raytrain.config import (
     Baseline,
     CellEncoding,
@@ -421,6 +422,7 @@ COMMANDS: dict[str, Callable[..., Command]] = {
     "audit": Audit,
     "weights": Weights,
     "train": Train,
+    "tune": Tune,
     "score": Score,
     "evaluate": Evaluate,
     "verify": Verify,

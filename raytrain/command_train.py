@@ -110,12 +110,17 @@ class Train(ClusterCommand):
 
     def uris(self) -> list[str]:
         """Return the shards, the destination, and what encoders start from where it is a mirror or a file."""
-        file = str(self._changes().get("encoder_weights", TIMM_WEIGHTS))
-        named = [] if file in (TIMM_WEIGHTS, RANDOM_WEIGHTS) else [file]
-        return [self.shards, self.out, *(uri for uri in (self.weights, self.mlflow) if uri), *named]
+        given = [uri for uri in (self.weights, self.mlflow) if uri]
+        return [self.shards, self.out, *given, *named_weights(self._changes())]
 
     def _changes(self) -> dict[str, Any]:
         return (load_changes(Path(self.config)) if self.config else {}) | parse_changes(self.set)
+
+
+def named_weights(changes: dict[str, Any]) -> list[str]:
+    """Return the file of encoder weights that the changes name, if they name one."""
+    file = str(changes.get("encoder_weights", TIMM_WEIGHTS))
+    return [] if file in (TIMM_WEIGHTS, RANDOM_WEIGHTS) else [file]
 
 
 def tell_news(runs: Runs, news: Any) -> None:

@@ -265,6 +265,22 @@ def known_paths(kind: type[BaseModel], prefix: str = "") -> list[str]:
     return paths
 
 
+def resolve(kind: type[BaseModel], name: str) -> str:
+    """Return the dotted path that `name` stands for: itself, or the only one that ends with it (`lr`: `optimiser.lr`).
+
+    Raises `ConfigError` for an unknown name, with the known ones.
+    """
+    known = known_paths(kind)
+    if name in known:
+        return name
+    found = [path for path in known if path.endswith(f".{name}")]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ConfigError(f"setting {name!r} could be {' or '.join(found)}")
+    raise ConfigError(f"unknown setting {name!r}; known are {', '.join(known)}")
+
+
 def change(settings: SettingsT, changes: Mapping[str, Any]) -> SettingsT:
     """Return `settings` with each dotted path set to its value; the result is checked as a whole.
 

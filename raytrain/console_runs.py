@@ -35,6 +35,9 @@ class Runs(Protocol):
     def epoch(self, run: str, num_epochs: int, metrics: dict[str, Any]) -> None:
         """Print the line of an epoch that is over."""
 
+    def end(self, run: str, text: str) -> None:
+        """Print a line about a run that has ended, and show nothing more of it."""
+
     def note(self, text: str) -> None:
         """Print a line."""
 
@@ -67,6 +70,12 @@ class RunLines:
         with self._lock:
             self._said[run] = self._clock()
             self._say(epoch_text(run, num_epochs, metrics))
+
+    def end(self, run: str, text: str) -> None:
+        """Print a line about a run that has ended."""
+        with self._lock:
+            self._said.pop(run, None)
+            self._say(text)
 
     def note(self, text: str) -> None:
         """Print a line."""
@@ -119,6 +128,12 @@ class RunRows:
             row = replace(self._rows.get(run, _Row()), epoch=f"{epoch}/{num_epochs}", done_fraction=1.0)
             self._rows[run] = replace(row, left="done") if epoch == num_epochs else row
         self.note(epoch_text(run, num_epochs, metrics))
+
+    def end(self, run: str, text: str) -> None:
+        """Print a line about a run that has ended above the rows, and take its row away."""
+        with self._lock:
+            self._rows.pop(run, None)
+        self.note(text)
 
     def note(self, text: str) -> None:
         """Print a line above the rows."""

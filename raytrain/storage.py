@@ -487,6 +487,17 @@ def remove_empty_folder(uri: str) -> None:
             os.rmdir(path_of(uri))
 
 
+def remove_below(uri: str) -> None:
+    """Remove all objects below `uri`, and a local folder with them; each is asked for once, as by `remove_once`."""
+    names = list(find(uri))
+    for name in names:
+        remove_once(join(uri, name))
+    folders = {"/".join(name.split("/")[:depth]) for name in names for depth in range(1, name.count("/") + 1)}
+    for folder in sorted(folders, key=lambda each: -each.count("/")):
+        remove_empty_folder(join(uri, folder))
+    remove_empty_folder(uri)
+
+
 def find(uri: str) -> dict[str, FileInfo]:
     """Return `{name relative to uri: file info}` of all objects below `uri`, by one listing, in the order of names.
 

@@ -16,9 +16,10 @@ LAYERS = [
     ("raytrain.training",),
     ("raytrain.scoring",),
     ("raytrain.evaluation",),
+    ("raytrain.search",),
     ("raytrain.cluster",),
     ("raytrain.console", "raytrain.console_runs"),
-    ("raytrain.command", "raytrain.command_train"),
+    ("raytrain.command", "raytrain.command_train", "raytrain.command_tune"),
     ("raytrain.cli",),
 ]
 FORBIDDEN = {
@@ -81,7 +82,7 @@ def test_every_module_says_what_it_is_for() -> None:
 
 def test_jobs_are_one_page_and_use_the_command() -> None:
     jobs = sorted((ROOT / "jobs").glob("*.py"))
-    assert [job.stem for job in jobs] == ["evaluate", "score", "shard", "train", "verify"]
+    assert [job.stem for job in jobs] == ["evaluate", "score", "shard", "train", "tune", "verify"]
     for job in jobs:
         assert len(job.read_text().splitlines()) < 40
         assert {module for module, _ in imports(job)} <= {"sys", "raytrain.cli"}

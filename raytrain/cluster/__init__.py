@@ -12,6 +12,8 @@ import os
 os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
 # Figures about a cluster's use are its owner's to send.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# A thread that asks Ray for something after its end must not start another one.
+os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
 # Future behaviour of Ray, wanted here: a worker without GPUs sees the devices that it sees.
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 # Some clouds give 30 s of notice; Ray Train would look for it every 5 s.

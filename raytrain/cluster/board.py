@@ -17,6 +17,7 @@ import ray
 import ray.exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raytrain.search.records import Trial
 from raytrain.tiles.order import Position
 from raytrain.training.progress import RunProgress
 
@@ -87,7 +88,23 @@ class Noted:
     text: str
 
 
-News = Planned | Placed | Begun | Stepped | Post | Failed | Noted
+@dataclass(frozen=True)
+class Tried:
+    """A trial of a search begins, or goes on, as this run."""
+
+    run: str
+    trial: Trial
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A trial of a search is over, whose run this was."""
+
+    run: str
+    trial: Trial
+
+
+News = Planned | Placed | Begun | Stepped | Post | Failed | Noted | Tried | Ended
 
 
 class Board:
@@ -131,10 +148,10 @@ class Board:
         return list(self._controllers.values())
 
 
-def start_board() -> Any:
+def start_board(kind: type[Board] = Board, *arguments: Any) -> Any:
     """Return a new board, on the node of this process."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(num_cpus=0)(Board).options(scheduling_strategy=here).remote()
+    return ray.remote(num_cpus=0)(kind).options(scheduling_strategy=here).remote(*arguments)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -24,8 +25,8 @@ from raytrain import storage
 from raytrain.cluster.board import Noted, Placed
 from raytrain.cluster.elastic import SavingElasticPolicy
 from raytrain.cluster.failures import RunFailurePolicy, final_error
-from raytrain.cluster.runs import RESULT_FILE, RUN_FILE, SCORE, Checkpointing, RunSettings, TrainJob
-from raytrain.config import LoaderSettings, parse
+from raytrain.cluster.runs import RESULT_FILE, RUN_FILE, SCORE, RankWork, RunSettings, TrainJob
+from raytrain.config import parse
 from raytrain.errors import DataError, WorkNotFinished
 from raytrain.scoring.manifest import TrainedMember
 from raytrain.training import WEIGHTS_FILE
@@ -46,40 +47,58 @@ def fit(
     Raises the error of ours that ended it for good.
     """
     storage.write_bytes(storage.join(folder, run.name, RUN_FILE), run.model_dump_json(indent=1).encode())
+    work = RankWork(
+        run=run,
+        folder=storage.join(folder, run.name),
+        checkpointing=job.checkpointing,
+        loader=job.loader,
+        encoder_file=encoder_file,
+    )
+    config = {"work": work.model_dump(mode="json"), "board": board}
+    run_ranks(folder, run.name, _train_on_rank, config, job.workers, use_gpu, board)
+    return _keep(folder, run)
+
+
+def run_ranks(
+    folder: str,
+    name: str,
+    function: Callable[[dict[str, Any]], None],
+    config: dict[str, Any],
+    workers: int | tuple[int, int],
+    use_gpu: bool,
+    board: Any,
+) -> None:
+    """Run `function(config)` on the ranks of one Ray Train run, called `name`, until all have returned.
+
+    They begin again after what may pass. Raises the error of ours that ended them for good. What Ray Train itself
+    writes goes below `folder`.
+    """
     scaling = ScalingConfig(
-        num_workers=job.workers,
+        num_workers=workers,
         use_gpu=use_gpu,
         placement_strategy="PACK",
         elastic_resize_monitor_interval_s=RESIZE_CHECK_S,
     )
-    watchers: list[Any] = [_Watch(run.name, board)]
-    config = RunConfig(
-        name=run.name,
+    watchers: list[Any] = [_Watch(name, board)]
+    run_config = RunConfig(
+        name=name,
         storage_path=storage.path_of(folder),
         storage_filesystem=storage.arrow_filesystem(folder),
         callbacks=watchers,
     )
     trainer = _Trainer(
-        RunFailurePolicy(FailureConfig(), run.name, board),
-        SavingElasticPolicy(scaling, run.name, board) if scaling.elasticity_enabled else None,
-        _train_on_rank,
-        train_loop_config={
-            "run": run.model_dump(mode="json"),
-            "folder": storage.join(folder, run.name),
-            "checkpointing": job.checkpointing.model_dump(mode="json"),
-            "loader": job.loader.model_dump(mode="json"),
-            "encoder_file": None if encoder_file is None else encoder_file.model_dump(mode="json"),
-            "board": board,
-        },
+        RunFailurePolicy(FailureConfig(), name, board),
+        SavingElasticPolicy(scaling, name, board) if scaling.elasticity_enabled else None,
+        function,
+        train_loop_config=config,
         torch_config=TorchConfig(timeout_s=MEETING_LIMIT_S),
         scaling_config=scaling,
-        run_config=config,
+        run_config=run_config,
     )
     try:
         trainer.fit()
     except TrainingFailedError as error:
-        raise final_error(run.name, error) from error
-    return _keep(folder, run)
+        raise final_error(name, error) from error
 
 
 class _Trainer(TorchTrainer):
@@ -185,11 +204,4 @@ def _train_on_rank(config: dict[str, Any]) -> None:
     # Here, since torch and timm take seconds to import; the driver and Ray Train's controller do without.
     from raytrain.cluster.rank import train_on_rank
 
-    train_on_rank(
-        parse(RunSettings, config["run"]),
-        config["folder"],
-        parse(Checkpointing, config["checkpointing"]),
-        parse(LoaderSettings, config["loader"]),
-        None if config["encoder_file"] is None else parse(EncoderFile, config["encoder_file"]),
-        config["board"],
-    )
+    train_on_rank(parse(RankWork, config["work"]), config["board"])

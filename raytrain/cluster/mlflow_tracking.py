@@ -199,6 +199,11 @@ class MlflowRuns:
         self._client.set_terminated(known.run_id, status)
 
 
+_SCHEMES = ("http", "https", "file")
+"""Databases, which MLflow opens where there is a driver for them, are behind a server: ranks are many."""
+_EXPECTED = "expected http(s)://HOST:PORT or a local folder"
+
+
 def _client(uri: str) -> MlflowClient:
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
@@ -207,6 +212,8 @@ def _client(uri: str) -> MlflowClient:
         raise ConfigError(
             f"{scheme}://...@...: passwords never stand in a URI; set MLFLOW_TRACKING_USERNAME and _PASSWORD"
         )
+    if separator and scheme not in _SCHEMES:
+        raise ConfigError(f"MLflow at {uri}: {_EXPECTED}")
     if not separator:
         uri = Path(storage.normalise(uri)).as_uri()
     if uri.startswith("file:"):
@@ -220,9 +227,7 @@ def _client(uri: str) -> MlflowClient:
     try:
         return MlflowClient(tracking_uri=uri)
     except MlflowException as error:
-        raise ConfigError(
-            f"MLflow at {uri}: expected http(s)://HOST:PORT or a local folder; {first_line(error)}"
-        ) from error
+        raise ConfigError(f"MLflow at {uri}: {_EXPECTED}; {first_line(error)}") from error
 
 
 def _experiment_id(client: MlflowClient, uri: str, name: str) -> str:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
 from raytrain import storage
 from raytrain.cluster.runs import RESULT_FILE, RUN_FILE, RunSettings, TrainJob
 from raytrain.config import MemberSettings, change, differences, parse
@@ -10,6 +15,7 @@ from raytrain.imagery.normalisation import check_bands
 from raytrain.recipes import members
 from raytrain.tiles.order import check_batch
 from raytrain.tiles.reader import TileReader, read_manifest, select_tiles, shards_digest
+from raytrain.tiles.shares import share_of_locations
 from raytrain.training.checkpoint_files import read_index
 from raytrain.training.encoder_files import EncoderFile, fetch, file_of
 from raytrain.training.mirror import find_files
@@ -48,6 +54,13 @@ def plan_runs(job: TrainJob) -> list[RunSettings]:
         for fold in folds
         for member in chosen
     ]
+
+
+def tiles_of(reader: TileReader, run: RunSettings, part: Literal["train", "validation"]) -> NDArray[np.int64]:
+    """Return the positions of the tiles that a run trains or validates on; raise `ConfigError` if there are none."""
+    chosen = select_tiles(reader, run.fold, part, run.kept_back)
+    fraction = run.tiles_fraction if part == "train" else run.validation_fraction
+    return share_of_locations(chosen, reader.tile_ids, reader.locations, fraction, run.share_seed)
 
 
 def _with_absolute_path(member: MemberSettings) -> MemberSettings:

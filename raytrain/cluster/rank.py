@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 from types import TracebackType
@@ -22,16 +23,15 @@ import ray.train.torch
 
 from raytrain.cluster import requests
 from raytrain.cluster.board import Begun, Post, Stepped
-from raytrain.cluster.runs import SCORE, Checkpointing, RunSettings
+from raytrain.cluster.plan import tiles_of
+from raytrain.cluster.runs import SCORE, Checkpointing, RankWork, RunSettings
 from raytrain.cluster.tracking import EventFile, Gauges
-from raytrain.config import LoaderSettings
-from raytrain.errors import DataError, StoreOutOfReach
+from raytrain.errors import DataError, StoreOutOfReach, TrainingDiverged
 from raytrain.tiles.order import Position
-from raytrain.tiles.reader import TileReader, select_tiles
+from raytrain.tiles.reader import TileReader
 from raytrain.training.checkpoint_files import KeptCheckpoint, checkpoint_uri, read_checkpoint
 from raytrain.training.checkpoint_store import BackgroundWriter, CheckpointStore, Start
 from raytrain.training.checkpoints import StepsTaken, TrainingState, restore_state, take_snapshot
-from raytrain.training.encoder_files import EncoderFile
 from raytrain.training.loop import EpochReport, TrainingData, train_member
 from raytrain.training.progress import Meter
 from raytrain.training.ranks import Ranks
@@ -48,43 +48,61 @@ CURVE_S = 5.0
 _logger = logging.getLogger(__name__)
 
 
-def train_on_rank(
-    run: RunSettings,
-    folder: str,
-    checkpointing: Checkpointing,
-    loader: LoaderSettings,
-    encoder_file: EncoderFile | None,
-    board: Any,
-) -> None:
-    """Train on this rank (called by Ray Train on every worker), from where the last attempt was saved.
+class Stopped(Exception):  # no error: raised on every rank alike, it ends a training after an epoch
+    """A training ends before its last epoch, since more of it is not wanted."""
 
-    `folder` is that of the run. Each rank of a fresh run fetches `encoder_file` and holds it against its hash; None
-    stands for random weights.
-    """
+
+AfterEpoch = Callable[[Ranks, int, "dict[str, Any] | None"], None]
+"""Called on every rank after an epoch (from 0) with the metrics, which rank 0 alone has; it may raise `Stopped`."""
+
+
+def ranks_here() -> Ranks:
+    """Return this process among the ranks of its run."""
     context = ray.train.get_context()
-    ranks = Ranks(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
-    reader = TileReader(run.shards, run.member.bands, loader)
-    train, validation = (select_tiles(reader, run.fold, part) for part in ("train", "validation"))
-    data = TrainingData(reader, train, validation, loader)
+    return Ranks(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+
+
+def train_on_rank(work: RankWork, board: Any, after_epoch: AfterEpoch | None = None) -> TrainingState:
+    """Train on this rank (every worker of Ray Train calls it), from where the last attempt was saved.
+
+    Returns the state at the end of the last epoch. Each rank of a fresh run fetches `encoder_file` and holds it against
+    its hash; None stands for random weights. `after_epoch` hears of the last epoch before this attempt, too.
+    """
+    run, folder = work.run, work.folder
+    ranks = ranks_here()
+    reader = TileReader(run.shards, run.member.bands, work.loader)
+    train, validation = (tiles_of(reader, run, part) for part in ("train", "validation"))
+    data = TrainingData(reader, train, validation, work.loader)
     if not ranks.leads:
-        name = ray.train.collective.broadcast_from_rank_zero(None)
+        name, last = ray.train.collective.broadcast_from_rank_zero(None)
         restore = None if name is None else partial(_restore, checkpoint_uri(folder, name), run)
-        train_member(run.member, data, ranks, _nothing, restore, encoder_file=encoder_file)
-        return
-    store = CheckpointStore(folder, checkpointing.keep_last)
+        if after_epoch is not None and last is not None:
+            after_epoch(ranks, last, None)
+        on_epoch = _nothing if after_epoch is None else partial(_tell_others, after_epoch, ranks)
+        return train_member(run.member, data, ranks, on_epoch, restore, encoder_file=work.encoder_file)
+    store = CheckpointStore(folder, work.checkpointing.keep_last)
     start = store.begin()
-    ray.train.collective.broadcast_from_rank_zero(start.checkpoint and start.checkpoint.name)
+    last = None if start.metrics is None else start.metrics["epoch"]
+    ray.train.collective.broadcast_from_rank_zero((start.checkpoint and start.checkpoint.name, last))
     restore = partial(_apply, start.files, run) if start.checkpoint else None
     num_samples = len(train) * run.member.crops_per_tile
     begun = start.checkpoint.position if start.checkpoint else Position()
     events = EventFile(folder, start.attempt, begun.epoch * num_samples + begun.samples_done)
-    with _Leader(run, num_samples, checkpointing, store, events, board, start) as leader:
+    told = None if after_epoch is None else partial(after_epoch, ranks)
+    with _Leader(run, num_samples, work.checkpointing, store, events, board, start, told) as leader:
         leader.tell_begin(begun, ranks.world_size)
-        train_member(run.member, data, ranks, leader.on_epoch, restore, leader.on_step, encoder_file)
+        if told is not None and start.metrics is not None:
+            told(start.metrics["epoch"], start.metrics)
+        return train_member(run.member, data, ranks, leader.on_epoch, restore, leader.on_step, work.encoder_file)
 
 
 def _nothing(report: EpochReport, state: TrainingState) -> None:
     """Be what ranks behind the first do after an epoch."""
+
+
+def _tell_others(after_epoch: AfterEpoch, ranks: Ranks, report: EpochReport, state: TrainingState) -> None:
+    """Be what they do where all of them hear of it."""
+    after_epoch(ranks, report.epoch, None)
 
 
 def _restore(uri: str, run: RunSettings, state: TrainingState) -> None:
@@ -112,8 +130,10 @@ class _Leader:
         events: EventFile,
         board: Any,
         start: Start,
+        after_epoch: Callable[[int, dict[str, Any]], None] | None,
     ) -> None:
         self._run = run
+        self._after_epoch = after_epoch
         self._attempt = start.attempt
         self._torn = tuple(map(str, start.torn))
         self._events = events
@@ -139,6 +159,9 @@ class _Leader:
         if error is None:
             self._writer.close()
             self._events.publish()
+        elif isinstance(error, (Stopped, TrainingDiverged)):  # this process may go on with another training
+            self._writer.abandon()
+            self._events.publish()
 
     def tell_begin(self, position: Position, num_ranks: int) -> None:
         """Tell where this attempt begins."""
@@ -163,6 +186,8 @@ class _Leader:
         self._events.add(progress.images_done, {f"epoch/{name}": metrics[name] for name in CURVES if name in metrics})
         self._save(state, metrics=metrics, is_best=report.is_best)
         self._board.post.remote(Post(self._run.name, self._run.member.epochs, metrics))
+        if self._after_epoch is not None:
+            self._after_epoch(report.epoch, metrics)
         self._meter.begin_epoch()
 
     def _tell(self, state: TrainingState) -> None:
@@ -222,6 +247,7 @@ def _metrics(report: EpochReport) -> dict[str, Any]:
         "epoch": report.epoch,
         "loss": report.loss,
         "epoch_s": report.epoch_s,
+        "validation_s": report.validation_s,
         "wait_s": report.wait_s,
         "learning_rate": report.learning_rate,
         "images_per_s": report.images_per_s,

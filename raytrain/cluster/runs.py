@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from raytrain.config import LoaderSettings, MemberSettings, Settings
+from raytrain.config import Fraction, LoaderSettings, MemberSettings, Settings
+from raytrain.training.encoder_files import EncoderFile
 
 SCORE = "iou_location_weighted"
 """The metric by which the best epoch of a run is kept."""
@@ -17,7 +18,9 @@ class RunSettings(Settings):
     """What one run depends on: recorded in its folder, and compared when the run is asked for again.
 
     `encoder_weights_sha256` is the hash of the file that the encoder starts from; None for random weights. Where that
-    file lies is no part of a run.
+    file lies is no part of a run. The tiles of the fold `kept_back` are neither trained on nor validated on, as in
+    trials of a search; `tiles_fraction` and `validation_fraction` are shares of the others of each location, drawn with
+    `share_seed`.
     """
 
     member: MemberSettings
@@ -25,6 +28,10 @@ class RunSettings(Settings):
     shards_digest: str
     fold: int | None
     encoder_weights_sha256: str | None = None
+    kept_back: int | None = None
+    tiles_fraction: Fraction = Field(default=1.0, gt=0)
+    validation_fraction: Fraction = Field(default=1.0, gt=0)
+    share_seed: int = Field(default=0, ge=0)
 
     @property
     def name(self) -> str:
@@ -40,6 +47,16 @@ class Checkpointing(Settings):
 
     interval_s: float = Field(default=600.0, gt=0)
     keep_last: int = Field(default=2, ge=1)
+
+
+class RankWork(Settings):
+    """What a rank needs to train a run, whose folder is at the URI `folder`."""
+
+    run: RunSettings
+    folder: str
+    checkpointing: Checkpointing = Checkpointing()
+    loader: LoaderSettings = LoaderSettings()
+    encoder_file: EncoderFile | None = None
 
 
 class TrainJob(Settings):

@@ -146,6 +146,21 @@ def num_gpus() -> int:
     return int(_resources().get("GPU", 0))
 
 
+def uses_gpus(workers: int) -> bool:
+    """Return whether ranks take GPUs; raise `ConfigError` if the cluster can't hold so many, or they wait forever."""
+    use_gpu = num_gpus() > 0
+    have = num_gpus() if use_gpu else num_cpus()
+    if have < workers:
+        kind = "GPUs" if use_gpu else "CPUs"
+        raise ConfigError(f"{workers} workers need as many {kind}, the cluster has {have}; use fewer --workers")
+    return use_gpu
+
+
+def room(workers: int, use_gpu: bool) -> int:
+    """Return how many times `workers` ranks fit into the cluster as it is now."""
+    return (num_gpus() if use_gpu else num_cpus()) // workers
+
+
 def _resources() -> dict[str, float]:
     return cast(dict[str, float], ray.cluster_resources())  # type: ignore[no-untyped-call]  # Ray has no annotation there
 

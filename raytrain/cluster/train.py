@@ -94,7 +94,7 @@ def train(job: TrainJob, cluster: session.Cluster, on_news: Callable[[News], Non
     if left:
         uris = [job.shards, job.out, *weights]
         with _told_to_mlflow(job, folder, left, on_news) as journal, session.joined(cluster, uris):
-            use_gpu = _placement(job)
+            use_gpu = session.uses_gpus(job.fewest_workers)
             board = start_board()
             journal.on_news(Planned(tuple(run.name for run in left)))
             with follow(board, journal.on_news):
@@ -162,22 +162,9 @@ def _earlier_nets(folder: str, run: RunSettings) -> tuple[TrainedMember, ...]:
     return manifest.members
 
 
-def _placement(job: TrainJob) -> bool:
-    """Return whether ranks take GPUs; raise `ConfigError` if the cluster can't hold one run, or it waits forever."""
-    use_gpu = session.num_gpus() > 0
-    have = session.num_gpus() if use_gpu else session.num_cpus()
-    if have < job.fewest_workers:
-        kind = "GPUs" if use_gpu else "CPUs"
-        raise ConfigError(
-            f"{job.fewest_workers} workers need as many {kind}, the cluster has {have}; use fewer --workers"
-        )
-    return use_gpu
-
-
 def _room(job: TrainJob, use_gpu: bool) -> int:
     """Return how many runs fit into the cluster as it is now, one at least: Ray Train waits for its nodes."""
-    have = session.num_gpus() if use_gpu else session.num_cpus()
-    return max(1, have // job.most_workers)
+    return max(1, session.room(job.most_workers, use_gpu))
 
 
 @dataclass(frozen=True)

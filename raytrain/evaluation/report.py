@@ -57,6 +57,16 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Plot:
+    """A drawing by `raytrain.evaluation.plots`, what it shows for those who can't see it, and the text below it."""
+
+    heading: str
+    svg: str
+    alt: str
+    caption: str = ""
+
+
+@dataclass(frozen=True)
 class Picture:
     """A PNG, what it shows for those who can't see it, and the text below it."""
 
@@ -83,6 +93,7 @@ class Page:
     subtitle: str
     figures: Sequence[Figure] = ()
     note: str = ""
+    plots: Sequence[Plot] = ()
     tables: Sequence[Table] = ()
     problems: Sequence[Problem | DataError] = ()
     gallery: Gallery | None = None
@@ -172,6 +183,7 @@ def render_report(page: Page) -> str:
     """Return `page` as an HTML document without any link out of it; every text is escaped."""
     parts = [
         _figures(page.figures, page.note),
+        *(_plot(plot) for plot in page.plots),
         *(_table(table) for table in page.tables),
         _problems(page.problems),
         _gallery(page.gallery) if page.gallery else "",
@@ -190,6 +202,14 @@ def _figures(figures: Sequence[Figure], note: str) -> str:
     )
     shown = f'<dl class="figures">\n{items}</dl>\n' if figures else ""
     return shown + (f'<p class="note">{escape(note)}</p>' if note else "")
+
+
+def _plot(plot: Plot) -> str:
+    heading = escape(plot.heading)
+    return (
+        f"<section>\n<h2>{heading}</h2>\n{_caption(plot.caption)}"
+        f'<div class="scroll plot" role="img" aria-label="{escape(plot.alt)}" tabindex="0">{plot.svg}</div>\n</section>'
+    )
 
 
 def _table(table: Table) -> str:
@@ -336,6 +356,7 @@ td.bar { width: 40%; min-width: 9rem; }
   margin: 0 0 .75rem; font-size: .875rem; }
 .key { display: inline-block; width: .9rem; height: .9rem; border-radius: .2rem; border: 1px solid var(--line);
   vertical-align: -.1rem; margin-right: .45rem; }
+.plot svg { display: block; min-width: 34rem; width: 100%; height: auto; }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr));
   gap: 1.5rem 1.25rem; }
 figure { margin: 0; break-inside: avoid; }
@@ -358,5 +379,6 @@ figcaption { color: var(--quiet); font-size: .875rem; margin-top: .4rem; overflo
   body { font-size: 10pt; }
   main { max-width: none; padding: 0; }
   .scroll { overflow: visible; }
+  .plot svg { min-width: 0; }
   .track, .track span, .key { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 """

@@ -253,18 +253,24 @@ def _open_cache(loader: LoaderSettings, manifest: Mapping[str, Any]) -> ShardCac
         return None
 
 
-def select_tiles(reader: TileReader, fold: int | None, part: Literal["train", "validation"]) -> NDArray[np.int64]:
+def select_tiles(
+    reader: TileReader, fold: int | None, part: Literal["train", "validation"], kept_back: int | None = None
+) -> NDArray[np.int64]:
     """Return the positions of the labelled tiles to train on (not in `fold`) or to validate on (in `fold`).
 
-    Without a fold all tiles are for training. Raises `ConfigError` if nothing is left, or for an unknown fold.
+    Those of the fold `kept_back` are in neither. Without a fold all others are for training. Raises `ConfigError` if
+    nothing is left, or for an unknown fold.
     """
     folds = reader.folds
-    if fold is not None and fold not in folds:
-        raise ConfigError(f"{reader.uri}: no fold {fold}; the shards have {sorted({int(each) for each in folds})}")
+    for each in (fold, kept_back):
+        if each is not None and each not in folds:
+            raise ConfigError(f"{reader.uri}: no fold {each}; the shards have {sorted({int(each) for each in folds})}")
     inside = np.zeros(len(folds), bool) if fold is None else folds == fold
-    chosen = np.flatnonzero((inside if part == "validation" else ~inside) & reader.labelled())
+    usable = reader.labelled() if kept_back is None else reader.labelled() & (folds != kept_back)
+    chosen = np.flatnonzero((inside if part == "validation" else ~inside) & usable)
     if not chosen.size and not (part == "validation" and fold is None):
         only = "; they have only this fold: train with --fold none, or make shards of more folds"
         hint = only if part == "train" and bool(inside.all()) else ""
-        raise ConfigError(f"{reader.uri}: no labelled tiles for {part} with fold {fold}{hint}")
+        back = "" if kept_back is None else f" and {kept_back} kept back"
+        raise ConfigError(f"{reader.uri}: no labelled tiles for {part} with fold {fold}{back}{hint}")
     return chosen

@@ -220,6 +220,14 @@ class BackgroundWriter:
         self._thread.join()
         self.check()
 
+    def abandon(self) -> None:
+        """Save nothing more; wait for what is being written."""
+        with self._changed:
+            self._last = self._best = None
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join()
+
     def _run(self) -> None:
         failing_since: float | None = None
         while (waiting := self._next()) is not None:

@@ -137,7 +137,7 @@ def restore_state(files: Mapping[str, bytes], state: TrainingState, settings: Me
             f"the checkpoint of {settings.name} was made with {record['num_samples']} samples an epoch, here are "
             f"{state.num_samples}: the tiles are others"
         )
-    state.net.load_state_dict(load(files[WEIGHTS_FILE]))
+    load_weights(files, state.net)
     buffers = load(files[MOMENTUM_FILE])
     for name, parameter in state.net.named_parameters():
         if name in buffers:
@@ -150,6 +150,11 @@ def restore_state(files: Mapping[str, bytes], state: TrainingState, settings: Me
     state.position = Position(**record["position"])
     state.loss_sum, state.num_steps = record["loss_sum"], record["num_steps"]
     state.plateau = Plateau(**record["plateau"])
+
+
+def load_weights(files: Mapping[str, bytes], net: nn.Module) -> None:
+    """Give `net` the weights of the checkpoint of these files."""
+    net.load_state_dict(load(files[WEIGHTS_FILE]))
 
 
 def _momentum(state: TrainingState) -> dict[str, Tensor]:

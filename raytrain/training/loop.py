@@ -65,8 +65,8 @@ class EpochReport:
 
     `loss` is the mean over its global batches, `scores` are None without validation; `is_best` says that no epoch
     before was as good by the location-weighted score, where there is none that the epoch is the last so far. `epoch_s`
-    is the time of the steps taken here, of which `wait_s` were spent waiting for samples; `skipped_steps` of them
-    changed nothing, since their gradient overflowed float16.
+    is the time of the steps taken here, of which `wait_s` were spent waiting for samples, and `skipped_steps` changed
+    nothing, since their gradient overflowed float16; `validation_s` is that of the validation.
     """
 
     epoch: int
@@ -75,6 +75,7 @@ class EpochReport:
     is_best: bool
     learning_rate: float
     epoch_s: float
+    validation_s: float
     wait_s: float
     images_per_s: float
     skipped_steps: int
@@ -114,8 +115,10 @@ def train_member(
     with SampleLoader(dataset, data.loader) as train_samples, validation_loader(settings, judged) as judged_samples:
         while state.position.epoch < settings.epochs:
             _train_epoch(net, state, settings, train_samples, ranks, on_step)
+            begun = time.monotonic()
             found = validate(state.net, settings, judged, ranks, judged_samples)
-            on_epoch(_end_epoch(state, settings, found if has_validation else None), state)
+            report = _end_epoch(state, settings, found if has_validation else None, time.monotonic() - begun)
+            on_epoch(report, state)
     return state
 
 
@@ -130,7 +133,9 @@ def _check(settings: MemberSettings, num_samples: int, ranks: Ranks) -> None:
         )
 
 
-def _end_epoch(state: TrainingState, settings: MemberSettings, found: Scores | None) -> EpochReport:
+def _end_epoch(
+    state: TrainingState, settings: MemberSettings, found: Scores | None, validation_s: float
+) -> EpochReport:
     """Bring `state` to the start of the next epoch and return the report of this one."""
     taken = state.taken
     epoch, loss = state.position.epoch, state.loss_sum / max(state.num_steps, 1)
@@ -144,6 +149,7 @@ def _end_epoch(state: TrainingState, settings: MemberSettings, found: Scores | N
         is_best=found is None or state.plateau.best_epoch == epoch,
         learning_rate=state.optimiser.param_groups[0]["lr"],
         epoch_s=taken.all_s,
+        validation_s=validation_s,
         wait_s=taken.wait_s,
         images_per_s=taken.num_images / taken.all_s if taken.all_s else 0.0,
         skipped_steps=taken.skipped,
