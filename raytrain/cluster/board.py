@@ -143,6 +143,9 @@ class Board:
         """Say which actor controls a run."""
         self._controllers[run] = controller
 
+    def hold(self, places: Any) -> None:
+        """Hear which placement group the ranks of a run have: here it goes with the run's controller."""
+
     def controllers(self) -> list[Any]:
         """Return the actors that control runs."""
         return list(self._controllers.values())

@@ -9,6 +9,7 @@ import asyncio
 from dataclasses import replace
 from typing import Any, Literal
 
+import ray
 from pydantic import Field
 
 from raytrain.cluster.board import Board, News, Planned
@@ -51,6 +52,16 @@ class SearchBoard(Board):
         super().__init__()
         self._ended: set[str] = set()
         self._is_stopping = False
+        self._held: list[tuple[Any, Any]] = []
+
+    def add_held(self, desk: Any, places: Any) -> None:
+        """Hear which placement group the ranks of a desk have."""
+        self._held.append((desk, places))
+
+    def take_held(self) -> list[tuple[Any, Any]]:
+        """Return what was heard of placement groups since the last call: the desk, and the group of its ranks."""
+        held, self._held = self._held, []
+        return held
 
     def stop(self) -> None:
         """Say that all trials end now, to be gone on with by another command."""
@@ -127,6 +138,14 @@ class Desk(Board):
                 known = max(self._work.known_epochs, told.metrics["epoch"] + 1)
                 self._work = self._work.model_copy(update={"known_epochs": known})
             self._changed.notify_all()
+
+    def hold(self, places: Any) -> None:
+        """Hear which placement group the ranks have, and tell the search."""
+        self._board.add_held.remote(ray.get_runtime_context().current_actor, places)
+
+    async def stay(self) -> None:
+        """Never return: who waits for it learns that this desk is gone, and with it the trial's actor."""
+        await asyncio.Event().wait()
 
     async def is_ended(self, trial: str) -> bool:
         """Tell whether a trial is recorded as ended."""

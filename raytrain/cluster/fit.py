@@ -11,6 +11,7 @@ import ray.exceptions
 from ray.train.torch import TorchConfig
 from ray.train.v2._internal.callbacks.backend_setup import BackendSetupCallback
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.train.v2._internal.execution.controller.state import ReschedulingState, RunningState
 from ray.train.v2._internal.execution.failure_handling import FailurePolicy
@@ -67,11 +68,14 @@ def run_ranks(
     workers: int | tuple[int, int],
     use_gpu: bool,
     board: Any,
+    *,
+    frees_places: bool = True,
 ) -> None:
     """Run `function(config)` on the ranks of one Ray Train run, called `name`, until all have returned.
 
     They begin again after what may pass. Raises the error of ours that ended them for good. What Ray Train itself
-    writes goes below `folder`.
+    writes goes below `folder`. `frees_places` has Ray Train see to it that the places of the ranks are free again where
+    their controller is lost, by an actor for each run; without it that is the caller's.
     """
     scaling = ScalingConfig(
         num_workers=workers,
@@ -87,6 +91,7 @@ def run_ranks(
         callbacks=watchers,
     )
     trainer = _Trainer(
+        frees_places,
         RunFailurePolicy(FailureConfig(), name, board),
         SavingElasticPolicy(scaling, name, board) if scaling.elasticity_enabled else None,
         function,
@@ -105,16 +110,22 @@ class _Trainer(TorchTrainer):
     """A TorchTrainer with policies of ours: Ray Train has no public way to name one."""
 
     def __init__(
-        self, failure_policy: FailurePolicy, scaling_policy: ScalingPolicy | None, *arguments: Any, **options: Any
+        self,
+        frees_places: bool,
+        failure_policy: FailurePolicy,
+        scaling_policy: ScalingPolicy | None,
+        *arguments: Any,
+        **options: Any,
     ) -> None:
         super().__init__(*arguments, **options)
+        self._left_out = (DatasetsCallback,) if frees_places else (DatasetsCallback, PlacementGroupCleanerCallback)
         self._policies: dict[str, Any] = {"failure_policy": failure_policy}
         if scaling_policy is not None:
             self._policies["scaling_policy"] = scaling_policy
 
     def _create_default_callbacks(self) -> Any:
         # Of ours is the one about the torch backend, in its place; those about datasets serve none, see _Watch.
-        found = [each for each in super()._create_default_callbacks() if not isinstance(each, DatasetsCallback)]
+        found = [each for each in super()._create_default_callbacks() if not isinstance(each, self._left_out)]
         return [_Backend(self.backend_config) if isinstance(each, BackendSetupCallback) else each for each in found]
 
     def _initialize_and_run_controller(self, **options: Any) -> Any:
@@ -153,6 +164,7 @@ class _Watch(ControllerCallback, WorkerGroupCallback):
     def after_worker_group_start(self, worker_group: Any) -> None:
         """Say where the ranks are."""
         nodes = tuple((each.metadata.node_id, each.metadata.node_ip) for each in worker_group.get_workers())
+        self._board.hold.remote(worker_group.get_worker_group_state().placement_group_handle.placement_group)
         self._board.post.remote(Placed(self._run, nodes))
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:

@@ -114,7 +114,14 @@ class _Ranks:
         places = self._places
         try:
             run_ranks(
-                places.folder, name, _serve_on_rank, {"desk": self.desk}, places.workers, places.use_gpu, self.desk
+                places.folder,
+                name,
+                _serve_on_rank,
+                {"desk": self.desk},
+                places.workers,
+                places.use_gpu,
+                self.desk,
+                frees_places=False,  # the search does, which knows when this process is gone
             )
         except Exception as error:  # noqa: BLE001  # a thread's top: whatever comes is raised to the trial
             self._failed = error

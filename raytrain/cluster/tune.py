@@ -18,6 +18,8 @@ from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
+import ray
+import ray.exceptions
 import ray.tune
 from ray.tune import FailureConfig, PlacementGroupFactory, RunConfig, Stopper, TuneConfig, Tuner
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
@@ -28,6 +30,7 @@ from raytrain.cluster import session
 from raytrain.cluster.board import Begun, Ended, Failed, News, Placed, Post, Stepped, Tried, follow, start_board
 from raytrain.cluster.desk import SearchBoard, TrialWork
 from raytrain.cluster.history import Journal, Restart
+from raytrain.cluster.places import HeldPlaces
 from raytrain.cluster.runs import RUN_FILE, SCORE, RankWork
 from raytrain.cluster.search_plan import SearchPlan, TuneJob, plan_search
 from raytrain.cluster.trials import RANKS_FOLDER, Places, run_trial
@@ -44,6 +47,8 @@ ROOM_S = 5.0
 """How often it is looked how many trials the cluster has room for."""
 END_S = 60.0
 """How long an interrupted search waits for Tune to end its trials."""
+REUSE_ACTORS = True
+"""Whether a trial takes over the actor of one that has ended, and with it ranks that are up."""
 _SMALL = 2**20
 """Bytes that Tune reserves for a trial's actor: it must not take a CPU that a rank could have, and Tune wants some
 resource."""
@@ -103,6 +108,7 @@ class _Session:
         self._on_news = on_news
         self._use_gpu = session.uses_gpus(job.workers)
         self._watchdog = Watchdog()
+        self._places = HeldPlaces()
         self._board = start_board(SearchBoard)
         self._journal = Journal(
             storage.join(plan.folder, TRIALS_FOLDER), self._take_in, session.alive_nodes, self._restarted
@@ -154,8 +160,10 @@ class _Session:
         return Tuner(
             ray.tune.with_resources(trial, PlacementGroupFactory([{"CPU": 0, "memory": _SMALL}])),
             tune_config=TuneConfig(
-                search_alg=_Trials(self._next), scheduler=_Judge(self._search, self._end), num_samples=-1,
-                reuse_actors=True,
+                search_alg=_Trials(self._next),
+                scheduler=_Judge(self._search, self._end),
+                num_samples=-1,
+                reuse_actors=REUSE_ACTORS,
             ),
             run_config=RunConfig(
                 name="search",
@@ -164,7 +172,7 @@ class _Session:
                 stop=_StopAll(self._stop),
                 failure_config=FailureConfig(max_failures=LOST_ACTORS),
             ),
-        )  # fmt: skip
+        )
 
     def _next(self) -> TrialWork | str | None:
         """Return the work of the next trial; None while there is no room for it, `FINISHED` when none will follow."""
@@ -227,7 +235,11 @@ class _Session:
         self._search.add_restart(self._plan.trial_name(run), f"{restart.kind}: {restart.cause}")
 
     def _watch(self) -> None:
-        """Raise `WorkNotFinished` where no trial has had places for long."""
+        """Give back the places of lost actors; raise `WorkNotFinished` where no trial has had any for long."""
+        with contextlib.suppress(ray.exceptions.RayError):  # the board has gone with the cluster: Tune learns of it
+            for desk, places in ray.get(self._board.take_held.remote(), timeout=ROOM_S):
+                self._places.add(desk, places)
+        self._places.look()
         self._watchdog.look(self._rooms())
         waited_s = self._watchdog.waited_s()
         if waited_s is None or self._search.is_over:
@@ -287,7 +299,7 @@ class _StopAll(_OfThisProcess, Stopper):
         return self._asked.is_set()
 
 
-def _named(name: str) -> Any:
+def named(name: str) -> Any:
     """Return what a scheduler takes for a trial, by the name that it has in every command; Tune draws its ids anew."""
     return SimpleNamespace(trial_id=name)
 
@@ -312,7 +324,7 @@ class _Judge(_OfThisProcess, AsyncHyperBandScheduler):
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """Take in a trial."""
-        super().on_trial_add(tune_controller, _named(_name(trial)))
+        super().on_trial_add(tune_controller, named(_name(trial)))
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Record what a trial reports; return whether it goes on."""
@@ -335,7 +347,7 @@ class _Judge(_OfThisProcess, AsyncHyperBandScheduler):
             return str(TrialScheduler.CONTINUE)
         cause = self._search.spent(recorded)
         if cause is None and self._asha and recorded.kind == "search":
-            decision = super().on_trial_result(tune_controller, _named(name), result)
+            decision = super().on_trial_result(tune_controller, named(name), result)
             is_behind = decision == TrialScheduler.STOP and recorded.number != ORIGINAL  # what others are held against
             count = "1 epoch" if result["epoch"] == 1 else f"{result['epoch']} epochs"
             cause = f"behind after {count}" if is_behind else None
@@ -362,10 +374,10 @@ def replay(scheduler: AsyncHyperBandScheduler, trials: list[Trial]) -> None:
     told = [(each.at_s, trial.name, each) for trial in trials if trial.kind == "search" for each in trial.epochs]
     none: Any = None  # the controller, which it does not ask
     for name in dict.fromkeys(trial.name for trial in trials):
-        AsyncHyperBandScheduler.on_trial_add(scheduler, none, _named(name))
+        AsyncHyperBandScheduler.on_trial_add(scheduler, none, named(name))
     for _, name, each in sorted(told, key=lambda item: item[:2]):
         result = {"epoch": each.epoch, SCORE: each.score}
-        AsyncHyperBandScheduler.on_trial_result(scheduler, none, _named(name), result)
+        AsyncHyperBandScheduler.on_trial_result(scheduler, none, named(name), result)
 
 
 def _name(trial: Any) -> str:

@@ -85,7 +85,7 @@ class Search:
         Trials that were cut off go first. `is_over` tells whether any can follow.
         """
         with self._lock:
-            found = self._next_of_search(num_ranks) or self._next_final(num_ranks)
+            found = self._next_of_search() or self._next_final()
             if found is not None:
                 found = found.model_copy(update={"begun": found.begun + 1, "num_ranks": num_ranks, "cause": None})
                 self._running[found.name] = self._clock()
@@ -96,7 +96,7 @@ class Search:
     def is_over(self) -> bool:
         """Whether no trial runs and none can follow."""
         with self._lock:
-            return not self._running and self._next_of_search(1) is None and self._next_final(1) is None
+            return not self._running and self._next_of_search() is None and self._next_final() is None
 
     def add_epoch(self, name: str, epoch: int, values: Mapping[str, float]) -> Trial:
         """Record an epoch (from 1) of a running trial, and return the trial; one that is known stays as it was."""
@@ -149,7 +149,7 @@ class Search:
         self._record.write(trial)
         self._record.write_seconds(self.seconds)
 
-    def _next_of_search(self, num_ranks: int) -> Trial | None:
+    def _next_of_search(self) -> Trial | None:
         of_search = [trial for trial in self.trials if trial.kind == "search"]
         waiting = [trial for trial in of_search if trial.state == "running" and trial.name not in self._running]
         number = len(of_search)
@@ -168,12 +168,13 @@ class Search:
         settings = self.settings
         return draw(self._space, of_search, number, settings.seed, settings.method, self._is_setting)
 
-    def _next_final(self, num_ranks: int) -> Trial | None:
-        if any(self._trials[name].kind == "search" for name in self._running):
-            return None
+    def _next_final(self) -> Trial | None:
         points = {trial.number: trial.point for trial in self._trials.values() if trial.kind == "search"}
+        numbers = candidates(self.trials, self.finals)
+        if any(self._trials[name].kind == "search" for name in self._running):
+            numbers = numbers[:1]  # the original, which is among the finalists whatever the others come to
         for seed in range(self.finals.seeds):
-            for number in candidates(self.trials, self.finals):
+            for number in numbers:
                 trial = self._trial("final", number, self.settings.member.seed + seed, points[number])
                 known = self._trials.get(trial.name, trial)
                 if known.state == "running" and known.name not in self._running:

@@ -29,7 +29,16 @@ def run_program(module: str, *arguments: str) -> str:
 
 def ranks() -> list[int]:
     """Return the process ids of the ranks that train now, below this process."""
-    return [pid for pid in _all() if _title(pid).startswith("ray::RayTrainWorker") and _is_below(pid, os.getpid())]
+    return _called("ray::RayTrainWorker")
+
+
+def trial_actors() -> list[int]:
+    """Return the process ids of the actors of trials that run now, below this process."""
+    return _called("ray::ImplicitFunc")
+
+
+def _called(title: str) -> list[int]:
+    return [pid for pid in _all() if _title(pid).startswith(title) and _is_below(pid, os.getpid())]
 
 
 def _all() -> list[int]:

@@ -20,9 +20,9 @@ from raytrain.cluster.board import News, Post
 from raytrain.cluster.evaluate import EvaluateJob, EvaluateReport, evaluate
 from raytrain.cluster.runs import TrainJob
 from raytrain.cluster.score import ScoreJob, score
-from raytrain.cluster.session import Cluster, joined
+from raytrain.cluster.session import Cluster, joined, uses_gpus
 from raytrain.cluster.shard import ShardJob, shard
-from raytrain.cluster.train import TrainReport, _placement, train
+from raytrain.cluster.train import TrainReport, train
 from raytrain.config import LoaderSettings, ScoreSettings, ShardSettings
 from raytrain.errors import ConfigError
 from raytrain.recipes import members
@@ -292,7 +292,7 @@ def test_local_paths_and_ray_client_are_refused_where_they_cannot_work() -> None
     with pytest.raises(ConfigError, match="ray job submit"), joined(Cluster(address="ray://head:10001"), []):
         pass
     with pytest.raises(ConfigError, match="500 workers need as many CPUs"):
-        _placement(TrainJob(shards="s", out="o", workers=500))
+        uses_gpus(TrainJob(shards="s", out="o", workers=500).fewest_workers)
 
 
 def test_real_chips_from_shards_to_scores(real_imagery: Path, tmp_path: Path) -> None:

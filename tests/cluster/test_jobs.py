@@ -115,6 +115,24 @@ def test_jobs_do_what_the_commands_do_on_a_cluster_with_a_token(head: Head, chip
     shards, runs, masks, scores = (str(tmp_path / name) for name in ("shards", "runs", "masks", "scores"))
     assert "12 tiles of 6 locations" in head.submit("shard", str(chips), shards)
     tiny = ["epochs=1", "crop_px=32", "crops_per_tile=1", "global_batch=4", "decoder_channels=[8,8,8,4,4]"]
+    where, small = ["--shards", shards, "--out", runs], ["--trials", "2", "--finalists", "0"]
+    log = head.submit(
+        "tune",
+        *where,
+        "--experiment",
+        "search",
+        "--member",
+        "small-byob-3b",
+        "--keep-back",
+        "2",
+        *small,
+        "--set",
+        *tiny,
+    )
+    found = f"{runs}/search/best.toml"
+    assert f"settings: {found}" in log
+    log = head.submit("train", *where, "--experiment", "found", "--members", "small-byob-3b", "--config", found)
+    assert f"ensemble: {runs}/found" in log
     log = head.submit(
         "train", "--shards", shards, "--out", runs, "--members", "small-byob-3b", "--workers", "2", "--set", *tiny
     )

@@ -243,18 +243,22 @@ def test_finalists_are_the_original_and_the_best_others_each_seed_of_all_before_
     assert all(search.settings_of(trial).seed == trial.seed for trial in search.trials)
 
 
-def test_finals_wait_until_the_last_trial_of_the_search_has_ended(tmp_path: Path) -> None:
+def test_only_the_originals_finals_begin_before_the_last_trial_of_the_search_has_ended(tmp_path: Path) -> None:
     clock = Clock()
-    search = make(tmp_path, clock, {"trials": 3}, Finals(finalists=1, seeds=1))
+    search = make(tmp_path, clock, {"trials": 3}, Finals(finalists=1, seeds=2))
     run(search, clock, limit=2)
     last = search.next(1)
     assert last is not None
+    for seed in (0, 1):
+        final = search.next(1)
+        assert final is not None
+        assert (final.name, final.point) == (f"final-0000-seed{seed}", search.trials[0].point)
     assert search.next(1) is None
-    add_epoch(search, last, 1)
+    add_epoch(search, last, 1, 0.99)
     search.end(last.name, "stopped", "behind")
     final = search.next(1)
     assert final is not None
-    assert final.kind == "final"
+    assert final.name == "final-0002-seed0"
 
 
 def test_a_larger_budget_adds_trials_to_a_search_that_was_over(tmp_path: Path) -> None:
