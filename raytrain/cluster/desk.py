@@ -12,7 +12,7 @@ from typing import Any, Literal
 import ray
 from pydantic import Field
 
-from raytrain.cluster.board import Board, News, Planned
+from raytrain.cluster.board import Begun, Board, News, Planned
 from raytrain.cluster.runs import RankWork
 from raytrain.config import Settings
 
@@ -91,6 +91,7 @@ class Desk(Board):
         self._told: Told | None = None
         self._answers: dict[int, bool] = {}
         self._count = 0
+        self._num_begun = self._num_saved = 0
 
     async def assign(self, work: TrialWork) -> None:
         """Give the ranks a trial to train."""
@@ -163,20 +164,15 @@ class Desk(Board):
 
     def post(self, news: News) -> None:
         """Hand news to the board of the search; what is said of the ranks is said of the trial that is on."""
-        if self._work is None:
+        if self._work is None or isinstance(news, Planned):
             return
-        if isinstance(news, Planned):
-            return  # by nobody here
-        named = replace(news, run=self._work.work.run.name)
-        super().post(named)
-        self.take()
-        self._board.post.remote(named)
+        self._num_begun += isinstance(news, Begun)
+        self._board.post.remote(replace(news, run=self._work.work.run.name))
 
     def add_save(self, run: str) -> None:
         """Say that a checkpoint of the trial that is on was saved."""
-        if self._work is not None:
-            super().add_save(self._work.work.run.name)
+        self._num_saved += 1
 
     def state(self, run: str) -> tuple[int, int]:
-        """Return what `Board.state` says of the trial that is on."""
-        return (0, 0) if self._work is None else super().state(self._work.work.run.name)
+        """Return how many attempts these ranks have begun, of whatever trials, how many checkpoints were saved."""
+        return self._num_begun, self._num_saved
