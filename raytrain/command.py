@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 from pydantic import BaseModel, ConfigDict
 
 from raytrain import storage
+from raytrain.config import toml_changes
 from raytrain.console import Narrator
 from raytrain.errors import ConfigError, DataError
 
@@ -52,6 +54,17 @@ class ClusterCommand(Command):
         from raytrain.cluster.session import Cluster
 
         return Cluster(address=self.address, shared_path=self.shared_path)
+
+
+def load_changes(uri: str | Path) -> dict[str, Any]:
+    """Return `{dotted path: value}` from the TOML file of settings at a path or a URI."""
+    where = storage.normalise(str(uri))
+    try:
+        return toml_changes(storage.read_bytes(where).decode(), where)
+    except FileNotFoundError as error:
+        raise ConfigError(f"no such settings file: {where}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{where}: not a TOML file: {error}") from error
 
 
 def listed(problems: Sequence[DataError]) -> list[dict[str, str]]:

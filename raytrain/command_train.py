@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 from pydantic import Field
 
 from raytrain import storage
-from raytrain.command import ClusterCommand, Command, local_folder, or_dash
-from raytrain.config import RANDOM_WEIGHTS, TIMM_WEIGHTS, LoaderSettings, load_changes, parse, parse_changes
+from raytrain.command import ClusterCommand, Command, load_changes, local_folder, or_dash
+from raytrain.config import RANDOM_WEIGHTS, TIMM_WEIGHTS, LoaderSettings, parse, parse_changes
 from raytrain.console import Narrator, print_table
 from raytrain.console_runs import Runs, duration
 from raytrain.errors import EXIT_DONE, EXIT_NOT_FINISHED, ConfigError
@@ -39,7 +38,7 @@ class Train(ClusterCommand):
     keep_checkpoints: int = Field(default=2, ge=1)
     """How many of a run's last checkpoints stay, beside that of its best epoch."""
     config: str | None = None
-    """TOML file of settings, applied to every member."""
+    """TOML file of settings (a path or a URI), applied to every member."""
     set: tuple[str, ...] = ()
     """path=value settings, applied to every member after --config, e.g. epochs=5 optimiser.lr=0.01."""
     cache: str | None = None
@@ -114,7 +113,7 @@ class Train(ClusterCommand):
         return [self.shards, self.out, *given, *named_weights(self._changes())]
 
     def _changes(self) -> dict[str, Any]:
-        return (load_changes(Path(self.config)) if self.config else {}) | parse_changes(self.set)
+        return (load_changes(self.config) if self.config else {}) | parse_changes(self.set)
 
 
 def named_weights(changes: dict[str, Any]) -> list[str]:

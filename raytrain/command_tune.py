@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
 from raytrain import storage
-from raytrain.command import ClusterCommand, local_folder
+from raytrain.command import ClusterCommand, load_changes, local_folder
 from raytrain.command_train import named_weights, tell_news
-from raytrain.config import LoaderSettings, load_changes, parse, parse_changes
+from raytrain.config import LoaderSettings, parse, parse_changes
 from raytrain.console import Narrator, print_table
 from raytrain.console_runs import Runs, duration
 from raytrain.errors import EXIT_DONE
@@ -69,7 +68,7 @@ class Tune(ClusterCommand):
     checkpoint_minutes: float = Field(default=10.0, gt=0)
     """A trial's state is saved so often within an epoch, and at the end of each."""
     config: str | None = None
-    """TOML file of settings, applied to the member."""
+    """TOML file of settings (a path or a URI), applied to the member."""
     set: tuple[str, ...] = ()
     """path=value settings, applied to the member after --config; the original is the member with them."""
     cache: str | None = None
@@ -149,7 +148,7 @@ class Tune(ClusterCommand):
         return [self.shards, self.out, *([self.weights] if self.weights else []), *named_weights(self._changes())]
 
     def _changes(self) -> dict[str, Any]:
-        return (load_changes(Path(self.config)) if self.config else {}) | parse_changes(self.set)
+        return (load_changes(self.config) if self.config else {}) | parse_changes(self.set)
 
 
 def _tell(runs: Runs, news: Any) -> None:

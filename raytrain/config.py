@@ -10,7 +10,6 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -313,14 +312,12 @@ def parse_changes(assignments: Iterable[str]) -> dict[str, Any]:
     return changes
 
 
-def load_changes(path: Path) -> dict[str, Any]:
-    """Return `{dotted path: value}` from a TOML file of settings."""
+def toml_changes(text: str, source: str) -> dict[str, Any]:
+    """Return `{dotted path: value}` from a TOML text of settings; raise `ConfigError`, which names its `source`."""
     try:
-        tree = tomllib.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise ConfigError(f"no such settings file: {path}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not a TOML file: {error}") from error
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source}: not a TOML file: {error}") from error
     return dict(_flatten(tree))
 
 

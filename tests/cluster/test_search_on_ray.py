@@ -17,7 +17,8 @@ from raytrain.cluster.search_plan import TuneJob
 from raytrain.cluster.session import Cluster
 from raytrain.cluster.shard import ShardJob, shard
 from raytrain.cluster.tune import tune
-from raytrain.config import ShardSettings, change, load_changes, parse
+from raytrain.command import load_changes
+from raytrain.config import ShardSettings, change, parse
 from raytrain.errors import ConfigError, WorkNotFinished
 from raytrain.imagery.synth import write_chips
 from raytrain.recipes import members

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from raytrain.command import load_changes
 from raytrain.config import (
     MemberSettings,
     Normalisation,
@@ -11,7 +12,6 @@ from raytrain.config import (
     change,
     differences,
     known_paths,
-    load_changes,
     parse,
     parse_changes,
 )

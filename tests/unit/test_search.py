@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from raytrain.config import MemberSettings, change, load_changes, parse
+from raytrain.command import load_changes
+from raytrain.config import MemberSettings, change, parse
 from raytrain.errors import ConfigError
 from raytrain.evaluation.intervals import mean_over_seeds_and_locations
 from raytrain.recipes import members
