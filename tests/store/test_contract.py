@@ -13,6 +13,12 @@ import pytest
 from raytrain import storage
 from raytrain.config import ShardSettings
 from raytrain.errors import ConfigError
+from raytrain.recipes import members
+from raytrain.search.budget import Budget
+from raytrain.search.finals import Finals
+from raytrain.search.records import Record, SearchSettings
+from raytrain.search.results import write_results
+from raytrain.search.search import Search
 from raytrain.tiles.archive import open_archive, read_chip
 from raytrain.tiles.ingest import write_shard
 from raytrain.tiles.reader import TileReader
@@ -174,3 +180,44 @@ def test_tiles_and_chips_read_the_same_from_the_store(store: str, chips: Path) -
         pixels = read_chip(one.chip_id, one.bands).pixels
         assert (pixels == read_chip(other.chip_id, other.bands).pixels).all()
         assert pixels.dtype == np.uint16
+
+
+def test_everything_below_a_folder_is_removed_and_nothing_beside_it(store: str) -> None:
+    for name in ("gone/a", "gone/b/c", "gone/b/d/e", "gone-not/a", "stays"):
+        storage.write_bytes(storage.join(store, *name.split("/")), b"x")
+    storage.remove_below(storage.join(store, "gone"))
+    assert list(storage.find(store)) == ["gone-not/a", "stays"]
+    assert not storage.exists(storage.join(store, "gone"))
+    storage.remove_below(storage.join(store, "absent"))
+
+
+def test_a_search_goes_on_from_its_record_in_any_store(store: str) -> None:
+    """One trial is done, one was cut off: another process finds both as they were."""
+    settings = SearchSettings(
+        member=members(("small-byob-4b",))[0],
+        shards=store,
+        shards_digest="d",
+        fold=0,
+        kept_back=1,
+        space={"optimiser.lr": "loguniform(0.001, 1)"},
+        trial_epochs=1,
+    )
+    record = Record(store)
+    assert record.trials() == []
+    record.claim(settings)
+    search = Search(record, settings, Budget(trials=2), Finals(finalists=0))
+    values = {"score": 0.5, "loss": 1.0, "learning_rate": 0.1, "train_s": 1.0, "validation_s": 1.0}
+    for _ in range(2):
+        trial = search.next(1)
+        assert trial is not None
+        search.add_epoch(trial.name, 1, values)
+    search.end("trial-0000", "finished")
+    search.leave()
+    again = Search(Record(store), settings, Budget(trials=2), Finals(finalists=0))
+    assert again.trials == search.trials
+    assert [trial.state for trial in again.trials] == ["finished", "running"]
+    with pytest.raises(ConfigError, match=r"fold: 0 -> 2"):
+        Record(store).claim(settings.model_copy(update={"fold": 2}))
+    results = write_results(store, again, {})
+    for uri in (results.best_uri, results.trials_uri, results.report_uri):
+        assert storage.exists(uri)

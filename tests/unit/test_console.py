@@ -146,3 +146,17 @@ def test_rows_can_be_told_of_by_many_threads_at_once() -> None:
         assert sorted(line.split()[0] for line in shown) == names
     for name in names:
         assert screen.getvalue().count(f"{name}: epoch 3 of 10, loss") == 5
+
+
+def test_a_run_that_has_ended_has_a_line_and_no_row() -> None:
+    said: list[str] = []
+    lines = RunLines(said.append)
+    lines.end("trial", "trial: finished")
+    assert said == ["trial: finished"]
+    console = Console(force_terminal=True, width=100, file=io.StringIO())
+    rows = RunRows(console)
+    rows.expect(["trial", "other"])
+    rows.end("trial", "trial: finished")
+    assert list(rows._rows) == ["other"]
+    assert "trial: finished" in console.file.getvalue()  # type: ignore[attr-defined]
+    rows.end("unknown", "unknown: failed")
