@@ -13,7 +13,7 @@ from raytrain.command_train import named_weights, tell_news
 from raytrain.config import LoaderSettings, parse, parse_changes
 from raytrain.console import Narrator, print_table
 from raytrain.console_runs import Runs, duration
-from raytrain.errors import EXIT_DONE
+from raytrain.errors import EXIT_DONE, ConfigError
 
 
 class Tune(ClusterCommand):
@@ -57,14 +57,14 @@ class Tune(ClusterCommand):
     """Share of the tiles of each location that trials are validated on."""
     grace_epochs: int | None = None
     """No trial is stopped before so many epochs; by default a tenth of --trial-epochs."""
-    reduction: int = 3
-    """At each rung one of so many trials goes on."""
+    reduction: int | None = None
+    """At each rung one of so many trials goes on; by default 3."""
     run_to_end: bool = False
     """Stop no trial early."""
     finalists: int = 2
     """How many settings are trained to the end beside the original's, to find the winner; 0: none."""
-    final_seeds: int = 3
-    """With how many seeds each."""
+    final_seeds: int | None = None
+    """With how many seeds each, two at least; by default 3."""
     checkpoint_minutes: float = Field(default=10.0, gt=0)
     """A trial's state is saved so often within an epoch, and at the end of each."""
     config: str | None = None
@@ -108,6 +108,8 @@ class Tune(ClusterCommand):
     def _job(self) -> Any:
         from raytrain.cluster.search_plan import TuneJob
 
+        if self.finalists == 0 and self.final_seeds is not None:
+            raise ConfigError("--final-seeds is for finalists, of which --finalists 0 wants none")
         values = {
             "shards": storage.normalise(self.shards),
             "out": storage.normalise(self.out),
@@ -122,7 +124,7 @@ class Tune(ClusterCommand):
             "method": self.method,
             "seed": self.seed,
             "budget": {"trials": self.trials, "rank_hours": self.gpu_hours, "wall_hours": self.wall_hours},
-            "finals": {"finalists": self.finalists, "seeds": self.final_seeds},
+            "finals": {"finalists": self.finalists, **({"seeds": self.final_seeds} if self.final_seeds else {})},
             "stops_early": not self.run_to_end,
             "grace_epochs": self.grace_epochs,
             "reduction": self.reduction,

@@ -97,6 +97,13 @@ class Tried:
 
 
 @dataclass(frozen=True)
+class Unplaced:
+    """A trial of a search has no places any more: its ranks have ended, or its actor is lost."""
+
+    run: str
+
+
+@dataclass(frozen=True)
 class Ended:
     """A trial of a search is over, whose run this was."""
 
@@ -104,7 +111,7 @@ class Ended:
     trial: Trial
 
 
-News = Planned | Placed | Begun | Stepped | Post | Failed | Noted | Tried | Ended
+News = Planned | Placed | Begun | Stepped | Post | Failed | Noted | Tried | Unplaced | Ended
 
 
 class Board:
@@ -143,8 +150,8 @@ class Board:
         """Say which actor controls a run."""
         self._controllers[run] = controller
 
-    def hold(self, places: Any) -> None:
-        """Hear which placement group the ranks of a run have: here it goes with the run's controller."""
+    def hold(self, places: Any, controller: Any) -> None:
+        """Hear which placement group the ranks of a controller have: here it goes with the run."""
 
     def controllers(self) -> list[Any]:
         """Return the actors that control runs."""

@@ -12,9 +12,12 @@ from typing import Any, Literal
 import ray
 from pydantic import Field
 
-from raytrain.cluster.board import Begun, Board, News, Planned
+from raytrain.cluster.board import Begun, Board, News, Planned, Unplaced
 from raytrain.cluster.runs import RankWork
 from raytrain.config import Settings
+
+ASK_S = 10.0
+"""How often a rank that waits for an answer looks whether its trial is over."""
 
 
 class TrialWork(Settings):
@@ -52,14 +55,14 @@ class SearchBoard(Board):
         super().__init__()
         self._ended: set[str] = set()
         self._is_stopping = False
-        self._held: list[tuple[Any, Any]] = []
+        self._held: list[tuple[Any, Any, Any]] = []
 
-    def add_held(self, desk: Any, places: Any) -> None:
-        """Hear which placement group the ranks of a desk have."""
-        self._held.append((desk, places))
+    def add_held(self, desk: Any, places: Any, controller: Any) -> None:
+        """Hear which placement group the ranks of a desk have, and who controls them."""
+        self._held.append((desk, places, controller))
 
-    def take_held(self) -> list[tuple[Any, Any]]:
-        """Return what was heard of placement groups since the last call: the desk, and the group of its ranks."""
+    def take_held(self) -> list[tuple[Any, Any, Any]]:
+        """Return what was heard since the last call: a desk, the placement group of its ranks, their controller."""
         held, self._held = self._held, []
         return held
 
@@ -111,8 +114,11 @@ class Desk(Board):
         await self._wait(lambda: self._work is not None, limit_s)
         return self._work
 
-    async def tell(self, told: Told, limit_s: float) -> bool | None:
-        """Return the answer to what rank 0 tells: whether to go on. None if there is none for `limit_s`."""
+    async def tell(self, told: Told) -> bool:
+        """Return the answer to what rank 0 tells, whether to go on; wait for it as long as the trial is not over.
+
+        A trial that Tune has stopped gets no answer before the next one begins: the search's board knows of it.
+        """
         async with self._changed:
             if not self._is_on(told.trial):
                 return False
@@ -120,10 +126,11 @@ class Desk(Board):
             number = self._count
             self._told = told.model_copy(update={"number": number})
             self._changed.notify_all()
-        await self._wait(lambda: number in self._answers or not self._is_on(told.trial), limit_s)
-        if number in self._answers:
-            return self._answers.pop(number)
-        return None if self._is_on(told.trial) else False
+        while self._is_on(told.trial) and number not in self._answers:
+            await self._wait(lambda: number in self._answers or not self._is_on(told.trial), ASK_S)
+            if number not in self._answers and await self.is_ended(told.trial):
+                return False
+        return self._answers.pop(number, False)
 
     async def next_told(self, limit_s: float) -> Told | None:
         """Return what rank 0 has told and was not asked for yet; None if there is nothing for `limit_s`."""
@@ -140,9 +147,9 @@ class Desk(Board):
                 self._work = self._work.model_copy(update={"known_epochs": known})
             self._changed.notify_all()
 
-    def hold(self, places: Any) -> None:
-        """Hear which placement group the ranks have, and tell the search."""
-        self._board.add_held.remote(ray.get_runtime_context().current_actor, places)
+    def hold(self, places: Any, controller: Any) -> None:
+        """Hear which placement group the ranks have and who controls them, and tell the search."""
+        self._board.add_held.remote(ray.get_runtime_context().current_actor, places, controller)
 
     async def stay(self) -> None:
         """Never return: who waits for it learns that this desk is gone, and with it the trial's actor."""
@@ -161,6 +168,11 @@ class Desk(Board):
 
     def _is_on(self, trial: str) -> bool:
         return self._work is not None and self._work.name == trial
+
+    def free(self) -> None:
+        """Hear that the ranks have ended: the trial that is on has no places now."""
+        if self._work is not None:
+            self._board.post.remote(Unplaced(self._work.work.run.name))
 
     def post(self, news: News) -> None:
         """Hand news to the board of the search; what is said of the ranks is said of the trial that is on."""

@@ -58,6 +58,7 @@ class Kind(StrEnum):
     NO_WORKERS = "no workers"
     UNEXPECTED = "unexpected error"
     FINAL = "final"
+    ACTOR_LOST = "actor lost"
     JOB_ENDED = "job ended"
     RESIZED = "resized"
 

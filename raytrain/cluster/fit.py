@@ -164,7 +164,8 @@ class _Watch(ControllerCallback, WorkerGroupCallback):
     def after_worker_group_start(self, worker_group: Any) -> None:
         """Say where the ranks are."""
         nodes = tuple((each.metadata.node_id, each.metadata.node_ip) for each in worker_group.get_workers())
-        self._board.hold.remote(worker_group.get_worker_group_state().placement_group_handle.placement_group)
+        places = worker_group.get_worker_group_state().placement_group_handle.placement_group
+        self._board.hold.remote(places, ray.get_runtime_context().current_actor)
         self._board.post.remote(Placed(self._run, nodes))
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:

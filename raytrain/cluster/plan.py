@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -39,12 +40,7 @@ def plan_runs(job: TrainJob) -> list[RunSettings]:
     reader = TileReader(job.shards, ())
     folds = _folds(job, reader)
     for member in chosen:
-        missing = [band for band in member.bands if band not in manifest["bands"]]
-        if missing:
-            raise ConfigError(
-                f"member {member.name} needs {', '.join(missing)}; the shards have {', '.join(manifest['bands'])}"
-            )
-        check_bands(member.normalisation, member.bands)
+        check_member(member, manifest["bands"])
         for fold in folds:
             num_samples = len(select_tiles(reader, fold, "train")) * member.crops_per_tile
             check_batch(num_samples, job.most_workers, member)
@@ -54,6 +50,14 @@ def plan_runs(job: TrainJob) -> list[RunSettings]:
         for fold in folds
         for member in chosen
     ]
+
+
+def check_member(member: MemberSettings, bands: Sequence[str]) -> None:
+    """Raise `ConfigError` if a member can't be trained on shards of these bands."""
+    missing = [band for band in member.bands if band not in bands]
+    if missing:
+        raise ConfigError(f"member {member.name} needs {', '.join(missing)}; the shards have {', '.join(bands)}")
+    check_bands(member.normalisation, member.bands)
 
 
 def tiles_of(reader: TileReader, run: RunSettings, part: Literal["train", "validation"]) -> NDArray[np.int64]:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import Field
 
 from raytrain import storage
-from raytrain.cluster.plan import encoder_files, pinned, plan_runs, tiles_of, with_hashes
+from raytrain.cluster.plan import check_member, encoder_files, pinned, plan_runs, tiles_of, with_hashes
 from raytrain.cluster.runs import Checkpointing, RunSettings, TrainJob
 from raytrain.config import Fraction, LoaderSettings, MemberSettings, Settings
 from raytrain.errors import ConfigError
 from raytrain.search.budget import Budget
 from raytrain.search.finals import Finals
 from raytrain.search.records import TRIALS_FOLDER, SearchSettings, Stopping
-from raytrain.search.space import parse_space, text_of
+from raytrain.search.space import Space, parse_space, probes, settings_of, text_of
 from raytrain.tiles.order import check_batch
-from raytrain.tiles.reader import TileReader
+from raytrain.tiles.reader import TileReader, read_manifest
 from raytrain.training.encoder_files import EncoderFile
 
+REDUCTION = 3
+"""At each rung one of so many trials goes on."""
 GRACE_SHARE = 0.1
 """The share of a trial's epochs before which none is stopped: a learning rate that warms up needs a while."""
 
@@ -26,10 +29,10 @@ GRACE_SHARE = 0.1
 class TuneJob(Settings):
     """What to search for which member, on which shards, for how long.
 
-    `space` has `path=distribution` texts, over the default space unless `only_space`. `trial_epochs` None stands for
-    the member's epochs, `grace_epochs` None for a tenth of them, `kept_back` None for the highest fold that is not
-    `fold`. The rest is as in `SearchSettings` and `TrainJob`; `workers`, `budget`, `finals`, `checkpointing` and
-    `loader` are no part of what trials depend on.
+    `space` has `path=distribution` texts, over the default space unless `only_space`. None stands for the member's
+    epochs (`trial_epochs`), a tenth of them (`grace_epochs`), `REDUCTION` (`reduction`), and the highest fold that is
+    not `fold` (`kept_back`). The rest is as in `SearchSettings` and `TrainJob`; `workers`, `budget`, `finals`,
+    `checkpointing` and `loader` are no part of what trials depend on.
     """
 
     shards: str
@@ -48,7 +51,7 @@ class TuneJob(Settings):
     finals: Finals = Finals()
     stops_early: bool = True
     grace_epochs: int | None = Field(default=None, ge=1)
-    reduction: int = Field(default=3, ge=2)
+    reduction: int | None = Field(default=None, ge=2)
     trial_epochs: int | None = Field(default=None, ge=1)
     tiles_fraction: Fraction = Field(default=1.0, gt=0)
     validation_fraction: Fraction = Field(default=1.0, gt=0)
@@ -144,17 +147,37 @@ def plan_search(job: TuneJob) -> SearchPlan:
         each, _ = plan.run_of(run.member, is_final=is_final)
         check_batch(len(tiles_of(reader, each, "train")) * each.member.crops_per_tile, job.workers, each.member)
         tiles_of(reader, each, "validation")
+    _check_probes(plan, space, reader, read_manifest(job.shards)["bands"], job)
     return plan
+
+
+def _check_probes(plan: SearchPlan, space: Space, reader: TileReader, bands: Sequence[str], job: TuneJob) -> None:
+    """Raise `ConfigError` for an end or a choice of the space that these shards or ranks can't do."""
+    member = plan.settings.member
+    for path, distribution in space.items():
+        for value in probes(distribution):
+            try:
+                tried = settings_of(member, {path: value})
+            except ConfigError:
+                continue  # it needs another value beside it, as `check_space` has seen
+            try:
+                check_member(tried, bands)
+                run, _ = plan.run_of(tried, is_final=False)
+                check_batch(len(tiles_of(reader, run, "train")) * tried.crops_per_tile, job.workers, tried)
+            except ConfigError as error:
+                raise ConfigError(f"space of {path}: {value!r} can't be tried: {error}") from error
 
 
 def _stopping(job: TuneJob, num_epochs: int) -> Stopping | None:
     """Return when trials of `num_epochs` are stopped early; None for never."""
     if not job.stops_early:
+        if job.grace_epochs is not None or job.reduction is not None:
+            raise ConfigError("--grace-epochs and --reduction say when trials stop early; --run-to-end stops none")
         return None
     grace_epochs = job.grace_epochs or max(1, round(GRACE_SHARE * num_epochs))
     if grace_epochs > num_epochs:
         raise ConfigError(f"--grace-epochs {grace_epochs}: a trial has {num_epochs} epochs")
-    return Stopping(grace_epochs=grace_epochs, reduction=job.reduction)
+    return Stopping(grace_epochs=grace_epochs, reduction=job.reduction or REDUCTION)
 
 
 def _kept_back(job: TuneJob, reader: TileReader) -> int:

@@ -20,8 +20,9 @@ import ray.tune
 
 from raytrain.cluster.board import start_board
 from raytrain.cluster.desk import Desk, Told, TrialWork
+from raytrain.cluster.failures import Kind
 from raytrain.cluster.fit import run_ranks
-from raytrain.errors import RaytrainError, WorkNotFinished, first_line
+from raytrain.errors import RaytrainError, TrainingDiverged, WorkNotFinished, first_line
 
 POLL_S = 2.0
 CONTROLLERS = 3
@@ -46,11 +47,11 @@ class Places:
 def run_trial(places: Places, work: TrialWork) -> None:
     """Train a trial to its end, reporting to Tune, which may stop it at any report (`SystemExit`).
 
-    A result has `what`: each epoch with its metrics; the end with state, cause and what was judged. A trial that fails
-    for good ends so, too.
+    A result has `what`: each epoch with its metrics; the end with state, cause and what was judged. A trial whose ranks
+    fail for good ends so, too: as `failed`, or as `lost` where the cluster or a store failed, and not the setting.
     """
     ranks = _ranks_of(places)
-    ranks.desk.assign.remote(work)
+    ranks.begin(work)
     try:
         while True:
             told = ranks.next_told()
@@ -63,9 +64,16 @@ def run_trial(places: Places, work: TrialWork) -> None:
             if told.what == "end":
                 return
     except RaytrainError as error:
-        ray.tune.report(_result(Told(trial=work.name, what="end", state="failed", cause=str(error))))
+        state = "lost" if _may_pass(error) else "failed"
+        ray.tune.report(_result(Told(trial=work.name, what="end", state=state, cause=str(error))))
     finally:
         ranks.desk.leave.remote(work.name)
+
+
+def _may_pass(error: RaytrainError) -> bool:
+    """Tell whether what ended ranks for good says nothing of the setting: short memory does, a lost node does not."""
+    is_of_setting = isinstance(error, TrainingDiverged) or f": {Kind.OUT_OF_MEMORY}: " in str(error)
+    return isinstance(error, WorkNotFinished) and not is_of_setting
 
 
 def _result(told: Told) -> dict[str, Any]:
@@ -84,6 +92,11 @@ class _Ranks:
         self._thread: threading.Thread | None = None
         self._failed: Exception | None = None
         self._lost = 0
+
+    def begin(self, work: TrialWork) -> None:
+        """Put a trial on the desk; what became of the one before is not its fault."""
+        self._failed, self._lost = None, 0
+        ray.get(self.desk.assign.remote(work))
 
     def next_told(self) -> Told | None:
         """Return what rank 0 tells next, None for now if it tells nothing; see to it that there are ranks.
@@ -125,6 +138,7 @@ class _Ranks:
             )
         except Exception as error:  # noqa: BLE001  # a thread's top: whatever comes is raised to the trial
             self._failed = error
+        self.desk.free.remote()
 
 
 _kept: _Ranks | None = None

@@ -14,6 +14,8 @@ import shutil
 import tempfile
 import threading
 import time
+import uuid
+from collections import Counter
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -21,14 +23,27 @@ from typing import Any
 import ray
 import ray.exceptions
 import ray.tune
-from ray.tune import FailureConfig, PlacementGroupFactory, RunConfig, Stopper, TuneConfig, Tuner
+from ray.tune import Callback, FailureConfig, PlacementGroupFactory, RunConfig, Stopper, TuneConfig, Tuner
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from raytrain import storage
 from raytrain.cluster import session
-from raytrain.cluster.board import Begun, Ended, Failed, News, Placed, Post, Stepped, Tried, follow, start_board
+from raytrain.cluster.board import (
+    Begun,
+    Ended,
+    Failed,
+    News,
+    Placed,
+    Post,
+    Stepped,
+    Tried,
+    Unplaced,
+    follow,
+    start_board,
+)
 from raytrain.cluster.desk import SearchBoard, TrialWork
+from raytrain.cluster.failures import Kind
 from raytrain.cluster.history import Journal, Restart
 from raytrain.cluster.places import HeldPlaces
 from raytrain.cluster.runs import RUN_FILE, SCORE, RankWork
@@ -40,9 +55,14 @@ from raytrain.search.records import ORIGINAL, SEARCH_FOLDER, TRIALS_FOLDER, Reco
 from raytrain.search.results import write_best, write_results
 from raytrain.search.search import Search
 from raytrain.search.watchdog import Watchdog
+from raytrain.training.checkpoint_files import CHECKPOINTS_FOLDER, remove_checkpoints
 
-LOST_ACTORS = 5
-"""How often a trial may lose its actor, with the node that it is on."""
+LOSSES = 5
+"""How often a trial may lose its actor, or its ranks for good to what is no fault of its setting, in one command."""
+LOOK_S = 15.0
+"""How often it is looked whether another command leads the search, and for places that nobody holds."""
+WRITE_S = 300.0
+"""How often what was found so far is written."""
 ROOM_S = 5.0
 """How often it is looked how many trials the cluster has room for."""
 END_S = 60.0
@@ -87,39 +107,59 @@ def tune(
     try:
         if not search.is_over:
             with session.joined(cluster, plan.uris):
-                _Session(job, plan, search, on_news).run()
-    finally:
+                _Session(job, plan, record, search, on_news).run()
         search.leave()
-        results = write_results(plan.folder, search, job.changes)
-        on_results(results, search.is_over)
+        is_over, results = search.is_over, write_results(plan.folder, search, job.changes)
+    except BaseException:
+        # The error is what matters; the record says what was found, whether or not this can be written now.
+        with contextlib.suppress(Exception):
+            search.leave()
+            on_results(write_results(plan.folder, search, job.changes), False)
+        raise
+    on_results(results, is_over)
     if results.best is None:
         causes = [trial.cause for trial in search.trials if trial.cause]
-        raise WorkNotFinished(f"no trial has a score{f'; the first says: {causes[0]}' if causes else ''}")
+        first = f"; the first says: {causes[0]}" if causes else ""
+        raise WorkNotFinished(f"no trial has a score{first}; name another --experiment for another space or settings")
     return results
 
 
 class _Session:
     """One command's part of a search."""
 
-    def __init__(self, job: TuneJob, plan: SearchPlan, search: Search, on_news: Callable[[News], None]) -> None:
+    def __init__(
+        self,
+        job: TuneJob,
+        plan: SearchPlan,
+        record: Record,
+        search: Search,
+        on_news: Callable[[News], None],
+    ) -> None:
         self._job = job
         self._plan = plan
+        self._record = record
+        self._owner = uuid.uuid4().hex
         self._search = search
         self._on_news = on_news
         self._use_gpu = session.uses_gpus(job.workers)
         self._watchdog = Watchdog()
-        self._places = HeldPlaces()
+        self._places = HeldPlaces(job.workers, self._use_gpu)
+        self._tune_trials: dict[str, Any] = {}
+        self._losses: Counter[str] = Counter()
+        self._looked_at = self._written_at = time.monotonic()
         self._board = start_board(SearchBoard)
         self._journal = Journal(
             storage.join(plan.folder, TRIALS_FOLDER), self._take_in, session.alive_nodes, self._restarted
         )
-        self._ranks_folder = storage.join(plan.folder, SEARCH_FOLDER, RANKS_FOLDER)
+        self._ranks_folder = storage.join(plan.folder, SEARCH_FOLDER, f"{RANKS_FOLDER}-{self._owner[:12]}")
         self._room = (0.0, 0)
         self._stop = threading.Event()
         self._failed: BaseException | None = None
 
     def run(self) -> None:
         """Run trials until the search is over; raise what ends it before."""
+        self._record.lead(self._owner)
+        self._remove_checkpoints()
         with follow(self._board, self._journal.on_news):
             thread = threading.Thread(target=self._tune, name="tune", daemon=True)
             thread.start()
@@ -127,21 +167,42 @@ class _Session:
                 while thread.is_alive():
                     thread.join(timeout=1)
                     self._watch()
+            except BaseException:
+                with contextlib.suppress(Exception):  # at once: who interrupts may not wait long
+                    write_results(self._plan.folder, self._search, self._job.changes)
+                raise
             finally:
                 self._stop.set()
                 self._board.stop.remote()
                 thread.join(timeout=END_S)
+                self._hear_of_places()
+                self._places.free_all()
                 with contextlib.suppress(OSError, RaytrainError):  # what Ray Train has left there says nothing
                     storage.remove_below(self._ranks_folder)
         if self._failed is not None:
             raise self._failed
+        self._remove_checkpoints()
+
+    def _remove_checkpoints(self) -> None:
+        """Remove the checkpoints of ended trials that their ranks had no time to remove: nothing goes on from them."""
+        folder = storage.join(self._plan.folder, TRIALS_FOLDER)
+        left = {name.split("/")[0] for name in storage.find(folder) if f"/{CHECKPOINTS_FOLDER}/" in name}
+        for trial in self._search.trials:
+            run = self._plan.run_name(trial.name)
+            if trial.state != "running" and run in left:
+                remove_checkpoints(storage.join(folder, run))
+
+    def fail(self, error: BaseException) -> None:
+        """End the search with `error`."""
+        self._failed = self._failed or error
+        self._stop.set()
 
     def _tune(self) -> None:
         folder = tempfile.mkdtemp(prefix="raytrain-tune-")
         try:
             self._tuner(folder).fit()
         except BaseException as error:  # noqa: BLE001  # a thread's top: the main one raises it
-            self._failed = error
+            self.fail(error)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -156,12 +217,12 @@ class _Session:
         def trial(config: dict[str, Any]) -> None:
             run_trial(places, TrialWork.model_validate(config["work"]))
 
-        logging.getLogger("ray.tune").setLevel(logging.ERROR)
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what it has to say, the search tells
         return Tuner(
             ray.tune.with_resources(trial, PlacementGroupFactory([{"CPU": 0, "memory": _SMALL}])),
             tune_config=TuneConfig(
-                search_alg=_Trials(self._next),
-                scheduler=_Judge(self._search, self._end),
+                search_alg=_Trials(self._next, self.fail),
+                scheduler=_Judge(self._search, self._end, self._lose, self._take, self.fail),
                 num_samples=-1,
                 reuse_actors=REUSE_ACTORS,
             ),
@@ -170,7 +231,8 @@ class _Session:
                 storage_path=folder,
                 verbose=0,
                 stop=_StopAll(self._stop),
-                failure_config=FailureConfig(max_failures=LOST_ACTORS),
+                failure_config=FailureConfig(max_failures=0),  # a lost trial is handed out again, by the search
+                callbacks=[_AtEachStep(self._look_after_trials)],
             ),
         )
 
@@ -219,13 +281,37 @@ class _Session:
         trial = self._search.end(name, state, cause, judged)
         run = self._plan.run_name(name)
         self._board.end.remote(name)
-        self._watchdog.lose(run)
         self._journal.end(run, trial.seconds, cause if state == "failed" else None)
         write_best(self._plan.folder, self._search, self._job.changes)
         self._board.post.remote(Ended(run, trial))  # behind the news of its last epoch
 
+    def _take(self, name: str, trial: Any) -> None:
+        """Hear which trial of Tune's stands for one of ours now."""
+        self._tune_trials[name] = trial
+
+    def _lose(self, name: str, cause: str) -> None:
+        """Put back a trial that ended through no fault of its setting; after too many times it is a failed one."""
+        self._losses[name] += 1
+        run = self._plan.run_name(name)
+        if self._losses[name] > LOSSES:
+            self._end(name, "failed", f"lost {self._losses[name]} times: {cause}")
+            return
+        self._board.post.remote(Failed(run, Kind.ACTOR_LOST, cause, True))
+        self._search.put_back(name)
+
+    def _look_after_trials(self) -> None:
+        """Lose trials that Tune has ended by itself, as where their actor or its node is gone."""
+        if self._stop.is_set():
+            return
+        for name in self._search.running:
+            trial = self._tune_trials.get(name)
+            if trial is not None and trial.status in ("ERROR", "TERMINATED"):
+                del self._tune_trials[name]
+                error = trial.get_pickled_error() if trial.has_reported_at_least_once else None
+                self._lose(name, f"its actor is gone{f' ({first_line(error)})' if error else ''}")
+
     def _take_in(self, news: News) -> None:
-        if isinstance(news, Failed):
+        if isinstance(news, (Failed, Unplaced, Ended)):
             self._watchdog.lose(news.run)
         elif isinstance(news, (Placed, Begun, Stepped, Post)):
             self._watchdog.place(news.run)
@@ -234,12 +320,24 @@ class _Session:
     def _restarted(self, run: str, restart: Restart) -> None:
         self._search.add_restart(self._plan.trial_name(run), f"{restart.kind}: {restart.cause}")
 
+    def _hear_of_places(self) -> None:
+        with contextlib.suppress(ray.exceptions.RayError):  # the board has gone with the cluster: Tune learns of it
+            for desk, places, controller in ray.get(self._board.take_held.remote(), timeout=ROOM_S):
+                self._places.add(desk, places, controller)
+
     def _watch(self) -> None:
         """Give back the places of lost actors; raise `WorkNotFinished` where no trial has had any for long."""
-        with contextlib.suppress(ray.exceptions.RayError):  # the board has gone with the cluster: Tune learns of it
-            for desk, places in ray.get(self._board.take_held.remote(), timeout=ROOM_S):
-                self._places.add(desk, places)
-        self._places.look()
+        self._hear_of_places()
+        self._places.free_lost()
+        if time.monotonic() - self._looked_at >= LOOK_S:
+            self._looked_at = time.monotonic()
+            self._places.free_unknown()
+            owner = self._record.owner()
+            if owner != self._owner:
+                raise WorkNotFinished(f"{self._plan.folder}: another command leads this search now, this one ends")
+        if time.monotonic() - self._written_at >= WRITE_S:
+            self._written_at = time.monotonic()
+            write_results(self._plan.folder, self._search, self._job.changes)
         self._watchdog.look(self._rooms())
         waited_s = self._watchdog.waited_s()
         if waited_s is None or self._search.is_over:
@@ -265,13 +363,18 @@ class _OfThisProcess:
 class _Trials(_OfThisProcess, Searcher):
     """Hands the trials of a search to Tune."""
 
-    def __init__(self, next_work: Callable[[], TrialWork | str | None]) -> None:
+    def __init__(self, next_work: Callable[[], TrialWork | str | None], fail: Callable[[BaseException], None]) -> None:
         super().__init__()
         self._next_work = next_work
+        self._fail = fail
 
     def suggest(self, trial_id: str) -> Any:
         """Return what Tune is to run next."""
-        found = self._next_work()
+        try:
+            found = self._next_work()
+        except Exception as error:  # noqa: BLE001  # Tune would wrap it; the command tells it as it is
+            self._fail(error)
+            return Searcher.FINISHED
         return {"work": found.model_dump(mode="json")} if isinstance(found, TrialWork) else found
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -304,10 +407,32 @@ def named(name: str) -> Any:
     return SimpleNamespace(trial_id=name)
 
 
-class _Judge(_OfThisProcess, AsyncHyperBandScheduler):
-    """Records what trials report, and stops those of the search that are behind (ASHA), or out of budget."""
+class _AtEachStep(_OfThisProcess, Callback):
+    """Calls something in each step of Tune's loop."""
 
-    def __init__(self, search: Search, end: Callable[..., None]) -> None:
+    def __init__(self, call: Callable[[], None]) -> None:
+        self._call = call
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Call it."""
+        self._call()
+
+
+class _Judge(_OfThisProcess, AsyncHyperBandScheduler):
+    """Records what trials report, and stops those of the search that are behind (ASHA), or out of budget.
+
+    `end` records the end of a trial, `lose` that it has to be handed out again, `take` hears of Tune's own trials,
+    `fail` of an error that ends the search.
+    """
+
+    def __init__(
+        self,
+        search: Search,
+        end: Callable[..., None],
+        lose: Callable[[str, str], None],
+        take: Callable[[str, Any], None],
+        fail: Callable[[BaseException], None],
+    ) -> None:
         stopping = search.settings.stopping
         self._asha = stopping is not None
         super().__init__(
@@ -319,11 +444,16 @@ class _Judge(_OfThisProcess, AsyncHyperBandScheduler):
             reduction_factor=stopping.reduction if stopping else 2,
         )
         self._search = search
-        self._end = end
-        replay(self, search.trials)
+        self._end, self._lose, self._take, self._fail = end, lose, take, fail
+        behind = replay(self, search.trials)
+        for trial in search.trials:  # decided, and not recorded, when the command before was killed
+            is_cut_off = trial.state == "running" and len(trial.epochs) < trial.num_epochs
+            if self._asha and is_cut_off and trial.name in behind and trial.number != ORIGINAL:
+                self._end(trial.name, "stopped", _behind(trial.epochs[-1].epoch))
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """Take in a trial."""
+        self._take(_name(trial), trial)
         super().on_trial_add(tune_controller, named(_name(trial)))
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
@@ -331,10 +461,21 @@ class _Judge(_OfThisProcess, AsyncHyperBandScheduler):
         name = _name(trial)
         if result.get("done") or name not in self._search.running:
             return str(TrialScheduler.CONTINUE)
+        try:
+            goes_on = self._take_in(tune_controller, name, result)
+        except Exception as error:  # noqa: BLE001  # Tune would wrap it; the command tells it as it is
+            self._fail(error)
+            return str(TrialScheduler.CONTINUE)
+        return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
+
+    def _take_in(self, tune_controller: Any, name: str, result: dict[str, Any]) -> bool:
         if result["what"] == "end":
             judged = result.get("judged")
-            self._end(name, result["state"], result.get("cause"), None if judged is None else json.loads(judged))
-            return str(TrialScheduler.CONTINUE)  # its function returns
+            if result["state"] == "lost":
+                self._lose(name, str(result.get("cause")))
+            else:
+                self._end(name, result["state"], result.get("cause"), None if judged is None else json.loads(judged))
+            return True  # its function returns
         values = {
             "score": result[SCORE],
             "loss": result["loss"],
@@ -342,19 +483,21 @@ class _Judge(_OfThisProcess, AsyncHyperBandScheduler):
             "train_s": result["epoch_s"],
             "validation_s": result["validation_s"],
         }
-        recorded = self._search.add_epoch(name, result["epoch"], values)
-        if recorded.epochs[-1].epoch >= recorded.num_epochs:
-            return str(TrialScheduler.CONTINUE)
-        cause = self._search.spent(recorded)
-        if cause is None and self._asha and recorded.kind == "search":
+        trial = self._search.add_epoch(name, result["epoch"], values)
+        if trial.epochs[-1].epoch >= trial.num_epochs:
+            return True
+        spent = self._search.spent(trial)
+        if spent is not None and trial.kind == "final":
+            self._search.put_back(name)  # a larger budget goes on with it
+            return False
+        cause = spent
+        if cause is None and self._asha and trial.kind == "search":
             decision = super().on_trial_result(tune_controller, named(name), result)
-            is_behind = decision == TrialScheduler.STOP and recorded.number != ORIGINAL  # what others are held against
-            count = "1 epoch" if result["epoch"] == 1 else f"{result['epoch']} epochs"
-            cause = f"behind after {count}" if is_behind else None
-        if cause is None:
-            return str(TrialScheduler.CONTINUE)
-        self._end(name, "stopped", cause)
-        return str(TrialScheduler.STOP)
+            is_behind = decision == TrialScheduler.STOP and trial.number != ORIGINAL  # what others are held against
+            cause = _behind(result["epoch"]) if is_behind else None
+        if cause is not None:
+            self._end(name, "stopped", cause)
+        return cause is None
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         """Do nothing: rungs know what they have to."""
@@ -363,21 +506,27 @@ class _Judge(_OfThisProcess, AsyncHyperBandScheduler):
         """Do nothing, as above."""
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        """Record that a trial has failed for good: its actor was lost too often, or a bug of ours."""
-        error = trial.get_pickled_error() or trial.get_error()
-        if _name(trial) in self._search.running:
-            self._end(_name(trial), "failed", f"{type(error).__name__}: {first_line(error)}" if error else "unknown")
+        """Do nothing: trials that Tune has ended are looked for at each of its steps."""
 
 
-def replay(scheduler: AsyncHyperBandScheduler, trials: list[Trial]) -> None:
-    """Bring a scheduler to where the epochs of the search's trials leave it."""
+def _behind(epochs: int) -> str:
+    return f"behind after {'1 epoch' if epochs == 1 else f'{epochs} epochs'}"
+
+
+def replay(scheduler: AsyncHyperBandScheduler, trials: list[Trial]) -> set[str]:
+    """Bring a scheduler to where the epochs of the search's trials leave it.
+
+    Returns the names of the trials that it stops at the last of their epochs.
+    """
     told = [(each.at_s, trial.name, each) for trial in trials if trial.kind == "search" for each in trial.epochs]
     none: Any = None  # the controller, which it does not ask
     for name in dict.fromkeys(trial.name for trial in trials):
         AsyncHyperBandScheduler.on_trial_add(scheduler, none, named(name))
+    decided: dict[str, str] = {}
     for _, name, each in sorted(told, key=lambda item: item[:2]):
         result = {"epoch": each.epoch, SCORE: each.score}
-        AsyncHyperBandScheduler.on_trial_result(scheduler, none, named(name), result)
+        decided[name] = AsyncHyperBandScheduler.on_trial_result(scheduler, none, named(name), result)
+    return {name for name, decision in decided.items() if decision == TrialScheduler.STOP}
 
 
 def _name(trial: Any) -> str:

@@ -98,7 +98,7 @@ def _scatter(axes: Axes, distribution: Distribution, points: Sequence[tuple[Any,
     elif isinstance(distribution, Weight):
         off = distribution.low / 2
         axes.set_xscale("log")
-        placed = [(x or off, trial) for x, trial in points]
+        placed = [(x or off, trial) for x, trial in points]  # a weight is never None
         ticks = [each for each in (0.01, 0.1, 1.0, 10.0) if distribution.low <= each <= distribution.high]
         axes.set_xticks([off, *ticks], [_OFF, *(f"{each:g}" for each in ticks)])
         axes.minorticks_off()
@@ -107,6 +107,8 @@ def _scatter(axes: Axes, distribution: Distribution, points: Sequence[tuple[Any,
             axes.set_xscale("log")
         placed = list(points)
     for x, trial in placed:
+        if x is None:  # the original does without
+            continue
         is_original = trial.number == ORIGINAL
         axes.plot(
             x,
@@ -144,7 +146,8 @@ def _parallel(space: Space, trials: Sequence[Trial]) -> Plot:
     xs = range(len(space) + 1)
     for trial in sorted(trials, key=lambda each: each.score or 0.0):
         height = ((trial.score or 0.0) - low) / span
-        ys = [place(trial.point[path]) for place, path in zip(places, space, strict=True)]
+        values = [trial.point[path] for path in space]
+        ys = [0.5 if value is None else place(value) for place, value in zip(places, values, strict=True)]
         axes.plot(xs, [*ys, height], color=shade(height), linewidth=0.6 + 1.6 * height, alpha=0.85)
     names = [path.rpartition(".")[2] for path in space]
     axes.set_xticks(xs, [*names, "score"], rotation=30, ha="right")

@@ -17,15 +17,15 @@ from raytrain.evaluation.intervals import Interval, mean_over_seeds_and_location
 from raytrain.search.records import ORIGINAL, Trial
 
 Words = Literal["better", "no difference", "worse", "the original is the best"]
-DRAWS_SEED = 0
-"""The seed of the interval's draws."""
+FEWEST_SEEDS = 2
+"""One seed shows nothing of how seeds differ, so no interval can be had from it."""
 
 
 class Finals(Settings):
     """How many settings beside the original are trained to the end, each with how many seeds; none with 0."""
 
     finalists: int = Field(default=2, ge=0)
-    seeds: int = Field(default=3, ge=1)
+    seeds: int = Field(default=3, ge=FEWEST_SEEDS)
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,16 @@ def candidates(trials: Sequence[Trial], finals: Finals) -> list[int]:
     original = next((each for each in tried if each.number == ORIGINAL), None)
     scored = [each for each in tried if each.score is not None and each.state in ("stopped", "finished")]
     others = [each for each in scored if original is not None and each.point != original.point]
-    best = sorted(others, key=lambda each: (-(each.score or 0), each.number))[: finals.finalists]
-    return [ORIGINAL, *(each.number for each in best)] if best else []
+    best: list[Trial] = []
+    for each in sorted(others, key=lambda each: (-(each.score or 0), each.number)):
+        if all(each.point != known.point for known in best):
+            best.append(each)
+    return [ORIGINAL, *(each.number for each in best[: finals.finalists])] if best else []
+
+
+def given_up(trials: Sequence[Trial]) -> set[int]:
+    """Return the numbers of the finalists of which a training failed: they can't win, whatever the others come to."""
+    return {each.number for each in trials if each.kind == "final" and each.state in ("failed", "diverged")}
 
 
 def final_scores(trials: Sequence[Trial], numbers: Sequence[int]) -> list[FinalScore]:
@@ -86,21 +94,21 @@ def judge(trials: Sequence[Trial], finals: Finals) -> Verdict | None:
 
     One of which a training failed drops out.
     """
-    failed = {each.number for each in trials if each.kind == "final" and each.state in ("failed", "diverged")}
+    failed = given_up(trials)
     numbers = [number for number in candidates(trials, finals) if number not in failed]
     if ORIGINAL not in numbers:
         return None
     judged = _judged(trials, numbers)
     scored = final_scores(trials, numbers)
-    if len(scored) < 2:
-        return None
     seeds = tuple(_common_seeds(judged, numbers))
+    if len(scored) < 2 or len(seeds) < FEWEST_SEEDS:
+        return None
     winner = max(scored, key=lambda each: (each.validation, -each.number)).number
     locations = len(judged[ORIGINAL, seeds[0]].judged or {})
     if winner == ORIGINAL:
         return Verdict(winner, "the original is the best", None, seeds, locations)
     difference_SL = np.stack([_ious(judged[winner, seed]) - _ious(judged[ORIGINAL, seed]) for seed in seeds])
-    found = mean_over_seeds_and_locations(difference_SL, DRAWS_SEED)
+    found = mean_over_seeds_and_locations(difference_SL)
     words: Words = "better" if found.low > 0 else "worse" if found.high < 0 else "no difference"
     return Verdict(winner, words, found, seeds, locations)
 

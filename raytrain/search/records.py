@@ -6,6 +6,7 @@ trains, or how settings are drawn.
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
@@ -15,9 +16,12 @@ from raytrain import storage
 from raytrain.config import Fraction, MemberSettings, Settings, differences, parse
 from raytrain.errors import ConfigError
 
-SEARCH_FOLDER, SETTINGS_FILE, CLOCK_FILE, TRIALS_FOLDER = "search", "settings.json", "clock.json", "trials"
+SEARCH_FOLDER, TRIALS_FOLDER = "search", "trials"
+SETTINGS_FILE, CLOCK_FILE, OWNER_FILE = "settings.json", "clock.json", "owner.json"
 """Below the experiment's folder: the record's, with its files. `trials/` beside it has the runs of the trials."""
 READERS = 16
+FIRST_SEED = 1
+"""The first seed of the finals, above the one that trials have: they were chosen with that one, by luck as well."""
 ORIGINAL = 0
 """The number of the trial with the member's own settings, always the first."""
 State = Literal["running", "stopped", "finished", "diverged", "failed"]
@@ -88,11 +92,11 @@ class Trial(Settings):
 
     `number` counts the settings; a finalist has that of the trial that it comes from. `point` is what was drawn (of the
     original, the member's own values). `seconds` are those of `num_ranks` ranks over all commands, start-up and waiting
-    included; `begun` is how many commands have begun it, `restarts` why it went on from a checkpoint within one.
+    included; `begun` is how often it was handed out, `restarts` why it went on from a checkpoint meanwhile.
     `judged` are the locations kept back, of a finalist that is finished.
     """
 
-    name: str
+    name: str = Field(pattern=r"^(trial-\d{4,}|final-\d{4,}-seed\d+)$")
     kind: Literal["search", "final"]
     number: int
     seed: int
@@ -167,6 +171,17 @@ class Record:
         uri = storage.join(self._uri, TRIALS_FOLDER, f"{trial.name}.json")
         storage.write_bytes(uri, trial.model_dump_json(indent=1).encode(), durably=True)
 
+    def lead(self, owner: str) -> None:
+        """Say that the process with this token leads the search from now on."""
+        storage.write_bytes(storage.join(self._uri, OWNER_FILE), json.dumps({"owner": owner}).encode())
+
+    def owner(self) -> str | None:
+        """Return the token of the process that leads the search; None where none was recorded."""
+        try:
+            return str(storage.read_json(storage.join(self._uri, OWNER_FILE))["owner"])
+        except (FileNotFoundError, KeyError):
+            return None
+
     def seconds(self) -> float:
         """Return how long the search has taken so far."""
         uri = storage.join(self._uri, CLOCK_FILE)
@@ -181,4 +196,7 @@ class Record:
 
 
 def _read_trial(uri: str) -> Trial:
-    return parse(Trial, storage.read_json(uri), uri)
+    trial = parse(Trial, storage.read_json(uri), uri)
+    if f"{trial.name}.json" != storage.name_of(uri):
+        raise ConfigError(f"{uri}: damaged, it is about {trial.name}")
+    return trial

@@ -32,7 +32,9 @@ def best_of(search: Search) -> Best | None:
     points = {trial.number: trial.point for trial in trials if trial.kind == "search"}
     verdict = judge(trials, search.finals)
     if verdict is None:
-        scored = [trial for trial in trials if trial.kind == "search" and trial.score is not None]
+        usable = ("finished", "stopped", "running")  # one that diverged later is no setting to train with
+        tried = [trial for trial in trials if trial.kind == "search"]
+        scored = [trial for trial in tried if trial.score is not None and trial.state in usable]
         if not scored:
             return None
         best = max(scored, key=lambda each: (each.score or 0.0, -each.number))

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from raytrain.config import MemberSettings, change
 from raytrain.search.budget import FINALS_SHARE, Budget
-from raytrain.search.finals import Finals, candidates
-from raytrain.search.records import ENDED, ORIGINAL, Epoch, LocationCounts, Record, SearchSettings, Trial
+from raytrain.search.finals import Finals, candidates, given_up
+from raytrain.search.records import ENDED, FIRST_SEED, ORIGINAL, Epoch, LocationCounts, Record, SearchSettings, Trial
 from raytrain.search.sampling import draw
 from raytrain.search.space import Point, is_setting, original_point, parse_distribution, settings_of
 
@@ -127,6 +127,13 @@ class Search:
             self._keep(trial)
             return trial
 
+    def put_back(self, name: str) -> Trial:
+        """Take a trial from those that run: it is not over, and the next to run, from where it was saved."""
+        with self._lock:
+            self._keep(self._with_time(self._trials[name]))
+            self._running.pop(name, None)
+            return self._trials[name]
+
     def leave(self) -> None:
         """Record the time of what runs, and that of the search: another command goes on with them."""
         with self._lock:
@@ -173,8 +180,11 @@ class Search:
         numbers = candidates(self.trials, self.finals)
         if any(self._trials[name].kind == "search" for name in self._running):
             numbers = numbers[:1]  # the original, which is among the finalists whatever the others come to
-        for seed in range(self.finals.seeds):
-            for number in numbers:
+        lost = given_up(self.trials)
+        if ORIGINAL in lost:
+            return None  # there is nothing to compare with
+        for seed in range(FIRST_SEED, FIRST_SEED + self.finals.seeds):
+            for number in [number for number in numbers if number not in lost]:
                 trial = self._trial("final", number, self.settings.member.seed + seed, points[number])
                 known = self._trials.get(trial.name, trial)
                 if known.state == "running" and known.name not in self._running:

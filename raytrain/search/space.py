@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from raytrain.config import LossWeights, MemberSettings, change, resolve
+from raytrain.config import LossWeights, MemberSettings, OptimiserSettings, change, resolve
 from raytrain.errors import ConfigError
 
 Point = dict[str, Any]
@@ -89,7 +89,7 @@ def text_of(distribution: Distribution) -> str:
     name = next(name for name, kind in _KINDS.items() if kind is type(distribution))
     if isinstance(distribution, Choice):
         return f"{name}({', '.join(map(json.dumps, distribution.values))})"
-    return f"{name}({', '.join(f'{getattr(distribution, field.name):g}' for field in fields(distribution))})"
+    return f"{name}({', '.join(repr(getattr(distribution, field.name)) for field in fields(distribution))})"
 
 
 def parse_distribution(path: str, text: str) -> Distribution:
@@ -136,13 +136,17 @@ def default_space(member: MemberSettings) -> Space:
     sgd = member.optimiser
     same = {"constant", "plateau"} if sgd.schedule in ("constant", "plateau") else set[str]()
     schedules = [sgd.schedule, *(each for each in ("cosine", "one-cycle", "constant") if each not in same)]
-    return {
+    space: Space = {
         "optimiser.lr": LogUniform(significant(sgd.lr / LR_FACTOR), significant(sgd.lr * LR_FACTOR)),
         "optimiser.momentum": Uniform(0.8, 0.98),
         "optimiser.schedule": Choice(tuple(dict.fromkeys(schedules))),
         "optimiser.warmup_fraction": Uniform(0.0, 0.3),
         **{path: Weight(0.02, 1.0) for path in WEIGHTS},
     }
+    defaults = OptimiserSettings.model_fields
+    if any(getattr(sgd, name) != defaults[name].default for name in ("plateau_epochs", "plateau_factor")):
+        del space["optimiser.schedule"]  # they belong to the schedule that the member has
+    return space
 
 
 def parse_space(entries: Sequence[str], member: MemberSettings, *, with_default: bool = True) -> Space:
@@ -171,7 +175,7 @@ def check_space(space: Space, member: MemberSettings) -> None:
     """Raise `ConfigError` if some end or choice of `space` is no setting, whatever is drawn beside it."""
     generator = random.Random(0)
     for path, distribution in space.items():
-        for value in _ends(distribution):
+        for value in probes(distribution):
             reason: ConfigError | None = None
             for _ in range(DRAWS):
                 try:
@@ -185,11 +189,15 @@ def check_space(space: Space, member: MemberSettings) -> None:
                 raise ConfigError(f"space of {path}: {value!r} is no setting: {reason}") from reason
 
 
-def _ends(distribution: Distribution) -> list[Any]:
+def probes(distribution: Distribution) -> list[Any]:
+    """Return values that tell whether a setting can be drawn so: ends, choices, and one between, no whole number."""
     if isinstance(distribution, Choice):
         return list(distribution.values)
     ends = [distribution.low, distribution.high]
-    return [0.0, *ends] if isinstance(distribution, Weight) else ends
+    if isinstance(distribution, Integer):
+        return ends
+    between = distribution.low + (distribution.high - distribution.low) / math.pi
+    return [0.0, *ends] if isinstance(distribution, Weight) else [*ends, between]
 
 
 def _draw(distribution: Distribution, generator: random.Random) -> Any:
@@ -220,6 +228,8 @@ def contains(space: Space, point: Mapping[str, Any]) -> bool:
 def _is_in(distribution: Distribution, value: Any) -> bool:
     if isinstance(distribution, Choice):
         return value in distribution.values
+    if value is None:  # not given
+        return False
     if isinstance(distribution, Weight) and value == 0:
         return True
     return bool(distribution.low <= value <= distribution.high)

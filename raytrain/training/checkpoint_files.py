@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from raytrain import storage
-from raytrain.errors import ConfigError, DataError
+from raytrain.errors import ConfigError, DataError, first_line
 from raytrain.tiles.order import Position
 
 MOMENTUM_FILE, STATE_FILE = "momentum.safetensors", "state.json"
 CHECKPOINTS_FOLDER = "checkpoints"
 _INDEX = re.compile(r"attempt-(\d{4,})\.json")
 FORMAT_VERSION = 3
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,17 @@ def index_uri(run_folder: str, attempt: int) -> str:
 def checkpoint_uri(run_folder: str, name: str) -> str:
     """Return where the files of the checkpoint of this name lie."""
     return storage.join(run_folder, CHECKPOINTS_FOLDER, name)
+
+
+def remove_checkpoints(run_folder: str) -> None:
+    """Remove all checkpoints of the run in the folder of this URI, and their indexes; what can't be is left over."""
+    folder = storage.join(run_folder, CHECKPOINTS_FOLDER)
+    try:
+        storage.remove_below(folder)
+    except Exception as error:
+        if not (storage.is_out_of_reach(error) or storage.is_passing(error)):
+            raise
+        _logger.warning("%s: can't be removed: %s", folder, first_line(error))
 
 
 def read_checkpoint(folder: str) -> dict[str, bytes]:

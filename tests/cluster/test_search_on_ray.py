@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from raytrain.cluster.board import Begun, Ended, News, Post
+from raytrain.cluster.board import Begun, News, Post
 from raytrain.cluster.runs import RunSettings
 from raytrain.cluster.search_plan import TuneJob
 from raytrain.cluster.session import Cluster
@@ -55,7 +55,7 @@ def job(shards: Path, out: Path, **values: Any) -> TuneJob:
         "member": MEMBER,
         "changes": CHANGES,
         "budget": Budget(trials=3),
-        "finals": Finals(finalists=1, seeds=1),
+        "finals": Finals(finalists=1, seeds=2),
     }
     return TuneJob(**defaults | values)
 
@@ -82,11 +82,18 @@ class Watcher:
             _thread.interrupt_main()
 
     def kill_actors(self, news: News) -> None:
-        """Kill the actors of all trials once the original has ended: they hold all places of this machine."""
+        """Kill the actors of all trials in the second epoch of a finalist: they hold all places of this machine."""
         self.news.append(news)
-        if isinstance(news, Ended) and self.killed is None and news.run == "trial-0000-fold0":
+        if (
+            isinstance(news, Post)
+            and self.killed is None
+            and news.run.startswith("final")
+            and news.metrics["epoch"] == 1
+        ):
             self.killed = news.run
-            for pid in trial_actors():
+            found = trial_actors()
+            assert len(found) == 2
+            for pid in found:
                 os.kill(pid, signal.SIGKILL)
 
 
@@ -104,15 +111,15 @@ def test_search_goes_on_through_killed_ranks_an_interrupt_and_killed_actors(shar
     assert struck.state == "running"
     assert struck.restarts, "a killed rank is told"
     assert struck.restarts[0].startswith("worker killed: ")
-    known = len(struck.epochs)
-    assert 3 <= known < EPOCHS
+    done = len(struck.epochs)
+    assert 3 <= done < EPOCHS
 
     watcher = Watcher()
     results = tune(job(shards, tmp_path), Cluster(), watcher.kill_actors, watcher.on_results)
     assert watcher.killed is not None
     trials = {trial.name: trial for trial in results.trials}
     first = next(news for news in watcher.news if isinstance(news, Begun) and news.run == "trial-0000-fold0")
-    assert first.position.epoch >= known - 1, "it began again at the start"
+    assert first.position.epoch >= done - 1, "it began again at the start"
     for name, trial in trials.items():
         assert [each.epoch for each in trial.epochs] == list(range(1, len(trial.epochs) + 1)), name
         assert trial.state == "finished" or (trial.state == "stopped" and len(trial.epochs) < EPOCHS), name
@@ -120,17 +127,24 @@ def test_search_goes_on_through_killed_ranks_an_interrupt_and_killed_actors(shar
     for name, trial in before.items():
         assert trials[name].point == trial.point, name
         assert trials[name].epochs[: len(trial.epochs)] == trial.epochs, name
-    undisturbed = trials["final-0000-seed0"]
+    again = trials[str(watcher.killed).removesuffix("-fold0")]
+    assert again.begun == 2, "a trial whose actor was killed is handed out again"
+    assert any(text.startswith("actor lost: ") for text in again.restarts)
+    alone = {"budget": Budget(trials=1), "finals": Finals(finalists=0)}
+    (undisturbed,) = tune(job(shards, tmp_path / "alone", **alone), Cluster(), print, lambda *found: None).trials
     assert [each.score for each in trials["trial-0000"].epochs] == [each.score for each in undisturbed.epochs]
     assert [each.loss for each in trials["trial-0000"].epochs] == [each.loss for each in undisturbed.epochs]
     assert [trial.number for trial in results.trials if trial.kind == "search"] == [0, 1, 2]
 
-    assert undisturbed.judged is not None
+    judged = trials["final-0000-seed1"].judged
+    assert judged is not None
     folder = tmp_path / "main"
-    run = parse(RunSettings, json.loads((folder / "trials" / "final-0000-seed0-fold0" / "run.json").read_text()))
-    assert (run.fold, run.kept_back) == (0, 3)
-    assert all(0 <= each.iou <= 1 and each.num_chips == 2 for each in undisturbed.judged.values())
-    assert len(undisturbed.judged) == 2
+    run = parse(RunSettings, json.loads((folder / "trials" / "final-0000-seed1-fold0" / "run.json").read_text()))
+    assert (run.fold, run.kept_back, run.member.seed) == (0, 3, 1)
+    assert all(0 <= each.iou <= 1 and each.num_chips == 2 for each in judged.values())
+    assert len(judged) == 2
+    assert results.verdict is not None
+    assert results.verdict.seeds == (1, 2)
     assert results.best is not None
     member = change(members((MEMBER,))[0], CHANGES)
     best = change(members((MEMBER,))[0], load_changes(folder / "best.toml"))
@@ -140,8 +154,8 @@ def test_search_goes_on_through_killed_ranks_an_interrupt_and_killed_actors(shar
     assert not [parts for parts in left if "ranks" in parts]
     assert {parts[-1].partition(".")[0] for parts in left if parts[0] == "trials"} == {"run", "history", "events"}
 
-    again = tune(job(shards, tmp_path), Cluster(), watcher.news.append, watcher.on_results)
-    assert again.trials == results.trials, "a search that is over does nothing"
+    known = tune(job(shards, tmp_path), Cluster(), watcher.news.append, watcher.on_results)
+    assert known.trials == results.trials, "a search that is over does nothing"
 
 
 def test_trials_that_diverge_or_can_not_be_are_results(shards: Path, tmp_path: Path) -> None:

@@ -100,6 +100,10 @@ def test_a_run_of_a_trial_has_its_name_its_seed_and_its_epochs(shards: Path) -> 
         ({"changes": TINY | {"seeds": 1}}, "unknown setting 'seeds'"),
         ({"space": ("lr=uniform(0,1)",)}, "0.0 is no setting"),
         ({"only_space": True}, "an empty space"),
+        ({"space": ('bands=choice(["B02"],["B99"])',)}, r"\['B99'\] can't be tried: .*needs B99"),
+        ({"space": ("global_batch=choice(1,4)",), "workers": 2}, "1 can't be tried: .*ranks; use fewer workers"),
+        ({"space": ("encoder_weights=choice(random,/no/such.safetensors)",)}, "no/such.safetensors"),
+        ({"stops_early": False, "grace_epochs": 2}, "--run-to-end stops none"),
         ({"experiment": "a/b"}, "experiment 'a/b'"),
     ],
 )
@@ -125,6 +129,8 @@ def test_shards_of_two_folds_are_too_few(chips: Path, tmp_path: Path) -> None:
         (["--member", "small-byob-4b", "--trials", "3", "--tiles-fraction", "0"], "tiles_fraction: Input should be"),
         (["--member", "small-byob-4b", "--trials", "3", "--space", "lr=normal(0,1)"], "expected uniform"),
         (["--member", "small-byob-4b", "--trials", "3", "--method", "grid"], "invalid choice"),
+        (["--member", "small-byob-4b", "--trials", "3", "--finalists", "0", "--final-seeds", "2"], "of which"),
+        (["--member", "small-byob-4b", "--trials", "3", "--final-seeds", "1"], "finals.seeds: Input should be"),
     ],
 )
 def test_mistakes_of_the_command_are_one_line(

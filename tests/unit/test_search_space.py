@@ -10,6 +10,7 @@ import pytest
 from raytrain.config import MemberSettings, change
 from raytrain.errors import ConfigError
 from raytrain.recipes import members
+from raytrain.search.figures import plots_of
 from raytrain.search.records import Epoch, Trial
 from raytrain.search.sampling import draw, importances
 from raytrain.search.space import (
@@ -40,7 +41,8 @@ def member() -> MemberSettings:
     [
         Uniform(0, 0.5),
         LogUniform(1e-4, 0.1),
-        Integer(2, 64),
+        Integer(1000001, 2345678),
+        LogUniform(0.12345678, 0.12345679),
         Choice(("constant", "cosine")),
         Choice((4, [1, 2], True)),
         Weight(0.02, 1),
@@ -75,6 +77,7 @@ def test_choices_are_read_without_quotes() -> None:
         ("seed=integer(0,9)", "luck"),
         ("epochs=integer(1,9)", "--trial-epochs"),
         ("decoder_channels=uniform(1,2)", "is no setting"),
+        ("global_batch=uniform(4,16)", "is no setting"),
     ],
 )
 def test_a_bad_space_is_refused_with_what_is_wrong(member: MemberSettings, entry: str, message: str) -> None:
@@ -210,3 +213,20 @@ def test_changes_of_the_command_are_part_of_the_original(member: MemberSettings)
     space = default_space(changed)
     assert original_point(space, changed)["optimiser.lr"] == 0.5
     assert contains(space, original_point(space, changed))
+
+
+def test_a_setting_that_the_original_does_without_can_be_searched(member: MemberSettings) -> None:
+    space = parse_space(["batch_norm_group=integer(2,8)"], member, with_default=False)
+    original = original_point(space, member)
+    assert original == {"batch_norm_group": None}
+    assert not contains(space, original)
+    assert settings_of(member, original) == member
+    drawn = draw(space, [trial(0, original, 0.5)], 1, 0, "tpe", is_setting(member))
+    assert contains(space, drawn)
+    known = [trial(0, original, 0.5), *(trial(i, {"batch_norm_group": i}, 0.1 * i) for i in range(2, 6))]
+    assert [plot.heading for plot in plots_of(space, known)][:2] == ["The best over time", "Learning curves"]
+
+
+def test_a_member_with_a_plateau_of_its_own_keeps_its_schedule(member: MemberSettings) -> None:
+    own = change(member, {"optimiser.plateau_epochs": 5})
+    assert "optimiser.schedule" not in parse_space([], own)

@@ -14,6 +14,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 from raytrain.cluster import tune as tuning
 from raytrain.cluster.runs import SCORE
 from raytrain.config import change
+from raytrain.errors import StoreOutOfReach
 from raytrain.recipes import members
 from raytrain.search.budget import Budget
 from raytrain.search.finals import Finals
@@ -51,7 +52,18 @@ class Run:
         """Begin another command on the same record."""
         self.search = Search(Record(str(self.folder)), settings(self.stops), self.budget, Finals(finalists=0))
         self.ends: list[tuple[str, str, str | None]] = []
-        self.judge = tuning._Judge(self.search, self.end)
+        self.lost: list[tuple[str, str]] = []
+        self.failed: list[BaseException] = []
+        self.judge = self.new_judge()
+
+    def new_judge(self) -> Any:
+        return tuning._Judge(
+            self.search,
+            self.end,
+            lambda name, cause: self.lost.append((name, cause)),
+            lambda name, trial: None,
+            self.failed.append,
+        )
 
     def end(self, name: str, state: str, cause: str | None = None, judged: Any = None) -> None:
         self.ends.append((name, state, cause))
@@ -104,10 +116,13 @@ def test_without_stopping_every_trial_goes_on(tmp_path: Path) -> None:
 
 def test_the_last_epoch_is_no_reason_to_stop(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    names = [run.begin() for _ in range(3)]
-    for name, score in zip(names, (0.9, 0.9, 0.95), strict=True):
-        run.report(name, 1, score)
-    assert [run.report(name, EPOCHS, 0.1) for name in names] == [GO] * 3
+    names = [run.begin() for _ in range(4)]
+    for name in names:
+        run.report(name, 1, 0.9)
+    assert [run.report(name, EPOCHS, score) for name, score in zip(names, (0.9, 0.8, 0.7, 0.1), strict=True)] == [
+        GO
+    ] * 4
+    assert run.report(names[3], 3, 0.1) == STOP, "at a rung it is one"
 
 
 @pytest.mark.parametrize("interrupted_after", range(0, 40, 3))
@@ -160,21 +175,67 @@ def test_what_a_trial_says_at_its_end_is_recorded_with_what_was_judged(tmp_path:
 def test_a_spent_budget_stops_a_running_trial_with_the_reason(tmp_path: Path) -> None:
     run = Run(tmp_path, budget=Budget(wall_hours=1e-9))
     run.search = Search(Record(str(tmp_path)), settings(Stopping()), Budget(trials=1), Finals(finalists=0))
-    run.judge = tuning._Judge(run.search, run.end)
+    run.judge = run.new_judge()
     name = run.begin()
     run.search._budget = Budget(wall_hours=1e-9)
     assert run.report(name, 1, 0.5) == STOP
     assert run.ends == [(name, "stopped", "1e-09 wall-hours are spent")]
 
 
-def test_an_actor_that_is_lost_for_good_is_a_failed_trial(tmp_path: Path) -> None:
+def test_a_finalist_without_budget_is_put_aside_for_a_larger_one(tmp_path: Path) -> None:
+    record = Record(str(tmp_path))
+    for number, lr in ((0, 0.07), (1, 0.01)):
+        record.write(curve(number, [0.1 * number] * EPOCHS).model_copy(update={"point": {"optimiser.lr": lr}}))
+    run = Run(tmp_path)
+    run.search = Search(record, settings(ASHA), Budget(trials=2), Finals(finalists=1, seeds=2))
+    run.judge = run.new_judge()
+    name = run.begin()
+    run.search._budget = Budget(wall_hours=1e-9)
+    assert run.report(name, 1, 0.5) == STOP
+    assert run.ends == []
+    again = Search(Record(str(tmp_path)), settings(ASHA), Budget(trials=2), Finals(finalists=1, seeds=2))
+    known = again.next(1)
+    assert known is not None
+    assert (known.name, len(known.epochs)) == (name, 1) == ("final-0000-seed1", 1)
+
+
+def test_a_trial_that_the_cluster_lost_is_no_result(tmp_path: Path) -> None:
     run = Run(tmp_path)
     name = run.begin()
-    lost = given(name)
-    lost.get_pickled_error = lambda: None
-    lost.get_error = lambda: RuntimeError("the node is gone\nand more")
-    run.judge.on_trial_error(None, lost)
-    assert run.ends == [(name, "failed", "RuntimeError: the node is gone")]
+    end = {"what": "end", "state": "lost", "cause": "node lost: 10.0.0.2 is gone", "judged": None}
+    assert run.judge.on_trial_result(None, given(name), end) == GO
+    assert (run.ends, run.lost) == ([], [(name, "node lost: 10.0.0.2 is gone")])
+    run.search.put_back(name)
+    known = run.search.next(1)
+    assert known is not None
+    assert (known.name, known.begun, known.state) == (name, 2, "running")
+
+
+def test_a_stop_that_was_decided_and_not_recorded_is_made_good(tmp_path: Path) -> None:
+    """The command is killed between the epoch's record and that of the trial's end."""
+    run = Run(tmp_path)
+    names = [run.begin() for _ in range(4)]
+    for name in names[:3]:
+        run.report(name, 1, 0.9)
+    values = {"score": 0.1, "loss": 1.0, "learning_rate": 0.1, "train_s": 1.0, "validation_s": 0.5}
+    run.search.add_epoch(names[3], 1, values)
+    run.search.leave()
+    run.open()
+    assert run.ends == [(names[3], "stopped", "behind after 1 epoch")]
+    assert [trial.state for trial in run.search.trials] == ["running"] * 3 + ["stopped"]
+
+
+def test_a_store_that_fails_ends_the_search_with_its_own_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(tmp_path)
+    name = run.begin()
+    error = StoreOutOfReach("s3://bucket/search: out of reach")
+
+    def fails(*arguments: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(Record, "write", fails)
+    assert run.report(name, 1, 0.5) == GO
+    assert run.failed == [error]
 
 
 def curve(number: int, scores: list[float]) -> Trial:
