@@ -176,13 +176,13 @@ def test_trials_that_diverge_or_can_not_be_are_results(shards: Path, tmp_path: P
 def test_a_search_that_no_cluster_can_hold_ends_with_the_reason(shards: Path, tmp_path: Path) -> None:
     watcher = Watcher()
     with pytest.raises(ConfigError, match="99 workers need as many CPUs, the cluster has 2"):
-        tune(job(shards, tmp_path, workers=99, changes=CHANGES | {"global_batch": 99}), Cluster(), print, print)
+        tune(job(shards, tmp_path, workers=99, changes=CHANGES | {"global_batch": 144}), Cluster(), print, print)
     assert not watcher.news
 
 
 def test_a_search_without_any_score_is_not_finished(shards: Path, tmp_path: Path) -> None:
     changes = CHANGES | {"optimiser.lr": 1e30}
-    with pytest.raises(WorkNotFinished, match=r"no trial has a score; the first says: .*not finite"):
+    with pytest.raises(WorkNotFinished, match=r"no trial has a score; the first says: .*(loss nan|not finite)"):
         tune(
             job(shards, tmp_path, changes=changes, budget=Budget(trials=1), trial_epochs=1),
             Cluster(),

@@ -119,10 +119,13 @@ def test_the_last_epoch_is_no_reason_to_stop(tmp_path: Path) -> None:
     names = [run.begin() for _ in range(4)]
     for name in names:
         run.report(name, 1, 0.9)
-    assert [run.report(name, EPOCHS, score) for name, score in zip(names, (0.9, 0.8, 0.7, 0.1), strict=True)] == [
-        GO
-    ] * 4
-    assert run.report(names[3], 3, 0.1) == STOP, "at a rung it is one"
+    scores = dict(zip(names, (0.9, 0.8, 0.7, 0.1), strict=True))
+    assert [run.report(name, EPOCHS, score) for name, score in scores.items()] == [GO] * 4
+    asha = AsyncHyperBandScheduler(time_attr="epoch", metric=SCORE, mode="max", max_t=EPOCHS + 1, reduction_factor=3)
+    assert names[3] in tuning.replay(asha, run.search.trials), "by itself it would stop it"
+    run.search.leave()
+    run.open()
+    assert run.ends == [], "nor is it one when the command is begun again"
 
 
 @pytest.mark.parametrize("interrupted_after", range(0, 40, 3))
