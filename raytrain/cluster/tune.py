@@ -447,8 +447,9 @@ class _Judge(_OfThisProcess, AsyncHyperBandScheduler):
         self._end, self._lose, self._take, self._fail = end, lose, take, fail
         behind = replay(self, search.trials)
         for trial in search.trials:  # decided, and not recorded, when the command before was killed
-            is_cut_off = trial.state == "running" and len(trial.epochs) < trial.num_epochs
-            if self._asha and is_cut_off and trial.name in behind and trial.number != ORIGINAL:
+            if not self._asha or trial.state != "running" or trial.name not in behind or trial.number == ORIGINAL:
+                continue
+            if trial.epochs[-1].epoch < trial.num_epochs:
                 self._end(trial.name, "stopped", _behind(trial.epochs[-1].epoch))
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
