@@ -115,7 +115,7 @@ def remove_checkpoints(run_folder: str) -> None:
     except Exception as error:
         if not (storage.is_out_of_reach(error) or storage.is_passing(error)):
             raise
-        _logger.warning("%s: can't be removed: %s", folder, first_line(error))
+        _logger.info("%s: left over, the next command removes it: %s", folder, first_line(error))
 
 
 def read_checkpoint(folder: str) -> dict[str, bytes]:
