@@ -56,7 +56,7 @@ class Tune(ClusterCommand):
     validation_fraction: float = 1.0
     """Share of the tiles of each location that trials are validated on."""
     grace_epochs: int | None = None
-    """No trial is stopped before so many epochs; by default a tenth of --trial-epochs."""
+    """No trial is stopped before so many epochs; by default 40 % of --trial-epochs."""
     reduction: int | None = None
     """At each rung one of so many trials goes on; by default 3."""
     run_to_end: bool = False

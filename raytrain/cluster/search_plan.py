@@ -22,15 +22,16 @@ from raytrain.training.encoder_files import EncoderFile
 
 REDUCTION = 3
 """At each rung one of so many trials goes on."""
-GRACE_SHARE = 0.1
-"""The share of a trial's epochs before which none is stopped: a learning rate that warms up needs a while."""
+GRACE_SHARE = 0.4
+"""The share of a trial's epochs before which none is stopped: while the learning rate warms up, and noise is as large
+as what settings differ by, the order of trials says nothing of that at the end (measured, infra/log.md)."""
 
 
 class TuneJob(Settings):
     """What to search for which member, on which shards, for how long.
 
     `space` has `path=distribution` texts, over the default space unless `only_space`. None stands for the member's
-    epochs (`trial_epochs`), a tenth of them (`grace_epochs`), `REDUCTION` (`reduction`), and the highest fold that is
+    epochs (`trial_epochs`), 40 % of them (`grace_epochs`), `REDUCTION` (`reduction`), and the highest fold that is
     not `fold` (`kept_back`). The rest is as in `SearchSettings` and `TrainJob`; `workers`, `budget`, `finals`,
     `checkpointing` and `loader` are no part of what trials depend on.
     """

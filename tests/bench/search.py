@@ -174,7 +174,7 @@ def stopping(trials: Sequence[Trial], orders: int, slots: int = SIDE_BY_SIDE) ->
     whole = [trial for trial in trials if trial.kind == "search" and len(trial.epochs) == trial.num_epochs]
     top = max(trial.score or 0.0 for trial in whole)
     rows = []
-    for grace, reduction in ((1, 2), (1, 3), (1, 4), (2, 3), (3, 3)):
+    for grace, reduction in ((1, 3), (2, 3), (3, 3), (4, 2), (4, 3), (4, 4)):
         found = []
         for seed in range(orders):
             order = whole[1:]

@@ -72,9 +72,9 @@ def test_a_share_is_of_each_location_alike_and_a_smaller_one_lies_within_it() ->
     assert set(without_b.tolist()) == {i for i in half if locations[i] != "b"}, "other tiles change nothing"
 
 
-def test_stopping_begins_at_a_tenth_of_the_epochs(shards: Path) -> None:
-    assert plan_search(job(shards, trial_epochs=30)).settings.stopping == Stopping(grace_epochs=3, reduction=3)
-    assert plan_search(job(shards)).settings.stopping == Stopping(grace_epochs=1, reduction=3)
+def test_stopping_begins_behind_two_fifths_of_the_epochs(shards: Path) -> None:
+    assert plan_search(job(shards, trial_epochs=30)).settings.stopping == Stopping(grace_epochs=12, reduction=3)
+    assert plan_search(job(shards)).settings.stopping == Stopping(grace_epochs=3, reduction=3)
     assert plan_search(job(shards, stops_early=False)).settings.stopping is None
 
 

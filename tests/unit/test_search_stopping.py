@@ -267,7 +267,7 @@ def test_replayed_curves_are_stopped_as_a_search_would_and_counted() -> None:
     falling = replay([curves[0], *curves[:0:-1]], grace_epochs=1, reduction=3, slots=1)
     assert falling.best == 8
     assert falling.trained_fraction == pytest.approx((9 + 9 + 9 + 6) / 81), "three whole curves, an epoch of the others"
-    row = stopping(curves, orders=20, slots=1).rows[1]
+    row = stopping(curves, orders=20, slots=1).rows[0]
     assert row[:2] == ["1", "1 of 3"]
     assert 0 < int(row[2].rstrip("%")) < 90
 
