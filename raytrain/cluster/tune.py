@@ -110,6 +110,8 @@ def tune(
                 _Session(job, plan, record, search, on_news).run()
         search.leave()
         is_over, results = search.is_over, write_results(plan.folder, search, job.changes)
+    except _Superseded:
+        raise  # the record is another command's
     except BaseException:
         # The error is what matters; the record says what was found, whether or not this can be written now.
         with contextlib.suppress(Exception):
@@ -122,6 +124,10 @@ def tune(
         first = f"; the first says: {causes[0]}" if causes else ""
         raise WorkNotFinished(f"no trial has a score{first}; name another --experiment for another space or settings")
     return results
+
+
+class _Superseded(WorkNotFinished):
+    """Another command leads the search."""
 
 
 class _Session:
@@ -167,6 +173,8 @@ class _Session:
                 while thread.is_alive():
                     thread.join(timeout=1)
                     self._watch()
+            except _Superseded:
+                raise
             except BaseException:
                 with contextlib.suppress(Exception):  # at once: who interrupts may not wait long
                     write_results(self._plan.folder, self._search, self._job.changes)
@@ -334,7 +342,7 @@ class _Session:
             self._places.free_unknown()
             owner = self._record.owner()
             if owner != self._owner:
-                raise WorkNotFinished(f"{self._plan.folder}: another command leads this search now, this one ends")
+                raise _Superseded(f"{self._plan.folder}: another command leads this search now, this one ends")
         if time.monotonic() - self._written_at >= WRITE_S:
             self._written_at = time.monotonic()
             write_results(self._plan.folder, self._search, self._job.changes)

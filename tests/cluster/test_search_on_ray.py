@@ -6,12 +6,16 @@ import _thread
 import json
 import os
 import signal
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
-from raytrain.cluster.board import Begun, News, Post
+from raytrain.cluster import tune as tuning
+from raytrain.cluster.board import Begun, News, Post, Tried
 from raytrain.cluster.runs import RunSettings
 from raytrain.cluster.search_plan import TuneJob
 from raytrain.cluster.session import Cluster
@@ -25,7 +29,9 @@ from raytrain.recipes import members
 from raytrain.search.budget import Budget
 from raytrain.search.finals import Finals
 from raytrain.search.outcome import Results
+from raytrain.search.records import Record
 from raytrain.search.space import settings_of
+from raytrain.search.watchdog import Watchdog
 from tests.cluster.processes import ranks, trial_actors
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -158,9 +164,9 @@ def test_search_goes_on_through_killed_ranks_an_interrupt_and_killed_actors(shar
     assert known.trials == results.trials, "a search that is over does nothing"
 
 
-def test_trials_that_diverge_or_can_not_be_are_results(shards: Path, tmp_path: Path) -> None:
+def test_trials_that_diverge_are_results_also_on_two_ranks(shards: Path, tmp_path: Path) -> None:
     space = ("lr=loguniform(1e-2,1e12)", "global_batch=choice(8,500)", "batch_norm_group=choice(8,400)")
-    values: dict[str, Any] = {"space": space, "only_space": True, "method": "random", "seed": 5}
+    values: dict[str, Any] = {"space": space, "only_space": True, "method": "random", "seed": 5, "workers": 2}
     values |= {"budget": Budget(trials=6), "finals": Finals(finalists=0), "trial_epochs": 1}
     watcher = Watcher()
     results = tune(job(shards, tmp_path, **values), Cluster(), watcher.news.append, watcher.on_results)
@@ -171,6 +177,8 @@ def test_trials_that_diverge_or_can_not_be_are_results(shards: Path, tmp_path: P
     assert by_state["diverged"], "no learning rate was too high"
     assert all("not finite" in str(trial.cause) for trial in by_state["diverged"])
     assert by_state["finished"][0].number == 0
+    assert {trial.num_ranks for trial in results.trials} == {2}
+    assert not any(trial.restarts for trial in results.trials), "the ranks live on"
 
 
 def test_a_search_that_no_cluster_can_hold_ends_with_the_reason(shards: Path, tmp_path: Path) -> None:
@@ -178,6 +186,43 @@ def test_a_search_that_no_cluster_can_hold_ends_with_the_reason(shards: Path, tm
     with pytest.raises(ConfigError, match="90 workers need as many CPUs, the cluster has 2"):
         tune(job(shards, tmp_path, workers=90, changes=CHANGES | {"global_batch": 144}), Cluster(), print, print)
     assert not watcher.news
+
+
+@pytest.fixture
+def taken(local_ray: None) -> Iterator[None]:
+    """All CPUs of this machine's Ray are somebody else's."""
+
+    class Holder:
+        def ping(self) -> None:
+            return None
+
+    holder: Any = ray.remote(num_cpus=2)(Holder).remote()
+    ray.get(holder.ping.remote())
+    yield
+    ray.kill(holder)
+
+
+def test_a_search_whose_places_others_hold_ends_with_the_reason(
+    shards: Path, tmp_path: Path, taken: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "Watchdog", partial(Watchdog, limit_s=8))
+    with pytest.raises(WorkNotFinished, match=r"no trial has had places .* each needs 1 CPUs, the cluster has 2"):
+        tune(job(shards, tmp_path), Cluster(), lambda news: None, lambda *found: None)
+
+
+def test_of_two_commands_on_one_search_the_older_ends(
+    shards: Path, tmp_path: Path, taken: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "LOOK_S", 1.0)
+
+    def on_news(news: News) -> None:
+        if isinstance(news, Tried):
+            Record(str(tmp_path / "main")).lead("another")
+
+    with pytest.raises(WorkNotFinished, match="another command leads this search now"):
+        tune(job(shards, tmp_path), Cluster(), on_news, lambda *found: None)
+    (trial,) = (trial for trial in Record(str(tmp_path / "main")).trials() if trial.number == 0)
+    assert trial.state == "running", "it is the other's to go on with"
 
 
 def test_a_search_without_any_score_is_not_finished(shards: Path, tmp_path: Path) -> None:
