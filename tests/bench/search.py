@@ -22,6 +22,7 @@ from unittest import mock
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
 from raytrain.cluster import tune as tuning
+from raytrain.cluster.judge import named
 from raytrain.cluster.runs import SCORE
 from raytrain.cluster.search_plan import TuneJob
 from raytrain.cluster.session import Cluster
@@ -142,7 +143,7 @@ def replay(trials: Sequence[Trial], grace_epochs: int, reduction: int, slots: in
     def begin(at: float) -> None:
         if waiting:
             trial = waiting.pop(0)
-            scheduler.on_trial_add(none, tuning.named(trial.name))
+            scheduler.on_trial_add(none, named(trial.name))
             by_number[trial.number] = trial
             heapq.heappush(running, (at + _epoch_s(trial, 0), trial.number, 0))
 
@@ -154,7 +155,7 @@ def replay(trials: Sequence[Trial], grace_epochs: int, reduction: int, slots: in
         trial = by_number[number]
         reached[number] = i + 1
         result = {"epoch": i + 1, SCORE: trial.epochs[i].score}
-        decision = scheduler.on_trial_result(none, tuning.named(trial.name), result)
+        decision = scheduler.on_trial_result(none, named(trial.name), result)
         is_stopped = decision == TrialScheduler.STOP and number != ORIGINAL
         if is_stopped or i + 1 == len(trial.epochs):
             begin(at)

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
-from raytrain.cluster import tune as tuning
+from raytrain.cluster.judge import Judge
+from raytrain.cluster.judge import replay as replay_record
 from raytrain.cluster.runs import SCORE
 from raytrain.config import change
 from raytrain.errors import StoreOutOfReach
@@ -57,7 +58,7 @@ class Run:
         self.judge = self.new_judge()
 
     def new_judge(self) -> Any:
-        return tuning._Judge(
+        return Judge(
             self.search,
             self.end,
             lambda name, cause: self.lost.append((name, cause)),
@@ -122,7 +123,7 @@ def test_the_last_epoch_is_no_reason_to_stop(tmp_path: Path) -> None:
     scores = dict(zip(names, (0.9, 0.8, 0.7, 0.1), strict=True))
     assert [run.report(name, EPOCHS, score) for name, score in scores.items()] == [GO] * 4
     asha = AsyncHyperBandScheduler(time_attr="epoch", metric=SCORE, mode="max", max_t=EPOCHS + 1, reduction_factor=3)
-    assert names[3] in tuning.replay(asha, run.search.trials), "by itself it would stop it"
+    assert names[3] in replay_record(asha, run.search.trials), "by itself it would stop it"
     run.search.leave()
     run.open()
     assert run.ends == [], "nor is it one when the command is begun again"
@@ -281,7 +282,7 @@ def test_share_outside_training_is_of_the_trials_own_time() -> None:
 def test_schedulers_brackets_are_what_is_replayed(tmp_path: Path) -> None:
     """Ray's ASHA keeps what it knows under names; a version that does otherwise would forget it when gone on with."""
     scheduler = AsyncHyperBandScheduler(time_attr="epoch", metric=SCORE, mode="max", max_t=10, reduction_factor=3)
-    tuning.replay(scheduler, [curve(0, [0.5, 0.6, 0.7]), curve(1, [0.4])])
+    replay_record(scheduler, [curve(0, [0.5, 0.6, 0.7]), curve(1, [0.4])])
     assert "trial-0000" in scheduler._trial_info
     rungs = dict(scheduler._brackets[0]._rungs)
     assert rungs[1] == {"trial-0000": 0.5, "trial-0001": 0.4}
