@@ -174,7 +174,8 @@ class _Session:
             except _Superseded:
                 raise
             except BaseException:
-                with contextlib.suppress(Exception):  # at once: who interrupts may not wait long
+                self._stop.set()
+                with contextlib.suppress(Exception):  # before all have ended: who interrupts may not wait long
                     write_results(self._plan.folder, self._search, self._job.changes)
                 raise
             finally:

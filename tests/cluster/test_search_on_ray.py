@@ -36,7 +36,8 @@ from tests.cluster.processes import ranks, trial_actors
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 MEMBER = "small-byob-3b"
-EPOCHS = 8
+EPOCHS = 14
+"""So many that a trial is not over before an interrupt has come through."""
 CHANGES = {
     "epochs": EPOCHS,
     "crop_px": 32,
@@ -73,6 +74,7 @@ class Watcher:
         self.news: list[News] = []
         self.results: list[tuple[Results, bool]] = []
         self.killed: str | None = None
+        self.num_killed = 0
 
     def on_results(self, results: Results, is_over: bool) -> None:
         self.results.append((results, is_over))
@@ -97,10 +99,9 @@ class Watcher:
             and news.metrics["epoch"] == 1
         ):
             self.killed = news.run
-            found = trial_actors()
-            assert len(found) == 2
-            for pid in found:
+            for pid in trial_actors():
                 os.kill(pid, signal.SIGKILL)
+                self.num_killed += 1
 
 
 def test_search_goes_on_through_killed_ranks_an_interrupt_and_killed_actors(shards: Path, tmp_path: Path) -> None:
@@ -123,6 +124,7 @@ def test_search_goes_on_through_killed_ranks_an_interrupt_and_killed_actors(shar
     watcher = Watcher()
     results = tune(job(shards, tmp_path), Cluster(), watcher.kill_actors, watcher.on_results)
     assert watcher.killed is not None
+    assert watcher.num_killed > 0
     trials = {trial.name: trial for trial in results.trials}
     first = next(news for news in watcher.news if isinstance(news, Begun) and news.run == "trial-0000-fold0")
     assert first.position.epoch >= done - 1, "it began again at the start"
