@@ -53,7 +53,7 @@ def arguments(training: Training, experiment: str) -> list[str]:
     return [
         *("--shards", training.shards, "--out", f"s3://{BUCKET}/searches", "--experiment", experiment),
         *("--member", MEMBER, "--trials", str(TRIALS), "--method", "random", "--run-to-end"),
-        *("--finalists", "1", "--final-seeds", "1", "--checkpoint-minutes", "0.05"),
+        *("--finalists", "1", "--final-seeds", "2", "--checkpoint-minutes", "0.05"),
         *("--set", *(f"{name}={json.dumps(value, separators=(',', ':'))}" for name, value in changes.items())),
     ]
 
@@ -168,7 +168,7 @@ def main(options: list[str]) -> int:
         training = make_shards(lab, Path(folder))
         reference = search(training, "undisturbed")
         wrong += [f"undisturbed: {problem}" for problem in problems(reference, reference)]
-        tell(f"Undisturbed: {reference.seconds:.0f} s, {TRIALS} trials of {EPOCHS} epochs and 2 finals.\n")
+        tell(f"Undisturbed: {reference.seconds:.0f} s, {TRIALS} trials of {EPOCHS} epochs and 4 finals.\n")
         tell(f"| {COLUMNS} |")
         tell("|" + " --- |" * len(COLUMNS.split("|")))
         for fault, seed in itertools.product(chosen.fault, range(chosen.seeds)):
