@@ -46,12 +46,12 @@ class Verdict:
 
 @dataclass(frozen=True)
 class FinalScore:
-    """A finalist over its seeds: mean score on the validation fold, mean IoU of the locations kept back, each one."""
+    """A finalist: means over its seeds, on the validation fold and of the IoU of the locations kept back; this by seed."""
 
     number: int
     validation: float
     kept_back: float
-    by_seed: tuple[float, ...]
+    by_seed: dict[int, float]
 
 
 def candidates(trials: Sequence[Trial], finals: Finals) -> list[int]:
@@ -74,6 +74,12 @@ def given_up(trials: Sequence[Trial]) -> set[int]:
     return {each.number for each in trials if each.kind == "final" and each.state in ("failed", "diverged")}
 
 
+def finalists(trials: Sequence[Trial], finals: Finals) -> list[int]:
+    """Return the numbers of the candidates that are not given up."""
+    lost = given_up(trials)
+    return [number for number in candidates(trials, finals) if number not in lost]
+
+
 def final_scores(trials: Sequence[Trial], numbers: Sequence[int]) -> list[FinalScore]:
     """Return the scores of the settings over the seeds that all of them have finished; empty without such a seed."""
     judged = _judged(trials, numbers)
@@ -83,9 +89,9 @@ def final_scores(trials: Sequence[Trial], numbers: Sequence[int]) -> list[FinalS
     found = []
     for number in numbers:
         ended = [judged[number, seed] for seed in seeds]
-        by_seed = tuple(float(_ious(each).mean()) for each in ended)
+        by_seed = {each.seed: float(_ious(each).mean()) for each in ended}
         validation = float(np.mean([each.score for each in ended]))
-        found.append(FinalScore(number, validation, float(np.mean(by_seed)), by_seed))
+        found.append(FinalScore(number, validation, float(np.mean(list(by_seed.values()))), by_seed))
     return found
 
 
@@ -94,8 +100,7 @@ def judge(trials: Sequence[Trial], finals: Finals) -> Verdict | None:
 
     One of which a training failed drops out.
     """
-    failed = given_up(trials)
-    numbers = [number for number in candidates(trials, finals) if number not in failed]
+    numbers = finalists(trials, finals)
     if ORIGINAL not in numbers:
         return None
     judged = _judged(trials, numbers)
@@ -134,8 +139,7 @@ def _ious(trial: Trial) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
 
 def verdict_text(verdict: Verdict) -> str:
     """Return a verdict in a sentence."""
-    seeds = "1 seed" if len(verdict.seeds) == 1 else f"{len(verdict.seeds)} seeds"
-    count = f"{verdict.num_locations} locations kept back, {seeds}"
+    count = f"{verdict.num_locations} locations kept back, {len(verdict.seeds)} seeds"
     if verdict.difference is None:
         return f"the original's setting has the best mean score of all finalists on the validation fold ({count})"
     found = verdict.difference

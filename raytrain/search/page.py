@@ -12,7 +12,7 @@ from raytrain.evaluation.report import Cell, Figure, Page, Table, version_facts
 from raytrain.search.figures import plots_of
 from raytrain.search.finals import verdict_text
 from raytrain.search.outcome import Results
-from raytrain.search.records import FIRST_SEED, ORIGINAL, SearchSettings, Trial
+from raytrain.search.records import ORIGINAL, SearchSettings, Trial
 from raytrain.search.space import WEIGHTS, parse_distribution, settings_of
 
 _DASH = "–"  # noqa: RUF001  # a dash, for a value that there is none of
@@ -48,8 +48,7 @@ def page_of(settings: SearchSettings, results: Results) -> Page:
 
 def _figures(results: Results) -> list[Figure]:
     tried = {trial.number: trial for trial in results.trials if trial.kind == "search"}
-    usable = ("finished", "stopped", "running")
-    scored = [trial for trial in tried.values() if trial.score is not None and trial.state in usable]
+    scored = [trial for trial in tried.values() if trial.is_usable]
     if not scored:
         return []
     best = max(scored, key=lambda trial: (trial.score or 0.0, -trial.number))
@@ -72,12 +71,11 @@ def _figures(results: Results) -> list[Figure]:
 def _finals(settings: SearchSettings, results: Results) -> list[Table]:
     if not results.final_scores:
         return []
-    seeds = len(results.final_scores[0].by_seed)
     rows: list[list[Cell]] = [
-        [_named(each.number), each.validation, each.kept_back, *each.by_seed] for each in results.final_scores
+        [_named(each.number), each.validation, each.kept_back, *each.by_seed.values()] for each in results.final_scores
     ]
     headers = ["Setting", "Validation fold", f"Fold {settings.kept_back}, kept back"]
-    headers += [f"with seed {settings.member.seed + FIRST_SEED + seed}" for seed in range(seeds)]
+    headers += [f"with seed {seed}" for seed in results.final_scores[0].by_seed]
     caption = (
         "Trained to the end on all tiles, with the same seeds. The validation fold chooses, the one that no trial has "
         "seen judges."

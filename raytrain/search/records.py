@@ -122,6 +122,11 @@ class Trial(Settings):
         return None if self.best is None else self.best.score
 
     @property
+    def is_usable(self) -> bool:
+        """Whether its setting could be trained with: it has a score, and did not diverge or fail afterwards."""
+        return self.score is not None and self.state in ("finished", "stopped", "running")
+
+    @property
     def rank_hours(self) -> float:
         """What the trial took: GPU-hours where ranks have GPUs."""
         return self.seconds * self.num_ranks / 3600

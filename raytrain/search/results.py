@@ -13,7 +13,7 @@ import tomli_w
 from raytrain import storage
 from raytrain.config import MemberSettings, flat
 from raytrain.evaluation.report import render_report
-from raytrain.search.finals import candidates, final_scores, judge, verdict_text
+from raytrain.search.finals import final_scores, finalists, judge, verdict_text
 from raytrain.search.outcome import Best, Results
 from raytrain.search.page import page_of
 from raytrain.search.records import ORIGINAL, Trial
@@ -32,9 +32,7 @@ def best_of(search: Search) -> Best | None:
     points = {trial.number: trial.point for trial in trials if trial.kind == "search"}
     verdict = judge(trials, search.finals)
     if verdict is None:
-        usable = ("finished", "stopped", "running")  # one that diverged later is no setting to train with
-        tried = [trial for trial in trials if trial.kind == "search"]
-        scored = [trial for trial in tried if trial.score is not None and trial.state in usable]
+        scored = [trial for trial in trials if trial.kind == "search" and trial.is_usable]
         if not scored:
             return None
         best = max(scored, key=lambda each: (each.score or 0.0, -each.number))
@@ -87,7 +85,7 @@ def write_results(folder: str, search: Search, changes: Mapping[str, Any]) -> Re
         trials=trials,
         best=best_of(search),
         verdict=judge(trials, search.finals),
-        final_scores=final_scores(trials, candidates(trials, search.finals)),
+        final_scores=final_scores(trials, finalists(trials, search.finals)),
         seconds=search.seconds,
         rank_hours=search.rank_hours,
         best_uri=write_best(folder, search, changes),

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from raytrain.config import MemberSettings, change
 from raytrain.search.budget import FINALS_SHARE, Budget
-from raytrain.search.finals import Finals, candidates, given_up
+from raytrain.search.finals import Finals, finalists
 from raytrain.search.records import ENDED, FIRST_SEED, ORIGINAL, Epoch, LocationCounts, Record, SearchSettings, Trial
 from raytrain.search.sampling import draw
 from raytrain.search.space import Point, is_setting, original_point, parse_distribution, settings_of
@@ -69,9 +69,9 @@ class Search:
             running = sum((self._clock() - at) * self._trials[name].num_ranks for name, at in self._running.items())
             return sum(trial.rank_hours for trial in self._trials.values()) + running / 3600
 
-    def spent(self, trial: Trial | None = None) -> str | None:
-        """Return why there is no more for `trial` (without one, for any), in a few words; None while there is."""
-        share = 1 - FINALS_SHARE if trial is not None and trial.kind == "search" and self.finals.finalists else 1.0
+    def spent(self, trial: Trial) -> str | None:
+        """Return why there is no more for `trial`, in a few words; None while there is."""
+        share = 1 - FINALS_SHARE if trial.kind == "search" and self.finals.finalists else 1.0
         return self._budget.spent(self.rank_hours, self.seconds / 3600, share=share)
 
     def settings_of(self, trial: Trial) -> MemberSettings:
@@ -177,14 +177,13 @@ class Search:
 
     def _next_final(self) -> Trial | None:
         points = {trial.number: trial.point for trial in self._trials.values() if trial.kind == "search"}
-        numbers = candidates(self.trials, self.finals)
-        if any(self._trials[name].kind == "search" for name in self._running):
-            numbers = numbers[:1]  # the original, which is among the finalists whatever the others come to
-        lost = given_up(self.trials)
-        if ORIGINAL in lost:
+        numbers = finalists(self.trials, self.finals)
+        if ORIGINAL not in numbers:
             return None  # there is nothing to compare with
+        if any(self._trials[name].kind == "search" for name in self._running):
+            numbers = [ORIGINAL]  # which is among the finalists whatever the others come to
         for seed in range(FIRST_SEED, FIRST_SEED + self.finals.seeds):
-            for number in [number for number in numbers if number not in lost]:
+            for number in numbers:
                 trial = self._trial("final", number, self.settings.member.seed + seed, points[number])
                 known = self._trials.get(trial.name, trial)
                 if known.state == "running" and known.name not in self._running:

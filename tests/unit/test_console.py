@@ -153,10 +153,10 @@ def test_a_run_that_has_ended_has_a_line_and_no_row() -> None:
     lines = RunLines(said.append)
     lines.end("trial", "trial: finished")
     assert said == ["trial: finished"]
-    console = Console(force_terminal=True, width=100, file=io.StringIO())
-    rows = RunRows(console)
+    printed = io.StringIO()
+    rows = RunRows(Console(force_terminal=True, width=100, file=printed))
     rows.expect(["trial", "other"])
     rows.end("trial", "trial: finished")
     assert list(rows._rows) == ["other"]
-    assert "trial: finished" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert "trial: finished" in printed.getvalue()
     rows.end("unknown", "unknown: failed")

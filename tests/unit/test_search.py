@@ -21,7 +21,7 @@ from raytrain.errors import ConfigError
 from raytrain.evaluation.intervals import mean_over_seeds_and_locations
 from raytrain.recipes import members
 from raytrain.search.budget import Budget
-from raytrain.search.finals import Finals, candidates, judge
+from raytrain.search.finals import Finals, candidates, final_scores, finalists, judge
 from raytrain.search.records import Record, SearchSettings, Trial
 from raytrain.search.results import write_best, write_results
 from raytrain.search.search import Search
@@ -329,6 +329,17 @@ def test_seeds_that_only_some_have_finished_are_left_out_and_a_failed_finalist_d
     assert judge(failed, finals) is None
     assert candidates(failed, finals) == [0, 1]
     assert candidates(failed, Finals(finalists=0)) == []
+
+
+def test_a_finalist_that_failed_does_not_take_the_others_scores_with_it() -> None:
+    trials = finals_of([[0.1] * 9, [0.2] * 9])
+    trials += [trial_of("search", 2, 0, 0.4), trial_of("final", 2, 0, 0.4, state="diverged")]
+    finals = Finals(finalists=2, seeds=2)
+    assert finalists(trials, finals) == [0, 1]
+    scored = final_scores(trials, finalists(trials, finals))
+    assert [each.number for each in scored] == [0, 1]
+    assert [list(each.by_seed) for each in scored] == [[0, 1], [0, 1]]
+    assert judge(trials, finals) is not None
 
 
 def test_a_point_that_was_drawn_twice_is_one_finalist() -> None:
