@@ -17,7 +17,51 @@ from raytrain.errors import EXIT_DONE, EXIT_NOT_FINISHED, ConfigError
 from raytrain.recipes import members
 
 
-class Train(ClusterCommand):
+class TrainingCommand(ClusterCommand):
+    """What commands that train have in common: settings, where tiles and weights come from, how often is saved."""
+
+    config: str | None = None
+    """TOML file of settings (a path or a URI), applied to every member."""
+    set: tuple[str, ...] = ()
+    """path=value settings, applied to every member after --config, e.g. epochs=5 optimiser.lr=0.01."""
+    checkpoint_minutes: float = Field(default=10.0, gt=0)
+    """A run's state is saved so often within an epoch, and at the end of each."""
+    cache: str | None = None
+    """Folder on a local disk of every node, in which tiles from a store are kept."""
+    cache_limit_gb: float = 100.0
+    """What that folder may take, 10^9 bytes, over all processes of a node."""
+    loader_processes: int = 0
+    """Processes that read tiles for each rank, as many again for validation; 0: threads of the rank do."""
+    loader_threads: int = 8
+    """Reads in flight: of the rank, or in each such process, there within a batch."""
+    weights: str | None = None
+    """Mirror that `raytrain weights` made: encoders with timm's weights start from it, and no rank asks a hub."""
+
+    def _loader(self) -> LoaderSettings:
+        return parse(
+            LoaderSettings,
+            {
+                "processes": self.loader_processes,
+                "threads": self.loader_threads,
+                "cache_folder": self.cache and local_folder("--cache", self.cache),
+                "cache_limit_gb": self.cache_limit_gb,
+            },
+        )
+
+    def _mirror(self) -> str | None:
+        return None if self.weights is None else storage.normalise(self.weights)
+
+    def _changes(self) -> dict[str, Any]:
+        return (load_changes(self.config) if self.config else {}) | parse_changes(self.set)
+
+    def _weights_uris(self) -> list[str]:
+        """Return what encoders start from, where it is a mirror or a file."""
+        file = str(self._changes().get("encoder_weights", TIMM_WEIGHTS))
+        named = [] if file in (TIMM_WEIGHTS, RANDOM_WEIGHTS) else [file]
+        return [*([self.weights] if self.weights else []), *named]
+
+
+class Train(TrainingCommand):
     """Train members of the ensemble on tile shards."""
 
     shards: str
@@ -33,24 +77,8 @@ class Train(ClusterCommand):
     workers: tuple[int, ...] = Field(default=(1,), min_length=1, max_length=2)
     """Data-parallel ranks of a run, one a GPU where the cluster has any, else one a CPU. Two numbers are the fewest and
     the most of an elastic run, which goes on with what the cluster has."""
-    checkpoint_minutes: float = Field(default=10.0, gt=0)
-    """A run's state is saved so often within an epoch, and at the end of each."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """How many of a run's last checkpoints stay, beside that of its best epoch."""
-    config: str | None = None
-    """TOML file of settings (a path or a URI), applied to every member."""
-    set: tuple[str, ...] = ()
-    """path=value settings, applied to every member after --config, e.g. epochs=5 optimiser.lr=0.01."""
-    cache: str | None = None
-    """Folder on a local disk of every node, in which tiles from a store are kept."""
-    cache_limit_gb: float = 100.0
-    """What that folder may take, 10^9 bytes, over all processes of a node."""
-    loader_processes: int = 0
-    """Processes that read tiles for each rank, as many again for validation; 0: threads of the rank do."""
-    loader_threads: int = 8
-    """Reads in flight: of the rank, or in each such process, there within a batch."""
-    weights: str | None = None
-    """Mirror that `raytrain weights` made: encoders with timm's weights start from it, and no rank asks a hub."""
     mlflow: str | None = None
     """An MLflow that is told of the runs: a server's address, or a local folder. Needs the extra raytrain[mlflow]."""
 
@@ -91,35 +119,17 @@ class Train(ClusterCommand):
             fold=int(self.fold) if self.fold.isdecimal() else "all" if self.fold == "all" else "none",
             workers=self.workers[0] if len(self.workers) == 1 else (self.workers[0], self.workers[1]),
             changes=self._changes(),
-            weights=None if self.weights is None else storage.normalise(self.weights),
+            weights=self._mirror(),
             mlflow=self.mlflow,
             checkpointing=parse(
                 Checkpointing, {"interval_s": 60 * self.checkpoint_minutes, "keep_last": self.keep_checkpoints}
             ),
-            loader=parse(
-                LoaderSettings,
-                {
-                    "processes": self.loader_processes,
-                    "threads": self.loader_threads,
-                    "cache_folder": self.cache and local_folder("--cache", self.cache),
-                    "cache_limit_gb": self.cache_limit_gb,
-                },
-            ),
+            loader=self._loader(),
         )
 
     def uris(self) -> list[str]:
         """Return the shards, the destination, and what encoders start from where it is a mirror or a file."""
-        given = [uri for uri in (self.weights, self.mlflow) if uri]
-        return [self.shards, self.out, *given, *named_weights(self._changes())]
-
-    def _changes(self) -> dict[str, Any]:
-        return (load_changes(self.config) if self.config else {}) | parse_changes(self.set)
-
-
-def named_weights(changes: dict[str, Any]) -> list[str]:
-    """Return the file of encoder weights that the changes name, if they name one."""
-    file = str(changes.get("encoder_weights", TIMM_WEIGHTS))
-    return [] if file in (TIMM_WEIGHTS, RANDOM_WEIGHTS) else [file]
+        return [self.shards, self.out, *([self.mlflow] if self.mlflow else []), *self._weights_uris()]
 
 
 def tell_news(runs: Runs, news: Any) -> None:

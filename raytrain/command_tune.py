@@ -8,15 +8,14 @@ from typing import Any, Literal
 from pydantic import Field
 
 from raytrain import storage
-from raytrain.command import ClusterCommand, load_changes, local_folder
-from raytrain.command_train import named_weights, tell_news
-from raytrain.config import LoaderSettings, parse, parse_changes
+from raytrain.command_train import TrainingCommand, tell_news
+from raytrain.config import parse
 from raytrain.console import Narrator, print_table
 from raytrain.console_runs import Runs, duration
 from raytrain.errors import EXIT_DONE, ConfigError
 
 
-class Tune(ClusterCommand):
+class Tune(TrainingCommand):
     """Search the learning rate, the loss weights and more for a member: best.toml for train --config."""
 
     shards: str
@@ -24,7 +23,7 @@ class Tune(ClusterCommand):
     out: str
     """Where the search goes: OUT/EXPERIMENT/."""
     member: str
-    """The member whose settings are searched; its own are always the first trial."""
+    """The member whose settings are searched; its own, with --config and --set, are always the first trial."""
     experiment: str = "main"
     """Name of the experiment; a search with changed settings needs another."""
     trials: int | None = None
@@ -65,22 +64,6 @@ class Tune(ClusterCommand):
     """How many settings are trained to the end beside the original's, to find the winner; 0: none."""
     final_seeds: int | None = None
     """With how many seeds each, two at least; by default 3."""
-    checkpoint_minutes: float = Field(default=10.0, gt=0)
-    """A trial's state is saved so often within an epoch, and at the end of each."""
-    config: str | None = None
-    """TOML file of settings (a path or a URI), applied to the member."""
-    set: tuple[str, ...] = ()
-    """path=value settings, applied to the member after --config; the original is the member with them."""
-    cache: str | None = None
-    """Folder on a local disk of every node, in which tiles from a store are kept."""
-    cache_limit_gb: float = 100.0
-    """What that folder may take, 10^9 bytes, over all processes of a node."""
-    loader_processes: int = 0
-    """Processes that read tiles for each rank, as many again for validation; 0: threads of the rank do."""
-    loader_threads: int = 8
-    """Reads in flight: of the rank, or in each such process, there within a batch."""
-    weights: str | None = None
-    """Mirror that `raytrain weights` made: encoders with timm's weights start from it, and no rank asks a hub."""
 
     def run(self, narrator: Narrator) -> int:
         """Search."""
@@ -132,25 +115,14 @@ class Tune(ClusterCommand):
             "tiles_fraction": self.tiles_fraction,
             "validation_fraction": self.validation_fraction,
             "checkpointing": {"interval_s": 60 * self.checkpoint_minutes, "keep_last": 1},
-            "weights": None if self.weights is None else storage.normalise(self.weights),
-            "loader": parse(
-                LoaderSettings,
-                {
-                    "processes": self.loader_processes,
-                    "threads": self.loader_threads,
-                    "cache_folder": self.cache and local_folder("--cache", self.cache),
-                    "cache_limit_gb": self.cache_limit_gb,
-                },
-            ),
+            "weights": self._mirror(),
+            "loader": self._loader(),
         }
         return parse(TuneJob, values)
 
     def uris(self) -> list[str]:
         """Return the shards, the destination, and what encoders start from where it is a mirror or a file."""
-        return [self.shards, self.out, *([self.weights] if self.weights else []), *named_weights(self._changes())]
-
-    def _changes(self) -> dict[str, Any]:
-        return (load_changes(self.config) if self.config else {}) | parse_changes(self.set)
+        return [self.shards, self.out, *self._weights_uris()]
 
 
 def _tell(runs: Runs, news: Any) -> None:
