@@ -46,7 +46,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class FinalScore:
-    """A finalist: means over its seeds, on the validation fold and of the IoU of the locations kept back; this by seed."""
+    """A finalist, in means over its seeds: score on the validation fold, IoU of locations kept back; this by seed."""
 
     number: int
     validation: float
