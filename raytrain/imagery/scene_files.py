@@ -1,0 +1,43 @@
+"""What is known of a scene before it is opened: its files by band, its date, what its values mean.
+
+Plain records that travel as JSON, made by whoever lists an archive. Must not know how files are read.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from raytrain.config import Settings
+
+ALL_BANDS = "*"
+"""Stands for the name of the band where one file holds several, which its own descriptions name."""
+
+
+class BandFile(Settings):
+    """Where a band lies: a file and the number of the band in it, from 1; None where the file's descriptions say it.
+
+    Reflectance is `scale` times the stored value plus `offset`, where a catalogue says so; None where it says nothing.
+    """
+
+    uri: str
+    index: int | None = Field(default=None, ge=1)
+    scale: float | None = None
+    offset: float | None = None
+
+
+class SceneSource(Settings):
+    """One scene of an archive: its id, its files by band (or one by `ALL_BANDS`), and what a catalogue says of it.
+
+    `identity` changes when a file of the scene, or what its values mean, changes; it depends on neither place nor time.
+    `datetime` is RFC 3339 in UTC. `offset_applied` says that the shift of baseline 04.00 is off the values already;
+    `processing_baseline` is like `05.10`. Both are None where the source says nothing. `item_uri` is where its STAC
+    item lies.
+    """
+
+    scene_id: str
+    files: dict[str, BandFile]
+    identity: str
+    datetime: str | None = None
+    item_uri: str | None = None
+    offset_applied: bool | None = None
+    processing_baseline: str | None = None

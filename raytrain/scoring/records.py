@@ -1,0 +1,42 @@
+"""What the ledger keeps of a finished chip or scene: nothing of it depends on time, place or attempt."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from raytrain.config import Settings
+
+
+class Output(Settings):
+    """One file of the destination: its key below it, the hash of its bytes, how many they are."""
+
+    key: str
+    sha256: str
+    num_bytes: int
+
+
+class Record(Settings):
+    """A finished chip or scene: what it was made from and with, what stands for it, what was found.
+
+    `settings_digest` is that of everything the outputs depend on but the source. `outputs` are by kind: `mask`,
+    `probability`, `disagreement`, `item`. `shift` is what was taken off the stored values for baseline 04.00, and
+    `shift_rule` how that was decided. `notes` say what could not be made of it, e.g. why it has no STAC item.
+    """
+
+    item_id: str
+    kind: Literal["chip", "scene"]
+    source_uri: str
+    identity: str
+    settings_digest: str
+    outputs: dict[str, Output]
+    height: int
+    width: int
+    crs: str | None = None
+    transform: tuple[float, ...] | None = None
+    datetime: str | None = None
+    valid_px: int
+    cloud_px: int
+    members_left_out: tuple[str, ...] = ()
+    shift: int = 0
+    shift_rule: str = ""
+    notes: tuple[str, ...] = ()
