@@ -11,8 +11,6 @@ import errno
 import logging
 import re
 import time
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 import ray
@@ -28,39 +26,19 @@ from ray.train.v2.api.exceptions import ControllerError, PreemptionError, Traini
 
 from raytrain import storage
 from raytrain.cluster.board import Failed
+from raytrain.cluster.deaths import Cause, Kind, cause_of_death, last_cause
 from raytrain.errors import RaytrainError, StoreOutOfReach, WorkNotFinished, first_line
 
 ASK_S = 10
 STARTS = 3
 """How often ranks may fail to begin an attempt, one time after the other."""
 _logger = logging.getLogger(__name__)
-_MEMORY = re.compile(r"was ([\d.]+GB used / [\d.]+GB limit)")
-"""What Ray 2.60 says of a node whose workers it killed; its text goes on with much advice."""
 _SHORT = re.compile(r"can't allocate memory|out of memory", re.IGNORECASE)
-_NODE_GONE = re.compile(
-    r"node (has died|was (terminated|marked dead|removed)|is dead)|node .{0,80} died", re.IGNORECASE
-)
 _PEER_GONE = re.compile(
     r"gloo|nccl|connection (closed|reset)|broken pipe|socket|process group|all_?reduce", re.IGNORECASE
 )
 _SAID_CHARACTERS = 120
 """How much of what gloo or NCCL says of a lost peer; the rest is advice."""
-
-
-class Kind(StrEnum):
-    """What may end an attempt; the texts stand in `history.json` and in tables."""
-
-    PREEMPTED = "preempted"
-    NODE_LOST = "node lost"
-    WORKER_KILLED = "worker killed"
-    OUT_OF_MEMORY = "out of memory"
-    STORE_OUT_OF_REACH = "store out of reach"
-    NO_WORKERS = "no workers"
-    UNEXPECTED = "unexpected error"
-    FINAL = "final"
-    ACTOR_LOST = "actor lost"
-    JOB_ENDED = "job ended"
-    RESIZED = "resized"
 
 
 RETRIES = {
@@ -78,15 +56,6 @@ Preemptions are no failures, and workers that can't be had are waited for: neith
 STORE_LIMIT_S = 3600.0
 
 
-@dataclass(frozen=True)
-class Cause:
-    """Why an attempt ended: its kind, one line, and the error of ours that says it, if there is one."""
-
-    kind: Kind
-    text: str
-    error: RaytrainError | None = None
-
-
 def cause_of(error: Exception) -> Cause:
     """Return why the attempt that ended with Ray Train's `error` did.
 
@@ -97,10 +66,10 @@ def cause_of(error: Exception) -> Cause:
     if isinstance(error, ControllerError):
         return _cause_of_controller(error.controller_failure)
     if not isinstance(error, WorkerGroupError):
-        return Cause(Kind.UNEXPECTED, _last_cause(error))
+        return Cause(Kind.UNEXPECTED, last_cause(error))
     causes = [_cause_of_rank(rank, each) for rank, each in sorted(error.worker_failures.items())]
     return min(
-        causes, key=lambda cause: _IMPORTANCE.index(cause.kind), default=Cause(Kind.UNEXPECTED, _last_cause(error))
+        causes, key=lambda cause: _IMPORTANCE.index(cause.kind), default=Cause(Kind.UNEXPECTED, last_cause(error))
     )
 
 
@@ -122,14 +91,14 @@ def _cause_of_controller(error: Exception) -> Cause:
     if isinstance(error, WorkerGroupStartupFailedError) and isinstance(error.__cause__, Exception):
         error = error.__cause__  # what became of a rank before it could begin
     if isinstance(error, (ray.exceptions.RayError, WorkerGroupStartupFailedError)):
-        return _cause_of_death("a rank, or of what serves it,", error)
+        return cause_of_death("a rank, or of what serves it,", error, _LESS)
     return Cause(Kind.FINAL, first_line(error))
 
 
 def _cause_of_rank(rank: int, error: Exception) -> Cause:
     """Return why one rank ended."""
     if isinstance(error, WorkerHealthCheckFailedError):
-        return _cause_of_death(f"rank {rank}", error.health_check_failure)
+        return cause_of_death(f"rank {rank}", error.health_check_failure, _LESS)
     if isinstance(error, StoreOutOfReach):
         return Cause(Kind.STORE_OUT_OF_REACH, str(error), error)
     if isinstance(error, RaytrainError):
@@ -155,26 +124,6 @@ def _is_short_of_memory(error: Exception) -> bool:
 
 
 _LESS = "lower global_batch, crop_px or the number of ranks on a node"
-
-
-def _cause_of_death(whose: str, error: Exception) -> Cause:
-    """Return why a process is no more."""
-    if isinstance(error, ray.exceptions.RayActorError) and error.preempted:
-        return Cause(Kind.PREEMPTED, f"the node of {whose} was taken away, with notice")
-    text = str(error)
-    if isinstance(error, ray.exceptions.OutOfMemoryError) or "low on memory" in text:
-        full = _MEMORY.search(text)
-        return Cause(Kind.OUT_OF_MEMORY, f"out of memory on a node{f' ({full[1]})' if full else ''}; {_LESS}")
-    if isinstance(error, ray.exceptions.NodeDiedError) or _NODE_GONE.search(text):
-        return Cause(Kind.NODE_LOST, f"the node of {whose} is gone")
-    return Cause(Kind.WORKER_KILLED, f"the process of {whose} is gone ({_last_cause(error)})")
-
-
-def _last_cause(error: Exception) -> str:
-    """Return the one line of Ray Train's long text that says why."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    causes = [line for line in lines if re.match(r"^[\w.]*(Error|Exception|Diverged)\b.*:", line)]
-    return (causes or lines or [type(error).__name__])[-1]
 
 
 class RunFailurePolicy(FailurePolicy):

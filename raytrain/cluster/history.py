@@ -12,7 +12,7 @@ import ray.exceptions
 
 from raytrain import storage
 from raytrain.cluster.board import Begun, Failed, News, Placed, Stepped
-from raytrain.cluster.failures import Kind
+from raytrain.cluster.deaths import Kind
 from raytrain.cluster.runs import HISTORY_FILE
 from raytrain.config import Settings, parse
 from raytrain.errors import RaytrainError, first_line

@@ -19,8 +19,8 @@ import ray.exceptions
 import ray.tune
 
 from raytrain.cluster.board import start_board
+from raytrain.cluster.deaths import Kind
 from raytrain.cluster.desk import Desk, Told, TrialWork
-from raytrain.cluster.failures import Kind
 from raytrain.cluster.fit import run_ranks
 from raytrain.errors import RaytrainError, TrainingDiverged, WorkNotFinished, first_line
 

@@ -39,8 +39,8 @@ from raytrain.cluster.board import (
     follow,
     start_board,
 )
+from raytrain.cluster.deaths import Kind
 from raytrain.cluster.desk import SearchBoard, TrialWork
-from raytrain.cluster.failures import Kind
 from raytrain.cluster.history import Journal, Restart
 from raytrain.cluster.judge import AtEachStep, Judge, StopAll, Trials
 from raytrain.cluster.places import HeldPlaces

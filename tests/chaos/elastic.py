@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 
 from raytrain.cluster import fit
 from raytrain.cluster.board import Begun, News, Stepped
-from raytrain.cluster.failures import Kind
+from raytrain.cluster.deaths import Kind
 from raytrain.cluster.history import Restart
 from raytrain.cluster.runs import Checkpointing, TrainJob
 from raytrain.cluster.session import Cluster

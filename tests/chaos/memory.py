@@ -78,7 +78,7 @@ def _run(folder: Path, times: int) -> int:
 
     import ray
 
-    from raytrain.cluster.failures import Kind
+    from raytrain.cluster.deaths import Kind
     from raytrain.cluster.runs import Checkpointing, TrainJob
     from raytrain.cluster.session import Cluster
     from raytrain.cluster.train import train

@@ -17,7 +17,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from raytrain.cluster.board import Begun, News, Post, Stepped
-from raytrain.cluster.failures import Kind
+from raytrain.cluster.deaths import Kind
 from raytrain.cluster.history import read_history
 from raytrain.cluster.runs import Checkpointing, TrainJob
 from raytrain.cluster.session import Cluster

@@ -22,7 +22,8 @@ from ray.train.v2.api.preemption import PreemptionInfo
 
 from raytrain.cluster import failures
 from raytrain.cluster.board import Begun, Board, Failed, News, Placed, Stepped
-from raytrain.cluster.failures import RETRIES, Kind, RunFailurePolicy, cause_of, final_error
+from raytrain.cluster.deaths import Kind
+from raytrain.cluster.failures import RETRIES, RunFailurePolicy, cause_of, final_error
 from raytrain.cluster.history import DOUBT_S, Journal, read_history
 from raytrain.errors import ConfigError, DataError, StoreOutOfReach, TrainingDiverged, WorkNotFinished
 from raytrain.tiles.order import Position
