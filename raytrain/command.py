@@ -11,7 +11,7 @@ import tyro
 from pydantic import BaseModel, ConfigDict
 
 from raytrain import storage
-from raytrain.config import toml_changes
+from raytrain.config import parse, toml_changes
 from raytrain.console import Narrator
 from raytrain.errors import ConfigError, DataError
 
@@ -27,6 +27,10 @@ class Command(BaseModel):
     def run(self, narrator: Narrator) -> int:
         """Do the work and return the exit code."""
         raise NotImplementedError
+
+    def use_stores(self) -> None:
+        """Set how stores are asked: as the environment says."""
+        storage.use_stores(storage.Stores())
 
     def uris(self) -> list[str]:
         """Return the URIs among the options, as they were given."""
@@ -49,6 +53,16 @@ class ClusterCommand(Command):
     shared_path: bool = False
     """All nodes of the cluster see the local paths that are given."""
 
+    stores: str | None = None
+    """TOML file (a path or a URI): how stores are asked, by prefix, as [stores."s3://bucket"] anonymous = true."""
+
+    def use_stores(self) -> None:
+        """Ask stores as the file of --stores says, here and on all workers."""
+        super().use_stores()
+        if self.stores is not None:
+            where = storage.normalise(self.stores)
+            storage.use_stores(storage.read_stores(storage.read_text(where, "file of stores"), storage.shown(where)))
+
     @property
     def _cluster(self) -> Any:
         from raytrain.cluster.session import Cluster
@@ -60,11 +74,11 @@ def load_changes(uri: str | Path) -> dict[str, Any]:
     """Return `{dotted path: value}` from the TOML file of settings at a path or a URI."""
     where = storage.normalise(str(uri))
     try:
-        return toml_changes(storage.read_bytes(where).decode(), where)
+        return toml_changes(storage.read_bytes(where).decode(), storage.shown(where))
     except FileNotFoundError as error:
-        raise ConfigError(f"no such settings file: {where}") from error
+        raise ConfigError(f"no such settings file: {storage.shown(where)}") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{where}: not a TOML file: {error}") from error
+        raise ConfigError(f"{storage.shown(where)}: not a TOML file: {error}") from error
 
 
 def listed(problems: Sequence[DataError]) -> list[dict[str, str]]:
@@ -82,3 +96,10 @@ def local_folder(option: str, uri: str) -> str:
     if not storage.is_local(uri):
         raise ConfigError(f"{option} {uri}: expected a folder on a local disk")
     return storage.normalise(uri)
+
+
+def selection(where: tuple[str, ...], metadata: str | None) -> Any:
+    """Return which chips are chosen; raise `ConfigError` for filters without a table, or a table without filters."""
+    from raytrain.tiles.selection import Selection
+
+    return parse(Selection, {"where": where, "metadata": None if metadata is None else storage.normalise(metadata)})

@@ -10,9 +10,10 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from raytrain.errors import ConfigError
 
@@ -21,6 +22,8 @@ Baseline = Literal["before-04.00", "from-04.00"]
 TIMM_WEIGHTS, RANDOM_WEIGHTS = "timm", "random"
 """What `encoder_weights` may be besides a path or a URI."""
 CellEncoding = Literal["raw", "blosc2-bitshuffle-lz4", "blosc2-bitshuffle-zstd"]
+LayerEncoding = Literal["none", "uint8", "float32"]
+"""How a raster of probabilities is written beside the mask; `uint8` has steps of 1/254 of the largest value."""
 
 
 def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -213,9 +216,12 @@ class ShardSettings(Settings):
 
 
 class ScoreSettings(Settings):
-    """What a mask depends on besides the ensemble and the source; recorded with the output.
+    """What a mask depends on besides the ensemble and the source, and what else is made; recorded with the outputs.
 
-    `windows_per_pass` is for a GPU; a CPU takes one window at a time.
+    `windows_per_pass` is for a GPU; a CPU takes one window at a time. A scene with a side above `block_px` is scored in
+    blocks, which changes no output. `baseline` says of every scene what its values are, where None lets each source
+    say so itself. `datetime` is given to scenes that have no date. `missing_bands` says what becomes of members whose
+    bands a source lacks.
     """
 
     threshold: float = Field(default=0.5, gt=0, lt=1)
@@ -225,12 +231,26 @@ class ScoreSettings(Settings):
     windows_per_pass: int = Field(default=4, ge=1)
     precision: Literal["float32", "bfloat16"] = "float32"
     threads: int = Field(default=2, ge=1)
+    block_px: int = Field(default=12288, ge=512, multiple_of=512)
+    baseline: Baseline | None = None
+    missing_bands: Literal["error", "leave-out"] = "error"
+    probability: LayerEncoding = "none"
+    disagreement: LayerEncoding = "none"
+    datetime: str | None = None
 
     @model_validator(mode="after")
     def _overlap_fits(self) -> Self:
         if 2 * self.overlap_px > self.window_px:
             raise ValueError(f"overlap_px {self.overlap_px} must be at most half of window_px {self.window_px}")
         return self
+
+    @field_validator("datetime")
+    @classmethod
+    def _is_a_time(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        time = datetime.fromisoformat(value)
+        return time.replace(tzinfo=time.tzinfo or UTC).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def one_line(error: ValidationError) -> str:

@@ -42,7 +42,9 @@ def joined(cluster: Cluster, uris: Iterable[str]) -> Iterator[None]:
     """
     check_address(cluster.address)
     with contextlib.ExitStack() as stack:
-        if not ray.is_initialized():
+        if ray.is_initialized():
+            _check_stores()
+        else:
             stack.callback(ray.shutdown)
             _start(cluster)
         _refuse_local_paths(cluster, uris)
@@ -98,16 +100,22 @@ def _start(cluster: Cluster) -> None:
 
 
 def _init(cluster: Cluster) -> None:
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if variables := storage.for_workers():
+        # Beside those of a job, which has other names: Ray joins the two.
+        options["runtime_env"] = {"env_vars": variables}
     if cluster.address == LOCAL:
-        ray.init(
-            address=LOCAL,
-            num_cpus=max(MIN_LOCAL_CPUS, int(get_num_cpus(override_docker_cpu_warning=True))),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    else:
-        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+        options["num_cpus"] = max(MIN_LOCAL_CPUS, int(get_num_cpus(override_docker_cpu_warning=True)))
+        options["include_dashboard"] = False
+    ray.init(address=cluster.address, **options)
+
+
+def _check_stores() -> None:
+    """Raise `ConfigError` where this process was told of other stores since Ray started: no worker would know them."""
+    given: dict[str, str] = ray.get_runtime_context().runtime_env.get("env_vars") or {}
+    wanted = storage.for_workers()
+    if {name: value for name, value in given.items() if name == storage.stores.VARIABLE} != wanted:
+        raise ConfigError("Ray was started in this process with other stores; call storage.use_stores before ray.init")
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ A prediction holds 0 clear, 1 cloud, 255 no data; a label 0, 1, 255 ignore. Must
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -122,17 +123,15 @@ def strips(height_px: int, width_px: int, strip_pixels: int = STRIP_PIXELS) -> I
         yield Window(0, start, width_px, min(rows, height_px - start))
 
 
-def _opened(uri: str, kind: str) -> DatasetReader:
-    source = open_geotiff(uri, kind)
-    found = None
-    if source.count != 1:
-        found = f"{kind} with {source.count} bands, expected one"
-    elif not np.issubdtype(np.dtype(source.dtypes[0]), np.integer):
-        found = f"{kind} of {source.dtypes[0]}, expected a mask of 0, 1 and 255: are these probabilities?"
-    if found:
-        source.close()
-        raise DataError(uri, found)
-    return source
+@contextlib.contextmanager
+def _opened(uri: str, kind: str) -> Iterator[DatasetReader]:
+    with open_geotiff(uri, kind) as source:
+        if source.count != 1:
+            raise DataError(uri, f"{kind} with {source.count} bands, expected one")
+        if not np.issubdtype(np.dtype(source.dtypes[0]), np.integer):
+            found = f"{kind} of {source.dtypes[0]}, expected a mask of 0, 1 and 255"
+            raise DataError(uri, f"{found}: are these probabilities?")
+        yield source
 
 
 def _read_mask(source: DatasetReader, window: Window, uri: str, kind: str) -> NDArray[np.uint8]:

@@ -6,23 +6,33 @@ names none, if every band is 0. Must not know shards or models.
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
 import re
-from collections.abc import Mapping, Sequence
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.errors import RasterioError
-from rasterio.io import DatasetReader, MemoryFile
+from rasterio.io import DatasetReader, FilePath, MemoryFile
 
 from raytrain import storage
 from raytrain.errors import DataError, first_line
+from raytrain.imagery.band_names import known_band
+
+ResultT = TypeVar("ResultT")
 
 LABEL_CLEAR, LABEL_CLOUD, LABEL_IGNORE = 0, 1, 255
+JPEG_2000 = (b"\x00\x00\x00\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
+"""How its files and its bare codestreams begin."""
+HEAD_BYTES = 12
 MASK_COLOURS = {0: (0, 0, 0, 0), 1: (255, 255, 255, 255), 255: (128, 128, 128, 255)}
 
 
@@ -36,6 +46,11 @@ class Georeference:
     def __str__(self) -> str:
         corner = f"({self.transform[2]:.6g}, {self.transform[5]:.6g})" if self.transform else "an unknown corner"
         return f"{corner} in {self.crs or 'an unknown CRS'}"
+
+    def of_rasterio(self) -> tuple[CRS | None, rasterio.Affine | None]:
+        """Return what rasterio writes into a raster."""
+        crs = None if self.crs is None else CRS.from_string(self.crs)
+        return crs, None if self.transform is None else rasterio.Affine(*self.transform)
 
     def agrees_with(self, other: Georeference) -> bool:
         """Tell whether both mean the same place as far as both know it, to a tenth of a pixel at the corner."""
@@ -58,7 +73,7 @@ class Raster:
     georeference: Georeference
 
 
-def valid_pixels(pixels: NDArray[np.uint16], nodata: Sequence[float | None]) -> NDArray[np.bool_]:
+def valid_pixels(pixels: NDArray[np.integer[Any]], nodata: Sequence[float | None]) -> NDArray[np.bool_]:
     """Return `[H, W] bool` of the pixels that hold data, by the rule of this module; `nodata` is per band."""
     named = [pixels[i] == value for i, value in enumerate(nodata) if value is not None]
     if named:
@@ -88,22 +103,144 @@ def _read_single_band(name: str, data: bytes) -> tuple[NDArray[Any], float | Non
 
 
 def _reason(error: RasterioError) -> str:
-    # rasterio hides GDAL's reason in the cause, and gives bytes in memory a random folder.
-    return re.sub(r"/vsimem/[0-9a-f-]+/", "", first_line(error.__cause__ or error))
+    # rasterio hides GDAL's reason in the cause, and gives bytes in memory, file objects and copies random names.
+    names = rf"/vsimem/[0-9a-f-]+/|/vsipythonfilelike/[0-9a-f/-]+|{re.escape(tempfile.gettempdir())}/raytrain-\w+"
+    return re.sub(names, "", first_line(error.__cause__ or error))
 
 
-def open_geotiff(uri: str, what: str) -> DatasetReader:
-    """Open the GeoTIFF at `uri` within `storage.gdal_environment()`; raise `DataError` that calls it a `what`."""
+def is_jp2(uri: str) -> bool:
+    """Tell whether the file at `uri` is JPEG 2000, by its name."""
+    return uri.partition("?")[0].lower().endswith(".jp2")
+
+
+@contextlib.contextmanager
+def open_geotiff(uri: str, what: str) -> Iterator[DatasetReader]:
+    """Open the GeoTIFF or JPEG 2000 file at `uri` for the body, within `storage.gdal_environment()`, in one thread.
+
+    Raises `DataError` that calls it a `what` where it is neither; errors of a store or a server that GDAL met, in
+    opening or in the body, come out as they are (`PermissionError`, `FileNotFoundError`, `StoreOutOfReach`).
+    """
+    if storage.is_local(uri):
+        path = storage.path_of(uri)
+        with _opened(path, _driver(_head(path)), uri, what) as source:
+            yield source
+        return
+    failures: list[Exception] = []
+    with storage.open_ranged(uri) as ranged:
+        driver = _driver(ranged.read(HEAD_BYTES))
+        with _for_gdal(ranged, driver, failures) as file:
+            name = file if isinstance(file, str) else file.name
+            try:
+                with _opened(file, driver, uri, what) as source:
+                    yield source
+            except (RasterioError, DataError) as error:
+                if failures:
+                    raise failures[0] from error
+                if isinstance(error, DataError) and error.subject == name:  # GDAL's name for it, not ours
+                    raise DataError(storage.shown(uri), error.found) from error
+                raise
+        if failures:  # GDAL may make do without what it could not read
+            raise failures[0]
+
+
+@contextlib.contextmanager
+def _for_gdal(ranged: storage.RangedFile, driver: str, failures: list[Exception]) -> Iterator[str | FilePath]:
+    """Yield what GDAL opens for a remote file: the file by its ranges, or a copy of it on disk for JPEG 2000.
+
+    Of that, each window is looked for from the start, tile by tile, which would fetch a file anew for each.
+    """
+    if driver == "GTiff":
+        with contextlib.closing(_NamedForGdal(_FileForGdal(ranged, failures))) as named:
+            yield named
+        return
+    ranged.seek(0)
+    with tempfile.NamedTemporaryFile(prefix="raytrain-", suffix=".jp2") as copy:
+        shutil.copyfileobj(ranged, copy, storage.ranged.BLOCK_BYTES)
+        copy.flush()
+        yield copy.name
+
+
+def _head(path: str) -> bytes:
     try:
-        # Only GTiff: a text file of another driver could make GDAL read from anywhere.
-        return rasterio.open(storage.gdal_path(uri), driver="GTiff")
+        with open(path, "rb") as file:
+            return file.read(HEAD_BYTES)
+    except OSError:  # GDAL says it again, by the name that the caller gave it
+        return b""
+
+
+def _driver(head: bytes) -> str:
+    """Return the driver for a file that begins so; never any other: text could make GDAL read from anywhere."""
+    return "JP2OpenJPEG" if head.startswith(JPEG_2000) else "GTiff"
+
+
+def _opened(name: str | FilePath, driver: str, uri: str, what: str) -> DatasetReader:
+    try:
+        return rasterio.open(name, driver=driver)
     except RasterioError as error:
-        raise unreadable(uri, what, error) from error
+        raise unreadable(storage.shown(uri), what, error) from error
+
+
+class _NamedForGdal(FilePath):  # type: ignore[misc]  # rasterio has no types
+    """A file object under a name by which GDAL opens it.
+
+    Not by `opener=`: that installs a file system for each data set, in a table of GDAL that other threads read without
+    a lock; within 60,000 opens by 8 threads the process crashed (rasterio 1.4.4, GDAL 3.10.3; see rasterio#3636). This
+    way all have one file system, whose state the interpreter's lock guards; it will go with rasterio 2.0.
+    """
+
+    def __init__(self, file: _FileForGdal) -> None:
+        super(FilePath, self).__init__(file)  # FilePath's own adds only that it will go
+
+
+class _FileForGdal:
+    """A view of a file with a position of its own; the first error is kept in `failures`, since GDAL can't pass it on.
+
+    After an error there is nothing to read. Each time that GDAL opens it, it asks for another view in fsspec's words:
+    `fs.open(path, mode)`.
+    """
+
+    mode = "rb"
+
+    def __init__(self, file: storage.RangedFile, failures: list[Exception]) -> None:
+        self.fs, self.path = self, file.name
+        self._file, self._failures = file, failures
+        self._position = 0
+
+    def open(self, path: str, mode: str) -> _FileForGdal:
+        """Return another view, at the start."""
+        return _FileForGdal(self._file, self._failures)
+
+    def read(self, size: int = -1) -> bytes:
+        """Return bytes as the file does, none after an error."""
+        data = self._tried(lambda: self._file.read_at(self._position, size), b"")
+        self._position += len(data)
+        return data
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Set the position as the file does; leave it after an error."""
+        if whence == os.SEEK_CUR:
+            offset, whence = self._position + offset, os.SEEK_SET
+        self._position = self._tried(lambda: self._file.seek(offset, whence), self._position)
+        return self._position
+
+    def tell(self) -> int:
+        """Return the position."""
+        return self._position
+
+    def _tried(self, operation: Callable[[], ResultT], otherwise: ResultT) -> ResultT:
+        if self._failures:
+            return otherwise
+        try:
+            return operation()
+        except Exception as error:  # noqa: BLE001  # below are frames of C++
+            self._failures.append(error)
+            return otherwise
 
 
 def unreadable(uri: str, what: str, error: RasterioError) -> DataError:
     """Return the error of a `what` that GDAL can't open or read."""
-    return DataError(uri, f"{what} is not a readable GeoTIFF, perhaps truncated ({_reason(error)})")
+    kind = "JPEG 2000 file" if is_jp2(uri) else "GeoTIFF"
+    return DataError(uri, f"{what} is not a readable {kind}, perhaps truncated ({_reason(error)})")
 
 
 def read_chip(files: Mapping[str, bytes]) -> Raster:
@@ -170,15 +307,20 @@ def mask_tiff(mask: NDArray[np.uint8], georeference: Georeference) -> bytes:
 
 
 def band_indexes(source: DatasetReader, bands: Sequence[str]) -> list[int]:
-    """Return the 1-based index of each of `bands` in an open raster, by the descriptions of its bands.
+    """Return the 1-based index of each of `bands` in an open raster; raise `DataError` that names those it lacks."""
+    names = band_names(source)
+    missing = [band for band in bands if band not in names]
+    if missing:
+        raise DataError(source.name, f"no band {', '.join(missing)} (bands found: {', '.join(map(str, names))})")
+    return [names.index(band) + 1 for band in bands]
 
-    A raster without descriptions is read as B02, B03, B04, B08 if it has just four bands. Raises `DataError`.
+
+def band_names(source: DatasetReader) -> list[str | None]:
+    """Return what the bands of an open raster are, by their descriptions; common names count, too (`blue` is `B02`).
+
+    A raster without descriptions has B02, B03, B04 and B08 if it has just four bands.
     """
     names = list(source.descriptions)
     if not any(names) and source.count == 4:
-        names = ["B02", "B03", "B04", "B08"]
-    missing = [band for band in bands if band not in names]
-    if missing:
-        found = ", ".join(str(name) for name in names)
-        raise DataError(source.name, f"no band {', '.join(missing)} (bands found: {found})")
-    return [names.index(band) + 1 for band in bands]
+        return ["B02", "B03", "B04", "B08"]
+    return [(known_band(name) or name) if name else None for name in names]

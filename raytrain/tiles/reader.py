@@ -216,7 +216,7 @@ class TileReader:
                 if attempt + 1 == attempts:
                     raise DataError(self.subject(i), what) from error
                 _logger.info("%s: %s; asked again", self.subject(i), what)
-                time.sleep(storage.RETRIES.wait_s(attempt))
+                time.sleep(storage.retries.RETRIES.wait_s(attempt))
         if self._cache is not None:
             self._cache.write(self._shard(i), start, data)
         return found

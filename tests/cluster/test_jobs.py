@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster.test_stores import DRIVER, SEEN
+
 ROOT = Path(__file__).resolve().parents[2]
 RAY = Path(sys.executable).with_name("ray")
 START_S = 90
@@ -141,6 +143,15 @@ def test_jobs_do_what_the_commands_do_on_a_cluster_with_a_token(head: Head, chip
     metadata, labels = str(chips / "train_metadata.csv"), str(chips / "train_labels")
     head.submit("evaluate", masks, labels, "--metadata", metadata, "--out", scores)
     assert json.loads((tmp_path / "scores" / "metrics.json").read_text())["num_chips"] == 12
+
+
+def test_workers_of_a_job_see_its_stores_beside_its_own_environment(head: Head, tmp_path: Path) -> None:
+    (tmp_path / "driver.py").write_text(DRIVER)
+    own = json.dumps({"env_vars": {"OF_THE_JOB": "1"}})
+    folder = ["--working-dir", str(tmp_path), "--runtime-env-json", own]
+    done = head.ray("job", "submit", *folder, "--", sys.executable, "driver.py")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert SEEN.format(job="1") in done.stdout
 
 
 def test_job_without_the_token_is_refused(head: Head) -> None:

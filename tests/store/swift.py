@@ -105,7 +105,7 @@ client_chunk_size = 1048576
 keep_cache_size = 1073741824
 account_autocreate = true
 location = us-east-1
-user_test_tester = testing .admin
+user_test_tester = {secret} .admin
 [pipeline:main]
 pipeline = {filters} {server}-server
 [app:{server}-server]
@@ -117,7 +117,7 @@ FILTERS = "catch_errors gatekeeper memcache listing_formats s3api tempauth bulk 
 class Swift:
     """A Swift of four processes that keeps its data below a folder.
 
-    Another one on the same folder, later, serves the same data.
+    Another one on the same folder, later, serves the same data. A subclass may have another `secret_key`.
     """
 
     access_key = "test:tester"
@@ -178,7 +178,9 @@ class Swift:
 
     def _conf(self, server: str) -> str:
         filters = FILTERS if server == "proxy" else ""
-        text = SERVER_CONF.format(port=self._ports[server], folder=self.folder, filters=filters, server=server)
+        text = SERVER_CONF.format(
+            port=self._ports[server], folder=self.folder, filters=filters, server=server, secret=self.secret_key
+        )
         return text + "".join(f"[filter:{name}]\nuse = egg:swift#{name}\n" for name in filters.split())
 
     def _spawn(self, server: str) -> subprocess.Popen[bytes]:

@@ -37,8 +37,8 @@ PASSING = {
 @pytest.fixture
 def proxy(swift: str, swift_server: Swift, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
     """A proxy before Swift, which the environment names as the store; retries wait little, and not for long."""
-    monkeypatch.setattr(storage, "RETRIES", Retries(attempts=5, first_wait_s=0.01, longest_wait_s=0.05))
-    monkeypatch.setattr(storage, "READ_TIMEOUT_S", 0.4)
+    monkeypatch.setattr(storage.retries, "RETRIES", Retries(attempts=5, first_wait_s=0.01, longest_wait_s=0.05))
+    monkeypatch.setattr(storage.s3, "READ_TIMEOUT_S", 0.4)
     with FaultProxy(swift_server.endpoint) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         yield proxy
@@ -141,7 +141,7 @@ def test_no_key_stands_in_a_log_an_object_or_an_error(
     key, secret = "AKIAVERYSECRETKEYID1", "wJalrXUtnFEMI/K7MDENG/bPxRfiCY+verysecret"
     caplog.set_level(logging.DEBUG, logger="raytrain")
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(storage, "RETRIES", Retries(attempts=3, first_wait_s=0.01, longest_wait_s=0.01))
+    monkeypatch.setattr(storage.retries, "RETRIES", Retries(attempts=3, first_wait_s=0.01, longest_wait_s=0.01))
     texts: list[str] = []
     with FaultProxy(os.environ["AWS_ENDPOINT_URL"]) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)

@@ -1,0 +1,91 @@
+"""URIs to files: one place that turns a local path, `s3://bucket/key` or a URL into reads, listings and atomic writes.
+
+Endpoint and credentials of a store come from the table of stores (`use_stores`), else from the environment (`AWS_*`).
+Must not know what the bytes mean.
+"""
+
+from raytrain.storage.gdal import GDAL_CACHE_BYTES, gdal_environment
+from raytrain.storage.objects import (
+    FileInfo,
+    arrow_filesystem,
+    exists,
+    filesystem,
+    find,
+    identity,
+    identity_of,
+    open_ranged,
+    read_bytes,
+    read_json,
+    read_listed,
+    read_range,
+    read_text,
+    remove,
+    remove_below,
+    remove_empty_folder,
+    remove_once,
+    sha256_of,
+    size_of,
+    walk,
+    write_bytes,
+    write_file,
+)
+from raytrain.storage.ranged import RangedFile
+from raytrain.storage.retries import Retries, is_out_of_reach, is_passing, persistently
+from raytrain.storage.stores import Stores, StoreSettings, for_workers, read_stores, use_stores
+from raytrain.storage.uris import (
+    is_http,
+    is_local,
+    is_plain_name,
+    join,
+    name_of,
+    normalise,
+    partial_of,
+    path_of,
+    shown,
+)
+
+__all__ = [
+    "GDAL_CACHE_BYTES",
+    "FileInfo",
+    "RangedFile",
+    "Retries",
+    "StoreSettings",
+    "Stores",
+    "arrow_filesystem",
+    "exists",
+    "filesystem",
+    "find",
+    "for_workers",
+    "gdal_environment",
+    "identity",
+    "identity_of",
+    "is_http",
+    "is_local",
+    "is_out_of_reach",
+    "is_passing",
+    "is_plain_name",
+    "join",
+    "name_of",
+    "normalise",
+    "open_ranged",
+    "partial_of",
+    "path_of",
+    "persistently",
+    "read_bytes",
+    "read_json",
+    "read_listed",
+    "read_range",
+    "read_stores",
+    "read_text",
+    "remove",
+    "remove_below",
+    "remove_empty_folder",
+    "remove_once",
+    "sha256_of",
+    "shown",
+    "size_of",
+    "use_stores",
+    "walk",
+    "write_bytes",
+    "write_file",
+]

@@ -1,0 +1,21 @@
+"""How GDAL is set up wherever pixels are read."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+GDAL_CACHE_BYTES = 128 * 2**20
+"""GDAL's own default is 5 % of the machine's memory in every process."""
+
+
+@contextlib.contextmanager
+def gdal_environment() -> Iterator[None]:
+    """Keep GDAL from looking for files beside the one it reads, from much memory, and from threads of its own.
+
+    Its threads would read one file object at once, and JPEG 2000 opens the file anew in each.
+    """
+    import rasterio
+
+    with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR", GDAL_CACHEMAX=GDAL_CACHE_BYTES, GDAL_NUM_THREADS="1"):
+        yield

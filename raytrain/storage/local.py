@@ -1,0 +1,87 @@
+"""Local files: writes that appear at once or not at all, and listings that follow links.
+
+Must not know any other store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import stat
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def read_range(path: str, start: int, end: int) -> bytes:
+    """Return bytes `start` to `end` (exclusive) of a file: without fsspec's checks, in a tenth of the time."""
+    with open(path, "rb", buffering=0) as file:
+        try:
+            return os.pread(file.fileno(), end - start, start)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, path) from error
+
+
+def write_bytes(path: Path, data: bytes, *, durably: bool) -> None:
+    """Write the whole file, and wait until it lies on its disk if it shall last."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _renamed_into_place(path) as partial:
+        partial.write_bytes(data)
+        if durably:
+            _to_disk(partial)
+    if durably:
+        _to_disk(path.parent)
+
+
+def move_in(path: Path, target: Path) -> None:
+    """Move the finished file `path` to `target`."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _renamed_into_place(target) as partial:
+        shutil.move(path, partial)
+
+
+@contextlib.contextmanager
+def _renamed_into_place(path: Path) -> Iterator[Path]:
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until what was written to a file or a folder lies on its disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def walk(folder: str, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the files below a local folder, nothing where there is none; a link to a folder above is not entered."""
+    try:
+        status = os.stat(folder)
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except (FileNotFoundError, NotADirectoryError):  # it may have gone since its own folder was listed
+        return
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        return
+    for entry in entries:
+        try:
+            found = entry.stat()
+        except FileNotFoundError:  # gone as well, or a link to nothing
+            continue
+        except OSError as error:
+            if error.errno == errno.ELOOP:  # a link to itself
+                continue
+            raise
+        if stat.S_ISDIR(found.st_mode):
+            yield from walk(entry.path, above | {here})
+        else:
+            yield entry.path, {"size": found.st_size, "mtime": found.st_mtime}

@@ -1,0 +1,268 @@
+"""What is done with objects by their URI: read, write, list, remove; each store by its own means.
+
+Writes are atomic: a local file is renamed into place, an object appears when its upload is complete. Must not know what
+the bytes mean.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, cast
+
+import fsspec
+import pyarrow.fs
+from fsspec import AbstractFileSystem
+
+from raytrain.errors import ConfigError
+from raytrain.storage import http, local, ranged, retries, s3
+from raytrain.storage.ranged import RangedFile
+from raytrain.storage.retries import persistently
+from raytrain.storage.uris import is_http, is_local, join, normalise, path_of, shown
+
+FileInfo = dict[str, Any]
+LISTED_ATTEMPTS = 4
+"""How often an object that a listing named is asked for while the store says that there is none."""
+HASHED_BYTES = 8 * 2**20
+"""What is held of an object whose content is hashed."""
+
+
+@cache
+def _local() -> AbstractFileSystem:
+    return cast(AbstractFileSystem, fsspec.filesystem("file"))
+
+
+def filesystem(uri: str) -> AbstractFileSystem:
+    """Return the fsspec filesystem of `uri`; raise `ConfigError` for a URL, which is only read."""
+    _refuse_url(uri)
+    return _local() if is_local(uri) else s3.client(uri)
+
+
+def arrow_filesystem(uri: str) -> pyarrow.fs.FileSystem:
+    """Return the same filesystem for pyarrow and Ray, which ask a store themselves: this one asks again by itself."""
+    _refuse_url(uri)
+    if is_local(uri):
+        return pyarrow.fs.LocalFileSystem()
+    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(s3.asking_again(uri, retries.RETRIES.attempts)))
+
+
+def _refuse_url(uri: str) -> None:
+    if is_http(uri):
+        raise ConfigError(
+            f"{shown(uri)}: over HTTP single files are read, nothing is written or listed; name a local folder or "
+            "s3://bucket/prefix, or a catalogue that lists the files"
+        )
+
+
+def exists(uri: str) -> bool:
+    """Tell whether an object or a folder stands at `uri`; over HTTP, whether a file does."""
+    if is_http(uri):
+        return persistently(uri, lambda: http.exists(normalise(uri)))
+    return persistently(uri, lambda: bool(filesystem(uri).exists(path_of(uri))))
+
+
+def read_bytes(uri: str) -> bytes:
+    """Return the whole object; raise `FileNotFoundError` where there is none."""
+    if is_local(uri):
+        return bytes(_local().cat_file(path_of(uri)))
+    if is_http(uri):
+        return persistently(uri, lambda: http.whole(normalise(uri)))
+    return persistently(uri, lambda: s3.gets(uri).whole(path_of(uri)))
+
+
+def read_listed(uri: str) -> bytes:
+    """Return the whole object that a listing named: a store's 404 is asked again a few times before it counts."""
+    return _as_listed(uri, lambda: read_bytes(uri))
+
+
+def _as_listed(uri: str, operation: Callable[[], bytes]) -> bytes:
+    """Return what `operation` reads of an object that somebody named, which a store may not find at once."""
+    for attempt in range(LISTED_ATTEMPTS):
+        try:
+            return operation()
+        except FileNotFoundError:
+            if is_local(uri) or attempt + 1 == LISTED_ATTEMPTS:
+                raise
+            time.sleep(retries.RETRIES.wait_s(attempt))
+    raise AssertionError("the last attempt returns or raises")
+
+
+def read_text(uri: str, what: str) -> str:
+    """Return the text of a small UTF-8 file that a person made; raise `ConfigError` that calls it a `what`."""
+    try:
+        return read_bytes(uri).decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise ConfigError(f"no such {what}: {shown(uri)}") from error
+    except IsADirectoryError as error:
+        raise ConfigError(f"{shown(uri)}: a folder, expected a {what}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{shown(uri)}: not a UTF-8 text file, expected a {what}") from error
+
+
+def read_json(uri: str) -> dict[str, Any]:
+    """Return the JSON object that stands at `uri`; raise `FileNotFoundError`, or `ConfigError` for anything else."""
+    try:
+        values = json.loads(read_bytes(uri))
+    except ValueError as error:
+        raise ConfigError(f"{shown(uri)}: damaged, not a JSON file: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{shown(uri)}: damaged, expected a JSON object")
+    return values
+
+
+def read_range(uri: str, start: int, end: int) -> bytes:
+    """Return bytes `start` to `end` (exclusive) of the object in one request."""
+    if is_local(uri):
+        return local.read_range(path_of(uri), start, end)
+    if is_http(uri):
+        return persistently(uri, lambda: http.part(normalise(uri), start, end))
+    return persistently(uri, lambda: s3.gets(uri).part(path_of(uri), start, end))
+
+
+def _read_exactly(uri: str, start: int, end: int) -> bytes:
+    """Return what `read_range` does, but fewer bytes only where the object is known to end."""
+    if is_local(uri) or is_http(uri):
+        return read_range(uri, start, end)
+    return persistently(uri, lambda: s3.gets(uri).part(path_of(uri), start, end, exactly=True))
+
+
+def open_ranged(uri: str, block_bytes: int = ranged.BLOCK_BYTES, blocks: int = ranged.BLOCKS) -> RangedFile:
+    """Return the object as a read-only file with a position, for one thread; nothing is asked before it is read.
+
+    It is fetched by aligned blocks of `block_bytes`, of which `blocks` are held; sequential reads fetch one ahead. Its
+    errors are those of `read_range`, and come out of `read` and, where the size is asked for, of `seek`.
+    """
+
+    def read(start: int, end: int) -> bytes:
+        return _as_listed(uri, lambda: _read_exactly(uri, start, end))
+
+    return RangedFile(shown(normalise(uri)), read, partial(size_of, uri), block_bytes, blocks)
+
+
+def size_of(uri: str) -> int:
+    """Return the size of the object at `uri` in bytes."""
+    if is_local(uri):
+        return os.stat(path_of(uri)).st_size
+    size, _ = _head(uri)
+    return len(read_bytes(uri)) if size is None else size
+
+
+def _head(uri: str) -> tuple[int | None, str | None]:
+    """Return size and ETag of a remote object, without its content; None for what is not said."""
+    if is_http(uri):
+        return persistently(uri, lambda: http.head(normalise(uri)))
+    return persistently(uri, lambda: s3.gets(uri).head(path_of(uri)))
+
+
+def identity(info: FileInfo) -> str:
+    """Return what changes when the object changes: its size and its ETag, or its time of change where it has none."""
+    return f"{info['size']}:{info.get('ETag') or info.get('mtime')}"
+
+
+def identity_of(uri: str, info: FileInfo | None = None) -> str:
+    """Return what changes when the bytes of the object at `uri` change, and depends on neither place nor time.
+
+    That is its size and its ETag, or the sha256 of its content for a local file, and where the ETag is absent or a weak
+    one. `info`, from a listing, saves the question where it has both.
+    """
+    if is_local(uri):
+        return _identity_of_content(uri)
+    size, etag = (None, None) if info is None else (info.get("size"), info.get("ETag"))
+    if size is None or not _is_strong(etag):
+        size, etag = _head(uri)
+    if size is None or not _is_strong(etag):
+        return _identity_of_content(uri)
+    return f"{size}:{etag}"
+
+
+def _is_strong(etag: str | None) -> bool:
+    return bool(etag) and not str(etag).startswith("W/")
+
+
+def _identity_of_content(uri: str) -> str:
+    if is_http(uri):  # a server without ETags may well have no ranges
+        size, sha256 = persistently(uri, lambda: http.hashed(normalise(uri)))
+        return f"{size}:sha256:{sha256}"
+    digest, size = hashlib.sha256(), 0
+    while piece := _read_exactly(uri, size, size + HASHED_BYTES):
+        digest.update(piece)
+        size += len(piece)
+    return f"{size}:sha256:{digest.hexdigest()}"
+
+
+def write_bytes(uri: str, data: bytes, *, durably: bool = False) -> None:
+    """Write the whole object so that it appears at once or not at all.
+
+    With `durably` a local file lies on its disk when this returns, and a machine that loses its power keeps it; a store
+    answers for that anyway.
+    """
+    if is_local(uri):
+        local.write_bytes(Path(path_of(uri)), data, durably=durably)
+    else:
+        persistently(uri, lambda: filesystem(uri).pipe_file(path_of(uri), data))
+
+
+def write_file(uri: str, path: Path) -> None:
+    """Move the finished local file `path` to `uri`, where it appears at once or not at all."""
+    if is_local(uri):
+        local.move_in(path, Path(path_of(uri)))
+    else:
+        persistently(uri, lambda: filesystem(uri).put_file(str(path), path_of(uri)))
+        path.unlink()
+
+
+def remove(uri: str) -> None:
+    """Remove the object at `uri` if there is one."""
+    with contextlib.suppress(FileNotFoundError):
+        persistently(uri, lambda: filesystem(uri).rm_file(path_of(uri)))
+
+
+def remove_once(uri: str) -> None:
+    """Remove the object at `uri` if there is one; a store that can't do it now is not asked again."""
+    with contextlib.suppress(FileNotFoundError):
+        filesystem(uri).rm_file(path_of(uri))
+
+
+def remove_empty_folder(uri: str) -> None:
+    """Remove the local folder at `uri` if there is one and nothing is in it; a store has no empty folders."""
+    if is_local(uri):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            os.rmdir(path_of(uri))
+
+
+def remove_below(uri: str) -> None:
+    """Remove all objects below `uri`, and a local folder with them; each is asked for once, as by `remove_once`."""
+    names = list(find(uri))
+    for name in names:
+        remove_once(join(uri, name))
+    folders = {"/".join(name.split("/")[:depth]) for name in names for depth in range(1, name.count("/") + 1)}
+    for folder in sorted(folders, key=lambda each: -each.count("/")):
+        remove_empty_folder(join(uri, folder))
+    remove_empty_folder(uri)
+
+
+def find(uri: str) -> dict[str, FileInfo]:
+    """Return `{name relative to uri: file info}` of all objects below `uri`, by one listing, in the order of names.
+
+    Links to files and folders are followed. Raises `OSError` for a folder that can't be listed.
+    """
+    return dict(sorted(walk(uri)))
+
+
+def walk(uri: str) -> Iterator[tuple[str, FileInfo]]:
+    """Yield what `find` returns, one by one: no more than a folder, or a page of a listing, is held."""
+    _refuse_url(uri)
+    root = path_of(uri).rstrip("/")
+    for path, info in local.walk(root) if is_local(uri) else s3.walk(uri):
+        yield path.removeprefix(root).removeprefix("/"), info
+
+
+def sha256_of(data: bytes) -> str:
+    """Return the sha256 (hex) of `data`."""
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,97 @@
+"""Names of things: local paths, `s3://bucket/key` and `https://host/path` in their one form, and their parts.
+
+Must not know how anything is read.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from urllib.parse import urlsplit, urlunsplit
+
+from raytrain.errors import ConfigError
+
+HTTP_SCHEMES = ("http", "https")
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_PARTIAL_NAME = re.compile(r"^\.(?P<name>.+)\.[0-9a-f]{32}\.partial$")
+
+
+def normalise(uri: str) -> str:
+    """Return `uri` in its one form: an absolute local path, `s3://bucket/key` without a trailing slash, or a URL.
+
+    A URL (`http://`, `https://`) keeps its path and its query, which may be a signature; a fragment is dropped.
+    """
+    if not uri.strip():
+        raise ConfigError("an empty path; expected a local path or s3://bucket/prefix")
+    scheme, separator, rest = uri.partition("://")
+    if not separator:
+        return os.path.abspath(os.path.expanduser(uri))
+    if scheme == "file":
+        return os.path.abspath(rest)
+    if scheme.lower() in HTTP_SCHEMES:
+        return _normalised_url(uri)
+    if "@" in rest.partition("/")[0]:
+        raise ConfigError(f"{scheme}://...@...: keys never stand in a URI; set AWS_ACCESS_KEY_ID and the like")
+    if scheme != "s3" or not rest.strip("/"):
+        raise ConfigError(f"{uri}: expected a local path or s3://bucket/prefix (to read, also https://host/path)")
+    return f"s3://{rest.strip('/')}"
+
+
+def _normalised_url(uri: str) -> str:
+    try:
+        parts = urlsplit(uri)
+        port = parts.port
+    except ValueError as error:
+        raise ConfigError(f"{shown(uri)}: not a URL; expected https://host/path") from error
+    if "@" in parts.netloc:
+        raise ConfigError(f"{parts.scheme}://...@...: passwords never stand in a URI; use a signed URL or a store")
+    if not parts.hostname or "\\" in parts.netloc:
+        raise ConfigError(f"{shown(uri)}: a URL without a host; expected https://host/path")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    default = {"http": 80, "https": 443}[parts.scheme]
+    place = host if port in (None, default) else f"{host}:{port}"
+    return urlunsplit((parts.scheme, place, parts.path, parts.query, ""))
+
+
+def is_local(uri: str) -> bool:
+    """Tell whether `uri` is a path on this machine."""
+    return "://" not in normalise(uri)
+
+
+def is_http(uri: str) -> bool:
+    """Tell whether `uri` is one that can only be read: `http://` or `https://`."""
+    return uri.partition("://")[0].lower() in HTTP_SCHEMES and "://" in uri
+
+
+def shown(uri: str) -> str:
+    """Return `uri` as messages and records show it: without the query of a URL, which may be a signature."""
+    return uri.partition("?")[0].partition("#")[0] if is_http(uri) else uri
+
+
+def join(uri: str, *names: str) -> str:
+    """Return the URI of `names` below `uri`; the query of a URL stays at its end."""
+    if is_http(uri):
+        path, mark, query = uri.partition("?")
+        return "/".join([path.rstrip("/"), *names]) + mark + query
+    return "/".join([uri.rstrip("/"), *names])
+
+
+def name_of(uri: str) -> str:
+    """Return the last part of `uri`."""
+    return shown(uri).rstrip("/").rsplit("/", 1)[-1]
+
+
+def is_plain_name(text: str) -> bool:
+    """Tell whether `text` can be the name of one file anywhere: letters, digits, '.', '_', '-', no dot in front."""
+    return bool(_PLAIN_NAME.fullmatch(text))
+
+
+def partial_of(name: str) -> str | None:
+    """Return the name that a half-written local file was to get; None for any other file."""
+    match = _PARTIAL_NAME.match(name)
+    return match["name"] if match else None
+
+
+def path_of(uri: str) -> str:
+    """Return what the filesystem of `uri` calls it: the local path, or `bucket/key`."""
+    return normalise(uri).removeprefix("s3://")
