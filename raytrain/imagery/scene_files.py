@@ -5,6 +5,8 @@ Plain records that travel as JSON, made by whoever lists an archive. Must not kn
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 from pydantic import Field
 
 from raytrain.config import Settings
@@ -41,3 +43,14 @@ class SceneSource(Settings):
     item_uri: str | None = None
     offset_applied: bool | None = None
     processing_baseline: str | None = None
+
+
+def shown(uri: str) -> str:
+    """Return `uri` as messages name it: without the query of an address, where signatures stand."""
+    return uri.partition("?")[0] if "://" in uri else uri
+
+
+def utc_text(moment: datetime) -> str:
+    """Return `moment` as RFC 3339 in UTC; one without a zone is in UTC."""
+    moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    return moment.isoformat().replace("+00:00", "Z")

@@ -54,6 +54,8 @@ _CHIPS_AT_EDGE_FRACTION = 0.08
 _SCENES_AT_EDGE_FRACTION = 0.4
 _FIRST_SCENE_DAY = 1 << 32
 _COLUMNS = ("chip_id", "location", "datetime", "cloudpath")
+REFLECTANCE_SCALE = 0.0001
+"""Reflectance is this times a value; nothing is added."""
 _COMMON_NAMES = ("blue", "green", "red", "nir")
 
 
@@ -200,6 +202,7 @@ def _write_scene(
         masks = profile | {"count": 1, "dtype": "uint8", "nodata": NO_DATA_LABEL}
         with rasterio.open(strips, "w", **raw) as image, rasterio.open(labels, "w", **masks) as mask:
             image.descriptions = BAND_NAMES
+            image.scales, image.offsets = [REFLECTANCE_SCALE] * len(BAND_NAMES), [0.0] * len(BAND_NAMES)
             image.update_tags(TIFFTAG_DATETIME=day.when.strftime("%Y:%m:%d %H:%M:%S"))
             cloud_fraction = _write_strips(place, size_px, edge, image, mask, strip_done)
         # nodata=0 keeps pixels without data out of the averages of the overviews.
@@ -274,6 +277,10 @@ def _item(scene_id: str, place: Place, day: Acquisition, size_px: int, cloud_fra
         "type": "image/tiff; application=geotiff; profile=cloud-optimized",
         "roles": ["data"],
         "eo:bands": bands,
+        "raster:bands": [
+            {"nodata": 0, "data_type": "uint16", "spatial_resolution": GSD_M, "scale": REFLECTANCE_SCALE, "offset": 0}
+            for _ in BAND_NAMES
+        ],
     }
     return {
         "type": "Feature",
@@ -281,6 +288,7 @@ def _item(scene_id: str, place: Place, day: Acquisition, size_px: int, cloud_fra
         "stac_extensions": [
             "https://stac-extensions.github.io/eo/v1.1.0/schema.json",
             "https://stac-extensions.github.io/projection/v1.1.0/schema.json",
+            "https://stac-extensions.github.io/raster/v1.1.0/schema.json",
         ],
         "id": scene_id,
         "geometry": {"type": "Polygon", "coordinates": [ring]},

@@ -5,6 +5,7 @@ Pure functions of integers and arrays. Must not know files or models.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,10 +26,18 @@ def window_starts(length_px: int, window_px: int, overlap_px: int) -> list[int]:
     return [*range(0, length_px - window_px, stride), length_px - window_px]
 
 
-def ramp_weights(window_px: int, overlap_px: int) -> NDArray[np.float32]:
-    """Return the blending weights `[window_px] float32` of one axis: 1 inside, falling over the overlap, above 0."""
+def axis_weights(length_px: int, starts: Sequence[int], window_px: int, overlap_px: int) -> NDArray[np.float32]:
+    """Return the blending weights of the windows along one axis, `[windows, window_px] float32`.
+
+    A weight falls towards the sides of its window over the overlap and is above 0; the weights of all windows at a
+    pixel sum to one, to a rounding of float32.
+    """
     distance = np.minimum(np.arange(window_px), np.arange(window_px)[::-1]) + 1
-    return np.minimum(distance / (overlap_px + 1), 1).astype(np.float32)
+    ramp = np.minimum(distance / (overlap_px + 1), 1)
+    total = np.zeros(length_px)
+    for start in starts:
+        total[start : start + window_px] += ramp
+    return np.stack([ramp / total[start : start + window_px] for start in starts]).astype(np.float32)
 
 
 def round_up(length_px: int) -> int:

@@ -11,7 +11,7 @@ from raytrain.config import Normalisation
 from raytrain.errors import ConfigError
 from raytrain.imagery.normalisation import check_bands, normalise, scale_of
 from raytrain.imagery.rasters import valid_pixels
-from raytrain.imagery.windows import ramp_weights, reflect_up, round_up, window_starts
+from raytrain.imagery.windows import axis_weights, reflect_up, round_up, window_starts
 
 BANDS = ("B02", "B03", "B04", "B08")
 KINDS = [Normalisation(), Normalisation(kind="minmax"), Normalisation(kind="fixed-maximum", maximum=20000)]
@@ -79,12 +79,13 @@ def test_windows_cover_every_pixel_and_stay_inside(length: int, window_32: int, 
         assert right - left <= window - overlap
 
 
-def test_blending_weights_are_positive_and_symmetric() -> None:
-    weights = ramp_weights(64, 16)
+def test_blending_weights_are_positive_symmetric_and_1_where_one_window_is_alone() -> None:
+    weights = axis_weights(160, window_starts(160, 64, 16), 64, 16)
     assert (weights > 0).all()
-    assert (weights == weights[::-1]).all()
-    assert (weights[16:48] == 1).all()
-    assert (ramp_weights(64, 0) == 1).all()
+    assert (weights[1] == weights[1, ::-1]).all()
+    assert (weights[1, 24:40] == 1).all()
+    assert (np.diff(weights[1, :17]) > 0).all()
+    assert (axis_weights(64, [0], 64, 0) == 1).all()
 
 
 @given(st.integers(1, 70), st.integers(1, 70))
