@@ -18,14 +18,16 @@ class Output(Settings):
 class Record(Settings):
     """A finished chip or scene: what it was made from and with, what stands for it, what was found.
 
-    `settings_digest` is that of everything the outputs depend on but the source. `outputs` are by kind: `mask`,
-    `probability`, `disagreement`, `item`. `shift` is what was taken off the stored values for baseline 04.00, and
-    `shift_rule` how that was decided. `notes` say what could not be made of it, e.g. why it has no STAC item.
+    `settings_digest` is that of everything the outputs depend on but the source. `source_item_uri` is where the STAC
+    item of the source lies. `outputs` are by kind: `mask`, `probability`, `disagreement`, `item`. `shift` is what was
+    taken off the stored values for baseline 04.00, and `shift_rule` how that was decided. `notes` say what could not be
+    made of it, e.g. why it has no STAC item.
     """
 
     item_id: str
     kind: Literal["chip", "scene"]
     source_uri: str
+    source_item_uri: str | None = None
     identity: str
     settings_digest: str
     outputs: dict[str, Output]
