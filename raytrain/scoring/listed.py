@@ -1,0 +1,103 @@
+"""What every kind of listing makes scenes with: ids, identities, URIs that belong to others, scenes of one file.
+
+Must not know the kinds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import posixpath
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urljoin
+
+from raytrain import storage
+from raytrain.errors import DataError
+from raytrain.imagery.baseline import baseline_in_name
+from raytrain.imagery.scene_files import ALL_BANDS, BandFile, SceneSource, shown
+
+_RASTER = re.compile(r"\.(tiff?|jp2)$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Work:
+    """A scene that is known by `subject` and still has to be asked for; `make` may raise `DataError`."""
+
+    subject: str
+    make: Callable[[], SceneSource]
+
+
+def is_raster(uri: str) -> bool:
+    """Tell whether `uri` is a GeoTIFF or a JPEG 2000 file, by its name."""
+    return bool(_RASTER.search(shown(uri)))
+
+
+def checked_id(scene_id: str) -> str:
+    """Return `scene_id`; raise `DataError` if no file of every store could have it for a name."""
+    if not storage.is_plain_name(scene_id):
+        raise DataError(
+            scene_id,
+            "an id that is no plain name: letters, digits, '.', '_' and '-' only, none of the last three first",
+        )
+    return scene_id
+
+
+def file_identity(uri: str, info: storage.FileInfo | None = None) -> str:
+    """Return what changes when the bytes of the file at `uri` do; `info` is what a listing had. Raise `DataError`."""
+    try:
+        return storage.identity_of(uri, info)
+    except IsADirectoryError as error:
+        raise DataError(shown(uri), "a folder, expected a file") from error
+    except FileNotFoundError as error:
+        raise DataError(shown(uri), "no such file") from error
+    except PermissionError as error:
+        raise DataError(shown(uri), "access refused: check the credentials and their rights") from error
+
+
+def hashed(facts: Any) -> str:
+    """Return a hash of `facts`, which are plain values."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def file_scene(uri: str, scene_id: str | None = None, info: storage.FileInfo | None = None) -> SceneSource:
+    """Return the scene of one file of all bands, by default of the file's name."""
+    scene_id = checked_id(_RASTER.sub("", storage.name_of(shown(uri))) if scene_id is None else scene_id)
+    return SceneSource(
+        scene_id=scene_id,
+        files={ALL_BANDS: BandFile(uri=uri)},
+        identity=file_identity(uri, info),
+        processing_baseline=baseline_in_name(shown(uri)),
+    )
+
+
+def band_scene(
+    scene_id: str, uris: Mapping[str, str], infos: Mapping[str, storage.FileInfo], place: str
+) -> SceneSource:
+    """Return the scene of one file a band; `place` is its folder, whose names may tell the processing baseline."""
+    return SceneSource(
+        scene_id=checked_id(scene_id),
+        files={band: BandFile(uri=uri) for band, uri in uris.items()},
+        identity=hashed(sorted((band, file_identity(uri, infos[band])) for band, uri in uris.items())),
+        processing_baseline=baseline_in_name(place),
+    )
+
+
+def resolved(href: str, base: str) -> str:
+    """Return the URI that `href` in the document at `base` means; raise `DataError` for a scheme nobody can open."""
+    scheme, separator, rest = href.partition("://")
+    if separator:
+        if scheme.lower() == "file":
+            return posixpath.normpath(rest)
+        if scheme.lower() not in ("s3", "http", "https"):
+            raise DataError(shown(href), f"scheme {scheme}://: expected a local path, s3://, http:// or https://")
+        return f"{scheme.lower()}://{rest}"
+    if base.startswith(("http://", "https://")):
+        return urljoin(base, href)
+    if base.startswith("s3://"):
+        bucket, _, key = base.removeprefix("s3://").partition("/")
+        path = posixpath.normpath(posixpath.join("/", posixpath.dirname(key), href))
+        return f"s3://{bucket}{path}"
+    return posixpath.normpath(posixpath.join(posixpath.dirname(storage.path_of(base)), href))

@@ -1,0 +1,298 @@
+"""Scenes of STAC documents: items, collections of items, static catalogs, the pages of an API's answer.
+
+Versions 1.0 and 1.1, and what the large public catalogues write: see tests/unit/test_listing.py for an item of each.
+One document at a time is held. Must not know pixels.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+from raytrain import storage
+from raytrain.errors import DataError
+from raytrain.imagery.band_names import first_band
+from raytrain.imagery.baseline import baseline_in_name, baseline_number
+from raytrain.imagery.rasters import is_jp2
+from raytrain.imagery.scene_files import ALL_BANDS, BandFile, SceneSource, shown, utc_text
+from raytrain.scoring.listed import Work, checked_id, file_identity, hashed, is_raster, resolved
+from raytrain.scoring.seen import SeenNames
+
+Json = Mapping[str, Any]
+
+NO_DATA_ROLES = {"thumbnail", "overview", "preview", "visual", "metadata"}
+_PICTURE_KEY = re.compile(r"(^|[_-])(visual|preview|overview|thumbnail|tci|pvi)([_-]|$)", re.IGNORECASE)
+_PICTURE_FILE = re.compile(r"(^|[_-])(TCI|PVI)([_.-]|$)")
+_RASTER_TYPE = re.compile(r"image/(tiff|jp2|vnd\.stac\.geotiff)")
+_NAMED_RESOLUTION = re.compile(r"_(\d+)m$", re.IGNORECASE)
+_BAND_NAMES = ("name", "common_name", "eo:common_name", "description")
+_FLAGS = ("earthsearch:boa_offset_applied", "sentinel:boa_offset_applied")
+_BASELINES = ("s2:processing_baseline", "sentinel:processing_baseline", "processing:version")
+_PRODUCTS = ("s2:product_uri", "sentinel:product_id")
+
+
+def read_document(uri: str) -> dict[str, Any]:
+    """Return the JSON object at `uri`; raise `DataError` for anything else."""
+    try:
+        document = json.loads(storage.read_bytes(uri))
+    except FileNotFoundError as error:
+        raise DataError(shown(uri), "no such file") from error
+    except PermissionError as error:
+        raise DataError(shown(uri), "access refused: check the credentials and their rights") from error
+    except IsADirectoryError as error:
+        raise DataError(shown(uri), "a folder, expected a STAC document") from error
+    except ValueError as error:
+        raise DataError(shown(uri), f"not a JSON document: {error}") from error
+    if not isinstance(document, dict):
+        raise DataError(shown(uri), "not a STAC document: expected a JSON object")
+    return document
+
+
+def document_works(
+    uri: str, document: Json, bands: Sequence[str], visited: SeenNames | None = None
+) -> Iterator[Work | DataError]:
+    """Yield the work of each item that the document at `uri` is, has or links to, in its order.
+
+    Links of a static catalog are followed down, `next` from page to page; what was visited is not read again. A
+    document that can't be read or is no STAC is a `DataError` in its place.
+    """
+    visited = visited or SeenNames()
+    visited.add(uri)
+    if document.get("type") == "Feature":
+        yield Work(str(document.get("id")), partial(item_scene, document, uri, bands))
+    elif "features" in document:
+        yield from _page_works(uri, document, bands, visited)
+    elif document.get("type") in ("Catalog", "Collection") or "stac_version" in document:
+        yield from _link_works(uri, document, bands, visited)
+    else:
+        kinds = "an item, a collection of items, or a catalog"
+        yield DataError(shown(uri), f"type {document.get('type')!r} is no STAC document: expected {kinds}")
+
+
+def _page_works(uri: str, document: Json, bands: Sequence[str], visited: SeenNames) -> Iterator[Work | DataError]:
+    """Yield the items of a page, then those of the pages after it."""
+    while True:
+        features = document["features"]
+        for number, item in enumerate(features if isinstance(features, list) else [features]):
+            if isinstance(item, dict):
+                yield Work(str(item.get("id")), partial(item_scene, item, uri, bands))
+            else:
+                yield DataError(f"{shown(uri)}, feature {number}", "not a STAC item: expected a JSON object")
+        try:
+            next_uri = _next_page(uri, document)
+            if next_uri is None:
+                return
+            if not visited.add(next_uri):
+                raise DataError(shown(uri), "its next page is one that came before")
+            uri, document = next_uri, read_document(next_uri)
+            if "features" not in document:
+                raise DataError(shown(uri), "the next page of an answer has no features")
+        except DataError as error:
+            yield DataError(error.subject, f"{error.found}; pages from here on are not listed")
+            return
+
+
+def _next_page(uri: str, document: Json) -> str | None:
+    for link in _links(document):
+        if link.get("rel") == "next":
+            if str(link.get("method", "GET")).upper() != "GET":
+                raise DataError(shown(uri), f"its next page is asked for by {link['method']}; search with GET")
+            return resolved(str(link.get("href")), uri)
+    return None
+
+
+def _link_works(uri: str, document: Json, bands: Sequence[str], visited: SeenNames) -> Iterator[Work | DataError]:
+    """Yield what a catalog links to: items and catalogs, or what an API has at `items` where there are none."""
+    links = [link for link in _links(document) if link.get("rel") in ("item", "child")]
+    links = links or [link for link in _links(document) if link.get("rel") == "items"]
+    for link in links:
+        try:
+            at = resolved(str(link.get("href")), uri)
+            if not visited.add(at):
+                continue
+            if link["rel"] == "item":
+                yield Work(shown(at), partial(_linked_item, at, bands))
+                continue
+            child = read_document(at)
+        except DataError as error:
+            yield error
+            continue
+        yield from document_works(at, child, bands, visited)
+
+
+def _links(document: Json) -> list[Json]:
+    links = document.get("links")
+    return [link for link in links if isinstance(link, dict)] if isinstance(links, list) else []
+
+
+def _linked_item(uri: str, bands: Sequence[str]) -> SceneSource:
+    return item_scene(read_document(uri), uri, bands)
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """An asset that has a band, and how good it is: less is better."""
+
+    rank: tuple[bool, float, bool, int, int]
+    file: BandFile
+    checksum: str | None
+
+
+def item_scene(item: Json, uri: str, bands: Sequence[str], scene_id: str | None = None) -> SceneSource:
+    """Return the scene of a STAC item that lies in the document at `uri`; raise `DataError`.
+
+    The identity is that of the used assets (their `file:checksum`, else what their store says), of what is said of
+    their values, and of the datetime. A band that no asset has is left out.
+    """
+    try:
+        return _scene(item, uri, bands, scene_id)
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        raise DataError(str(item.get("id")), f"not a valid STAC item, {shown(uri)}: {error}") from error
+
+
+def _scene(item: Json, uri: str, bands: Sequence[str], scene_id: str | None) -> SceneSource:
+    if not isinstance(item["id"], str):
+        raise TypeError(f"id is {item['id']!r}")
+    scene_id = checked_id(item["id"] if scene_id is None else scene_id)
+    properties = item.get("properties") or {}
+    chosen = _chosen(scene_id, item.get("assets", {}), uri, bands)
+    identities = {each.file.uri: each.checksum or "" for each in chosen.values()}
+    for at in [at for at, checksum in identities.items() if not checksum]:
+        identities[at] = file_identity(at)
+    facts = SceneSource(
+        scene_id=scene_id,
+        files={band: each.file for band, each in chosen.items()},
+        identity="",
+        datetime=_datetime(scene_id, properties),
+        item_uri=uri,
+        offset_applied=next((properties[name] for name in _FLAGS if isinstance(properties.get(name), bool)), None),
+        processing_baseline=_baseline(item, properties, chosen),
+    )
+    meant = {
+        "files": {
+            band: [identities[file.uri], file.index, file.scale, file.offset] for band, file in facts.files.items()
+        },
+        "datetime": facts.datetime,
+        "offset_applied": facts.offset_applied,
+        "processing_baseline": facts.processing_baseline,
+    }
+    return facts.model_copy(update={"identity": hashed(meant)})
+
+
+def _datetime(scene_id: str, properties: Json) -> str | None:
+    text = properties.get("datetime") or properties.get("start_datetime")
+    if text is None:
+        return None
+    try:
+        return utc_text(datetime.fromisoformat(str(text)))
+    except ValueError as error:
+        raise DataError(scene_id, f"datetime {text!r} is not like 2024-05-31T10:20:30Z") from error
+
+
+def _baseline(item: Json, properties: Json, chosen: Mapping[str, _Candidate]) -> str | None:
+    """Return the processing baseline that an item names, or else the product's name in it or in a file's URI."""
+    stated = [baseline_number(str(properties[name])) for name in _BASELINES if name in properties]
+    names = [item["id"], *(str(properties.get(name)) for name in _PRODUCTS)]
+    told = [baseline_in_name(name) for name in (*names, *(each.file.uri for each in chosen.values()))]
+    return next((number for number in (*stated, *told) if number is not None), None)
+
+
+def _chosen(scene_id: str, assets: Json, uri: str, bands: Sequence[str]) -> dict[str, _Candidate]:
+    """Return the best asset of each band, in the order of `bands`.
+
+    Data before other roles, finer before coarser pixels, GeoTIFF before JPEG 2000, one band before several. A single
+    asset whose bands have no names is a file of all bands, which its own descriptions name.
+    """
+    best: dict[str, _Candidate] = {}
+    refused: dict[str, DataError] = {}
+    data = {key: asset for key, asset in assets.items() if _is_data(key, asset)}
+    for position, (key, asset) in enumerate(data.items()):
+        listed = _listed_bands(asset)
+        for number, each in enumerate(listed):
+            names = _names(key, each, alone=len(listed) == 1)
+            band = first_band(names, bands)
+            if band is None:
+                continue
+            try:
+                candidate = _candidate(scene_id, key, asset, uri, each, (number, len(listed), position))
+            except DataError as error:  # a scheme that nobody can open; the band may have another asset
+                refused.setdefault(band, error)
+                continue
+            if band not in best or candidate.rank < best[band].rank:
+                best[band] = candidate
+    for band, refusal in refused.items():
+        if band not in best:
+            raise refusal
+    if not best:
+        return _unnamed(scene_id, data, uri)
+    return {band: best[band] for band in bands if band in best}
+
+
+def _unnamed(scene_id: str, data: Json, uri: str) -> dict[str, _Candidate]:
+    """Return the only asset as a file of all bands if it names none of them."""
+    if len(data) != 1:
+        return {}
+    ((key, asset),) = data.items()
+    listed = _listed_bands(asset)
+    if any(isinstance(each.get(name), str) for each in listed for name in _BAND_NAMES):
+        return {}
+    only = _candidate(scene_id, key, asset, uri, listed[0], (0, 1, 0))
+    return {ALL_BANDS: replace(only, file=only.file.model_copy(update={"index": None}))}
+
+
+def _is_data(key: str, asset: Json) -> bool:
+    """Tell whether an asset may hold reflectance: a raster, and no picture of it, whatever its roles say."""
+    href = str(asset.get("href", ""))
+    roles = set(asset.get("roles") or ())
+    is_file = is_raster(href) or bool(href and _RASTER_TYPE.match(str(asset.get("type", ""))))
+    is_picture = bool(_PICTURE_KEY.search(key) or _PICTURE_FILE.search(storage.name_of(shown(href))))
+    return is_file and not is_picture and not (roles & NO_DATA_ROLES and "data" not in roles)
+
+
+def _listed_bands(asset: Json) -> list[dict[str, Any]]:
+    """Return what an asset says of each of its bands, by one name for each thing; one band if it lists none."""
+    unified, named, measured = (asset.get(name) or [] for name in ("bands", "eo:bands", "raster:bands"))
+    bands = unified or named or measured or [{}]
+    merged = []
+    for number, band in enumerate(bands):
+        values = measured[number] if len(measured) == len(bands) else {}
+        merged.append({**asset, "name": None, "common_name": None, "description": None, **values, **band})
+    return merged
+
+
+def _names(key: str, band: Json, *, alone: bool) -> list[str]:
+    """Return what may name a band, the surest first; the asset's key does if it has no other band."""
+    first, *others = (band.get(name) for name in _BAND_NAMES)
+    names = [first, _NAMED_RESOLUTION.sub("", key) if alone else None, *others]
+    return [name for name in names if isinstance(name, str)]
+
+
+def _candidate(scene_id: str, key: str, asset: Json, uri: str, band: Json, place: tuple[int, int, int]) -> _Candidate:
+    number, count, position = place
+    href = str(asset["href"])
+    try:
+        at = resolved(href, uri)
+    except DataError as error:
+        raise DataError(scene_id, f"asset {key}: {error}") from error
+    roles = set(asset.get("roles") or ())
+    file = BandFile(uri=at, index=number + 1, scale=_number(band, "scale"), offset=_number(band, "offset"))
+    is_other = bool(roles) and not roles & {"data", "reflectance"}
+    return _Candidate((is_other, _pixel_m(key, band), is_jp2(at), count, position), file, asset.get("file:checksum"))
+
+
+def _number(band: Json, name: str) -> float | None:
+    value = band.get(name, band.get(f"raster:{name}"))
+    return None if value is None else float(value)
+
+
+def _pixel_m(key: str, band: Json) -> float:
+    """Return the side of a pixel as far as an asset says it, infinity where it does not."""
+    named = _NAMED_RESOLUTION.search(key)
+    transform = band.get("proj:transform") or [None]
+    said = (band.get("spatial_resolution"), band.get("raster:spatial_resolution"), transform[0], band.get("gsd"))
+    return next((abs(float(value)) for value in said if value), float(named[1]) if named else float("inf"))

@@ -1,0 +1,198 @@
+"""From an archive's URI to its scenes, one by one: a folder, a STAC document, a list of URIs, or one file.
+
+Nothing of the size of the archive is held: a scene at a time, a batch of a list, a page of a listing or of an answer.
+What can't be used is a `DataError` among the scenes. Must not know pixels, or who asks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import posixpath
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raytrain import storage
+from raytrain.errors import ConfigError, DataError, first_line
+from raytrain.imagery.scene_files import SceneSource, shown, utc_text
+from raytrain.scoring.listed import Work, file_scene, is_raster, resolved
+from raytrain.scoring.listed_folder import folder_works
+from raytrain.scoring.listed_stac import document_works, item_scene, read_document
+from raytrain.scoring.seen import SeenNames
+
+THREADS = 16
+"""Requests for identities and items at the same time."""
+AHEAD = 4
+"""Scenes asked for and not yet taken, for each thread."""
+LIST_BYTES, LIST_ROWS = 2**20, 4096
+"""What is held of a list: of a text, and of Parquet."""
+
+
+def list_scenes(uri: str, bands: Sequence[str], *, threads: int = THREADS) -> Iterator[SceneSource | DataError]:
+    """Yield the scenes at `uri` with the files of those of `bands` that they have, in the order of the listing.
+
+    `uri` is a folder, a STAC document (item, collection of items, static catalog, an API's answer), a list of scene
+    files and STAC items (`.txt`, `.csv`: one column; `.parquet`: columns uri, id, datetime), or a scene's file.
+    A scene's own trouble, and the second scene of an id, is a `DataError` in its place. Raises `ConfigError` where
+    there is nothing like that at `uri`, and `StoreOutOfReach`.
+    """
+    seen = SeenNames()
+    some = False
+    with contextlib.closing(_made_in_order(_works(uri, tuple(bands)), threads)) as scenes:
+        for scene in scenes:
+            some = True
+            if isinstance(scene, SceneSource) and not seen.add(scene.scene_id):
+                place = scene.item_uri or next((file.uri for file in scene.files.values()), uri)
+                # By its place: the scene of this id is another one, which is not to suffer for it.
+                yield DataError(shown(place), f"a second scene of the id {scene.scene_id}: the first counts")
+            else:
+                yield scene
+    if not some:
+        raise ConfigError(
+            f"{shown(uri)}: no scenes found (expected <id>.tif, scenes/<id>.tif, <scene>/B02.tif, *.SAFE, "
+            "a STAC document, or a list of URIs)"
+        )
+
+
+def _made_in_order(works: Iterable[Work | DataError], threads: int) -> Generator[SceneSource | DataError]:
+    """Yield what comes of `works`, done by so many threads, in their order; only a few are ahead."""
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="listing")
+    ahead: deque[Future[SceneSource | DataError]] = deque()
+    try:
+        for work in works:
+            ahead.append(pool.submit(_made, work))
+            if len(ahead) >= AHEAD * threads:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _made(work: Work | DataError) -> SceneSource | DataError:
+    if isinstance(work, DataError):
+        return work
+    try:
+        return work.make()
+    except DataError as error:
+        return error
+    except ConfigError as error:  # a URI that nobody can open
+        return DataError(work.subject, str(error))
+
+
+def _works(uri: str, bands: tuple[str, ...]) -> Iterator[Work | DataError]:
+    kind = posixpath.splitext(shown(uri))[1].lower()
+    if kind in (".txt", ".csv"):
+        return _listed_works(uri, _text_rows(uri, with_commas=kind == ".csv"), bands)
+    if kind == ".parquet":
+        return _listed_works(uri, _parquet_rows(uri), bands)
+    if is_raster(uri):
+        return iter([Work(shown(uri), partial(file_scene, uri))])
+    if kind in (".json", ".geojson") or uri.startswith(("http://", "https://")):
+        try:
+            document = read_document(uri)
+        except DataError as error:
+            raise ConfigError(str(error)) from error
+        return document_works(uri, document, bands)
+    return folder_works(uri, bands)
+
+
+Row = tuple[str, str | None, str | datetime | None]
+"""URI, id and datetime of a row of a list; or what is wrong with it."""
+
+
+def _listed_works(uri: str, rows: Iterator[Row | DataError], bands: tuple[str, ...]) -> Iterator[Work | DataError]:
+    """Yield the work of each row; a relative path is from where the list lies."""
+    for row in rows:
+        if isinstance(row, DataError):
+            yield row
+            continue
+        try:
+            at = resolved(row[0], uri)
+        except DataError as error:
+            yield error
+            continue
+        make = partial(file_scene, at) if is_raster(at) else partial(_single_item, at, bands)
+        yield Work(shown(at), partial(_with_row, make, row))
+
+
+def _single_item(uri: str, bands: tuple[str, ...], scene_id: str | None = None) -> SceneSource:
+    document = read_document(uri)
+    if document.get("type") != "Feature":
+        raise DataError(shown(uri), f"type {document.get('type')!r}: a list has scene files and STAC items")
+    return item_scene(document, uri, bands, scene_id)
+
+
+def _with_row(make: Callable[..., SceneSource], row: Row) -> SceneSource:
+    """Return the scene with the id and the datetime that its row gives it."""
+    scene = make(scene_id=row[1])
+    if row[2] is None:
+        return scene
+    try:
+        moment = row[2] if isinstance(row[2], datetime) else datetime.fromisoformat(row[2])
+    except ValueError as error:
+        raise DataError(scene.scene_id, f"datetime {row[2]!r} of the list is not like 2024-05-31T10:20:30Z") from error
+    return scene.model_copy(update={"datetime": utc_text(moment)})
+
+
+def _text_rows(uri: str, *, with_commas: bool) -> Iterator[Row | DataError]:
+    for number, line in enumerate(_lines(uri), start=1):
+        text = line.strip()
+        if not text or text.startswith("#"):
+            continue
+        cells = next(csv.reader([text])) if with_commas else [text]
+        if len(cells) != 1:
+            yield DataError(f"{shown(uri)}, line {number}", f"{len(cells)} columns, expected one, the URI")
+        elif not (with_commas and cells[0].strip().lower() == "uri"):
+            yield cells[0].strip(), None, None
+
+
+def _lines(uri: str) -> Iterator[str]:
+    """Yield the lines of a UTF-8 text, of which a block is held."""
+    start, rest = 0, b""
+    try:
+        while block := storage.read_range(uri, start, start + LIST_BYTES):
+            start += len(block)
+            *lines, rest = (rest + block).split(b"\n")
+            for line in lines:
+                yield line.decode("utf-8-sig")
+        yield rest.decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise ConfigError(f"no such list: {shown(uri)}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{shown(uri)}: not a UTF-8 text file, expected a list of URIs") from error
+
+
+def _parquet_rows(uri: str) -> Iterator[Row | DataError]:
+    try:
+        with storage.arrow_filesystem(uri).open_input_file(storage.path_of(uri)) as file:
+            table = pq.ParquetFile(file)
+            names = [name for name in ("uri", "id", "datetime") if name in table.schema_arrow.names]
+            if "uri" not in names:
+                found = ", ".join(table.schema_arrow.names)
+                raise ConfigError(f"{shown(uri)}: a list needs a column uri (found: {found})")
+            number = 0
+            for batch in table.iter_batches(batch_size=LIST_ROWS, columns=names):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield _parquet_row(f"{shown(uri)}, row {number}", row)
+    except FileNotFoundError as error:
+        raise ConfigError(f"no such list: {shown(uri)}") from error
+    except pa.ArrowInvalid as error:
+        raise ConfigError(f"{shown(uri)}: not a readable Parquet file: {first_line(error)}") from error
+
+
+def _parquet_row(place: str, row: dict[str, Any]) -> Row | DataError:
+    uri, scene_id, moment = row["uri"], row.get("id"), row.get("datetime")
+    if not isinstance(uri, str) or not uri.strip():
+        return DataError(place, f"uri is {uri!r}")
+    if moment is not None and not isinstance(moment, str | datetime):
+        return DataError(place, f"datetime is {moment!r}: expected a timestamp or text")
+    return uri.strip(), None if scene_id is None else str(scene_id), moment
