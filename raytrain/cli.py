@@ -24,18 +24,16 @@ import tyro
 from pydantic import Field
 
 from raytrain import __version__, storage
-from raytrain.command import ClusterCommand, Command, listed, local_folder, or_dash
+from raytrain.command import ClusterCommand, Command, listed, local_folder, or_dash, selection
+from raytrain.command_score import Score
 from raytrain.command_train import Train, Weights
 from raytrain.command_tune import Tune
 from raytrain.config import (
     Baseline,
     CellEncoding,
     EmptyUnionRule,
-    ScoreSettings,
     ShardSettings,
-    change,
     parse,
-    parse_changes,
 )
 from raytrain.console import Narrator, print_table
 from raytrain.errors import (
@@ -145,7 +143,7 @@ class Shard(ClusterCommand):
                         "seed": self.seed,
                     },
                 ),
-                "selection": _selection(self.where, self.metadata),
+                "selection": selection(self.where, self.metadata),
                 "strict": self.strict,
             },
         )
@@ -241,10 +239,10 @@ def print_audit(report: Any) -> None:
 
 
 class Verify(ClusterCommand):
-    """Hash shards or an ensemble again and name what differs from what was written; exit code 1 on any difference."""
+    """Hash shards, an ensemble or a scored archive again and name what differs; exit code 1 on any difference."""
 
     uri: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="URI")]
-    """The folder of shards, or the folder or the file of an ensemble."""
+    """The folder of shards, the folder or the file of an ensemble, or the destination of `score`."""
 
     def run(self, narrator: Narrator) -> int:
         """Verify what is there."""
@@ -263,60 +261,6 @@ class Verify(ClusterCommand):
     def uris(self) -> list[str]:
         """Return what is verified."""
         return [self.uri]
-
-
-class Score(ClusterCommand):
-    """Score chips or scenes with an ensemble: masks of clouds."""
-
-    src: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
-    """Chips in the challenge's layout, or scenes: SRC/scenes/<id>.tif or SRC/<id>.tif."""
-    dst: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
-    """Where the masks go: DST/<id>.tif."""
-    ensemble: str
-    """The folder of ensemble.json, or the file."""
-    fold: str | None = None
-    """Score with the nets of this fold, or with `all`; by default with the lowest."""
-    where: tuple[str, ...] = ()
-    """COLUMN=VALUE filters on --metadata: only these chips."""
-    metadata: str | None = None
-    """CSV with chip_id and the columns of --where."""
-    set: tuple[str, ...] = ()
-    """path=value settings, e.g. threshold=0.4 window_px=1024."""
-
-    def run(self, narrator: Narrator) -> int:
-        """Score the source."""
-        from raytrain.cluster.score import ScoreJob, score
-
-        if self.fold is not None and not (self.fold.isdecimal() or self.fold == "all"):
-            raise ConfigError(f"--fold: expected a number or all, found {self.fold!r}")
-        job = ScoreJob(
-            src=storage.normalise(self.src),
-            dst=storage.normalise(self.dst),
-            ensemble=storage.normalise(self.ensemble),
-            fold=int(self.fold) if self.fold and self.fold.isdecimal() else self.fold,
-            settings=change(ScoreSettings(), parse_changes(self.set)),
-            selection=_selection(self.where, self.metadata),
-        )
-        with narrator.step(f"masks to {job.dst}") as on_progress:
-            report = score(job, self._cluster, on_progress)
-        narrator.problems(report.problems, consequence="not scored")
-        again = f" ({report.num_skipped} were there)" if report.num_skipped else ""
-        result = {"uri": job.dst, "num_masks": report.num_masks, "num_skipped": report.num_skipped}
-        result["problems"] = listed(report.problems)
-        result["unfinished"] = report.unfinished
-        self._print(result, [f"{report.num_masks} masks: {job.dst}{again}"])
-        if report.unfinished:
-            unit, reason = next(iter(report.unfinished.items()))
-            narrator.say(
-                f"raytrain: {len(report.unfinished)} units are not finished (the first, {unit}: {reason}); "
-                "the same command goes on"
-            )
-            return EXIT_NOT_FINISHED
-        return EXIT_DATA_WRONG if report.problems else EXIT_DONE
-
-    def uris(self) -> list[str]:
-        """Return source, destination, ensemble and metadata."""
-        return [uri for uri in (self.src, self.dst, self.ensemble, self.metadata) if uri]
 
 
 class Evaluate(ClusterCommand):
@@ -429,12 +373,6 @@ COMMANDS: dict[str, Callable[..., Command]] = {
 }
 
 
-def _selection(where: tuple[str, ...], metadata: str | None) -> Any:
-    from raytrain.tiles.selection import Selection
-
-    return parse(Selection, {"where": where, "metadata": None if metadata is None else storage.normalise(metadata)})
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `raytrain ARGUMENTS` and return the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -473,7 +411,9 @@ def _guarded(arguments: list[str], prepare: Callable[[Command], Command]) -> int
     stop = _Stop()
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        return int(prepare(_parse(arguments)).run(narrator))
+        command = prepare(_parse(arguments))
+        command.use_stores()
+        return int(command.run(narrator))
     except KeyboardInterrupt:
         return stop.told(narrator)
     except Exception as error:  # noqa: BLE001  # the top: whatever comes has its line and its code

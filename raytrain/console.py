@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.markup import escape
@@ -19,7 +19,13 @@ from rich.table import Table
 from raytrain.console_runs import LOG_EVERY_S, RunLines, RunRows, Runs, epoch_text
 from raytrain.errors import DataError
 
-OnProgress = Callable[[int, int], None]
+
+class OnProgress(Protocol):
+    """Told how much of a step is done, of how much, and what else is worth a look."""
+
+    def __call__(self, done: int, total: int, text: str = "") -> None:
+        """Show it."""
+        ...
 
 
 class Narrator:
@@ -42,21 +48,30 @@ class Narrator:
 
     @contextmanager
     def _bar(self, title: str) -> Iterator[OnProgress]:
-        columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
+        columns = [
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[text]}"),
+        ]
         bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self._console, transient=True)
         with bar:
-            task = bar.add_task(escape(title), total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
+            task = bar.add_task(escape(title), total=None, text="")
+
+            def on_progress(done: int, total: int, text: str = "") -> None:
+                bar.update(task, completed=done, total=total, text=escape(text))
+
+            yield on_progress
 
     @contextmanager
     def _lines(self, title: str) -> Iterator[OnProgress]:
         last = time.monotonic()
 
-        def on_progress(done: int, total: int) -> None:
+        def on_progress(done: int, total: int, text: str = "") -> None:
             nonlocal last
             if time.monotonic() - last >= LOG_EVERY_S:
                 last = time.monotonic()
-                self.say(f"{title}: {done} of {total}")
+                self.say(f"{title}: {done} of {total}{f', {text}' if text else ''}")
 
         yield on_progress
 

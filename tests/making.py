@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
+from safetensors.torch import save_file
 
 from raytrain import storage
 from raytrain.config import CellEncoding, MemberSettings, ShardSettings, change
 from raytrain.recipes import members
+from raytrain.scoring.manifest import EnsembleManifest, TrainedMember
+from raytrain.scoring.manifest import write_manifest as write_ensemble
 from raytrain.tiles.archive import Chip, open_archive
 from raytrain.tiles.folds import assign_folds
 from raytrain.tiles.format import ShardWriter, Tile, index_schema
 from raytrain.tiles.ingest import ShardPart, ShardWork, standing_at, write_index, write_manifest, write_shard
 from raytrain.training.checkpoint_files import read_checkpoint
 from raytrain.training.checkpoints import TrainingState, restore_state, take_snapshot, write_checkpoint
+from raytrain.training.models import build_model
 
 BANDS = ("B02", "B03", "B04", "B08", "B11")
 
@@ -109,3 +115,24 @@ def save_to(folder: Path, state: TrainingState, settings: MemberSettings) -> Non
 def restore_from(folder: Path, state: TrainingState, settings: MemberSettings) -> None:
     """Bring a fresh state to where the checkpoint `folder` stands."""
     restore_state(read_checkpoint(str(folder)), state, settings)
+
+
+def make_ensemble(
+    folder: Path, names: Sequence[str] = ("small-byob-3b", "small-effnet-4b-20k"), **changes: object
+) -> str:
+    """Write an ensemble of small members with random weights, always the same ones, and return its URI."""
+    torch.manual_seed(0)
+    trained = []
+    for settings in members(tuple(names)):
+        member = change(settings, {"decoder_channels": [8, 8, 8, 4, 4], **changes})
+        net = build_model(member, with_encoder_weights=False)
+        key = f"{member.name}-fold0/weights.safetensors"
+        (folder / key).parent.mkdir(parents=True, exist_ok=True)
+        save_file(net.state_dict(), folder / key)
+        sha256 = storage.sha256_of((folder / key).read_bytes())
+        trained.append(
+            TrainedMember(name=member.name, fold=0, weights=key, sha256=sha256, settings=member, score=None, epoch=1)
+        )
+    manifest = EnsembleManifest(raytrain_version="0", shards="s", shards_digest="d", members=tuple(trained))
+    write_ensemble(str(folder), manifest)
+    return str(folder)

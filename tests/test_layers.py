@@ -19,7 +19,7 @@ LAYERS = [
     ("raytrain.search",),
     ("raytrain.cluster",),
     ("raytrain.console", "raytrain.console_runs"),
-    ("raytrain.command", "raytrain.command_train", "raytrain.command_tune"),
+    ("raytrain.command", "raytrain.command_score", "raytrain.command_train", "raytrain.command_tune"),
     ("raytrain.cli",),
 ]
 FORBIDDEN = {

@@ -37,6 +37,7 @@ from raytrain.evaluation.report import Gallery, Page, Picture, Table, evaluation
 from raytrain.evaluation.results import Evaluation
 from raytrain.imagery import synth
 from raytrain.scoring.manifest import TrainedMember
+from raytrain.scoring.schedule import Progress
 
 OnProgress = Callable[[int, int], None]
 
@@ -192,12 +193,16 @@ def _score(folders: _Folders, cluster: session.Cluster, narrator: Narrator) -> l
     ):
         job = ScoreJob(src=str(src), dst=str(dst), ensemble=ensemble, settings=ScoreSettings())
         with narrator.step(f"score: {what}") as on_progress:
-            report = score(job, cluster, on_progress)
+            report = score(job, cluster, partial(_show, on_progress))
         problems += report.problems
         if report.unfinished:
             unit, reason = next(iter(report.unfinished.items()))
             raise WorkNotFinished(f"{what}: {unit} is not finished: {reason}; the same command goes on")
     return problems
+
+
+def _show(on_progress: OnProgress, found: Progress) -> None:
+    on_progress(found.units, found.total)
 
 
 def _scene_picture(folders: _Folders) -> Picture:

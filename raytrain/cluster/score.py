@@ -1,38 +1,54 @@
-"""Bulk scoring with Ray Data: one row is one unit of work, actors hold the ensemble, and only small rows come back."""
+"""Bulk scoring on Ray: list, plan, do every unit that is not done on a pool of actors, then close the books.
+
+Only small records come back to the driver, which may be lost at any moment: what is done stands in the ledger of the
+destination, and the same command does the rest.
+"""
 
 from __future__ import annotations
 
-import logging
+import csv
+import io
+import json
+import time
+import uuid
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import ray
-import ray.data
-from ray.data import ActorPoolStrategy
 
+from raytrain import storage
 from raytrain.cluster import session
-from raytrain.config import ScoreSettings, Settings, parse
-from raytrain.errors import ConfigError, DataError, first_line
+from raytrain.cluster.pool import UNITS_IN_FLIGHT, Pool, actors_at_once, cpus_each
+from raytrain.cluster.scorer import Scorer
+from raytrain.config import ScoreSettings, Settings
+from raytrain.errors import ConfigError, DataError
+from raytrain.scoring import ledger
+from raytrain.scoring.catalogue import write_catalogue
+from raytrain.scoring.destination import Scoring, check_destination, claim_destination
 from raytrain.scoring.manifest import EnsembleManifest, read_manifest
-from raytrain.scoring.units import (
-    LedgerEntry,
-    Scoring,
-    Unit,
-    check_destination,
-    chip_units,
-    claim_destination,
-    finished_units,
-    remove_masks,
-    scene_units,
-    score_unit,
-)
-from raytrain.tiles.archive import holds_chips, open_archive
-from raytrain.tiles.selection import Selection, select_chips
+from raytrain.scoring.plan import is_started, read_parts, remove_plan, start, write_plan
+from raytrain.scoring.planning import Listing
+from raytrain.scoring.records import Record
+from raytrain.scoring.scenes import BLOCKS
+from raytrain.scoring.schedule import Casualty, Progress, Rate, Schedule, Task
+from raytrain.scoring.units import Answer
+from raytrain.scoring.work import remove_outputs
+from raytrain.tiles.selection import Selection
+
+CASUALTIES = "casualties.csv"
+LOG = "log"
+RECORDS_PER_ROLL = 2000
+"""Records that the driver holds before it rolls their entries into one table."""
 
 
 class ScoreJob(Settings):
-    """What to score with which ensemble, where to; `fold` is a number, `all`, or None for the lowest."""
+    """What to score with which ensemble, where to; `fold` is a number, `all`, or None for the lowest.
+
+    The work stops when more than `max_failures` items can't be scored; None stops for none.
+    """
 
     src: str
     dst: str
@@ -40,129 +56,160 @@ class ScoreJob(Settings):
     fold: int | str | None = None
     settings: ScoreSettings = ScoreSettings()
     selection: Selection = Selection()
+    max_failures: int | None = None
 
 
 @dataclass(frozen=True)
 class ScoreReport:
-    """How many masks stand at the destination, how many of them were there before, and what could not be scored.
+    """How many items were found and are done, how many of them were before, and which can't be scored.
 
-    `unfinished` says for a unit's id why it failed through no fault of its data: the same command tries it again.
+    `problems` are those that their data is to blame for; `unfinished` says for others why they failed every time: the
+    same command tries them again. `notes` count what could not be made of finished items.
     """
 
     num_masks: int
     num_skipped: int
     problems: list[DataError]
     unfinished: dict[str, str]
+    notes: dict[str, int] = field(default_factory=dict)
+    rate: Rate = field(default_factory=lambda: Rate())
 
 
-def score(
-    job: ScoreJob, cluster: session.Cluster, on_progress: Callable[[int, int], None] | None = None
-) -> ScoreReport:
-    """Score every unit of `job` that is not done at the destination; see `raytrain.scoring.units`.
+OnProgress = Callable[[Progress], None]
 
-    What can't be scored has no mask, not even one from an earlier run.
+
+def score(job: ScoreJob, cluster: session.Cluster, on_progress: OnProgress | None = None) -> ScoreReport:
+    """Score every item of `job` that is not done at the destination.
+
+    What can't be scored has no outputs, not even ones from an earlier run. Raises `ConfigError` for a destination with
+    outputs of other work, `TooManyFailures` past the limit, `WorkNotFinished` where the cluster can't go on.
     """
-    manifest = read_manifest(job.ensemble).of_fold(job.fold)
-    units, problems = _list_units(job, manifest.bands)
-    scoring = Scoring(source=job.src, ensemble=manifest.nets_digest(), settings=job.settings)
-    check_destination(job.dst, scoring, units)
-    done = finished_units(job.dst, units)
-    todo = [unit for unit in units if unit.unit_id not in done]
-    entries = list(done.values())
-    num_skipped = sum(len(entry.outputs) for entry in entries)
-    unfinished: dict[str, str] = {}
-    if todo:
-        with session.joined(cluster, [job.src, job.dst, job.ensemble]):
+    manifest, scoring = scoring_of(job)
+    if job.src == job.dst:
+        raise ConfigError(f"{job.dst}: the source itself; choose another destination")
+    check_destination(job.dst, scoring, (name for name, _ in storage.walk(job.dst)))
+    with session.joined(cluster, [job.src, job.dst, job.ensemble]):
+        ledger.compact(job.dst)
+        known = ledger.Known(job.dst, scoring.digest(), ledger.Standing(name for name, _ in storage.walk(job.dst)))
+        listing = Listing(job.src, job.dst, manifest.bands, job.settings, job.selection, known)
+        is_open = is_started(job.dst)
+        total = write_plan(job.dst, listing.units())
+        if total:
             claim_destination(job.dst, scoring)
-            found, unfinished = _run(job, manifest, todo, on_progress)
-            entries += found
-    remove_masks(job.dst, problems)
-    for entry in entries:
-        problems += [DataError(subject, what) for subject, what in entry.problems]
-    return ScoreReport(sum(len(entry.outputs) for entry in entries), num_skipped, problems, unfinished)
-
-
-def _list_units(job: ScoreJob, bands: tuple[str, ...]) -> tuple[list[Unit], list[DataError]]:
-    if holds_chips(job.src):
-        archive = select_chips(open_archive(job.src, bands, for_training=False), job.selection)
-        return chip_units(archive.chips), list(archive.problems)
-    if job.selection.where:
-        raise ConfigError("--where chooses among chips; the source holds scenes")
-    units = scene_units(job.src)
-    if not units:
-        raise ConfigError(
-            f"{job.src}: nothing to score: no chips (<split>_features/<chip>/<band>.tif), no scenes (scenes/<id>.tif)"
+            start(job.dst)
+        schedule = Schedule(read_parts(job.dst), total, job.max_failures)
+        books = _Books(job.dst, schedule, on_progress)
+        try:
+            for problem in listing.problems:
+                schedule.add(Casualty(problem, in_data=True))
+            room, begin = partial(actors_at_once, job.settings.threads), partial(start_actor, job, scoring, manifest)
+            Pool(begin, room).run(schedule, books.add)
+        finally:
+            books.roll()
+            books.write_casualties()
+        if total or is_open or schedule.casualties:
+            books.close(scoring)
+        return ScoreReport(
+            num_masks=listing.num_done + schedule.num_finished,
+            num_skipped=listing.num_done,
+            problems=[
+                DataError(each.problem.item_id, each.problem.found) for each in schedule.casualties if each.in_data
+            ],
+            unfinished={each.problem.item_id: each.problem.found for each in schedule.casualties if not each.in_data},
+            notes=dict(books.notes),
+            rate=books.rate,
         )
-    return units, []
 
 
-class _Scorer:
-    """An actor: loads the ensemble once, scores units.
-
-    What goes wrong is an answer, not an error: Ray Data would give up all other units for one.
-    """
-
-    def __init__(self, job: dict[str, Any], manifest: dict[str, Any], use_gpu: bool) -> None:
-        # Here, since torch and timm take seconds to import and the driver does without.
-        import torch
-
-        from raytrain.scoring.ensemble import Ensemble, use_threads
-
-        self._job = parse(ScoreJob, job)
-        use_threads(self._job.settings.threads)
-        device = torch.device("cuda" if use_gpu else "cpu")
-        loaded = parse(EnsembleManifest, manifest)
-        self._mistake = ""
-        try:
-            self._ensemble = Ensemble.load(self._job.ensemble, loaded, self._job.settings, device)
-        except ConfigError as error:
-            self._mistake = str(error)
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        answer = {"unit_id": "", "entry": "", "failure": "", "mistake": self._mistake}
-        if self._mistake:
-            return answer
-        unit = Unit.model_validate_json(row["unit"])
-        answer["unit_id"] = unit.unit_id
-        try:
-            answer["entry"] = score_unit(unit, self._job.dst, self._ensemble, self._job.settings).model_dump_json()
-        except Exception as error:  # a unit's bulkhead: the others go on, the driver reports it
-            logging.getLogger(__name__).warning("unit %s failed", unit.unit_id, exc_info=True)
-            answer["failure"] = f"{type(error).__name__}: {first_line(error)}"
-        return answer
+def scoring_of(job: ScoreJob) -> tuple[EnsembleManifest, Scoring]:
+    """Return the nets that score, and what all outputs are made with."""
+    manifest = read_manifest(job.ensemble).of_fold(job.fold)
+    names = tuple(member.name for member in manifest.members)
+    return manifest, Scoring(ensemble=manifest.nets_digest(), members=names, settings=job.settings)
 
 
-def _run(
-    job: ScoreJob, manifest: EnsembleManifest, todo: list[Unit], on_progress: Callable[[int, int], None] | None
-) -> tuple[list[LedgerEntry], dict[str, str]]:
-    """Score `todo` on a pool of actors; return the entries, and why the other units failed, by unit id.
-
-    An actor takes a GPU, or else `threads` CPUs, with a CPU kept free: a pool that takes every one hangs for good when
-    a node is lost.
-    """
-    gpus = session.num_gpus()
-    cpus_each = min(job.settings.threads, max(1, session.num_cpus() - 1))
-    most = gpus or max(1, (session.num_cpus() - 1) // cpus_each)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    rows: Any = ray.data.from_items([{"unit": unit.model_dump_json()} for unit in todo], override_num_blocks=len(todo))
-    scored = rows.map(
-        _Scorer,
-        fn_constructor_args=(job.model_dump(mode="json"), manifest.model_dump(mode="json"), gpus > 0),
-        compute=ActorPoolStrategy(min_size=1, max_size=min(most, len(todo))),
-        num_gpus=1 if gpus else None,
-        num_cpus=None if gpus else cpus_each,
+def start_actor(job: ScoreJob, scoring: Scoring, manifest: EnsembleManifest) -> Any:
+    """Start an actor: of a GPU where the cluster has any, or else of some CPUs."""
+    use_gpu = session.num_gpus() > 0
+    resources = {"num_gpus": 1} if use_gpu else {"num_cpus": cpus_each(job.settings.threads)}
+    actor: Any = ray.remote(Scorer).options(
+        **resources, max_concurrency=UNITS_IN_FLIGHT + 1, max_restarts=0, scheduling_strategy="SPREAD"
     )
-    entries: list[LedgerEntry] = []
-    unfinished: dict[str, str] = {}
-    for row in scored.iter_rows():
-        if row["mistake"]:
-            raise ConfigError(row["mistake"])
-        if row["failure"]:
-            unfinished[row["unit_id"]] = row["failure"]
-        else:
-            entries.append(LedgerEntry.model_validate_json(row["entry"]))
-        if on_progress is not None:
-            on_progress(len(entries) + len(unfinished), len(todo))
-    return entries, unfinished
+    arguments = (scoring.model_dump(mode="json"), manifest.model_dump(mode="json"), use_gpu)
+    return actor.remote(job.dst, job.ensemble, *arguments)
+
+
+class _Books:
+    """What the driver writes down: entries of the ledger rolled together, the log, casualties, the catalogue."""
+
+    def __init__(self, destination: str, schedule: Schedule, on_progress: OnProgress | None) -> None:
+        self._destination, self._schedule, self._on_progress = destination, schedule, on_progress
+        self._records: list[Record] = []
+        self._entries: list[str] = []
+        self._log: list[dict[str, Any]] = []
+        self._log_name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{uuid.uuid4().hex[:8]}"
+        self._num_rolled = 0
+        self.notes: Counter[str] = Counter()
+        self.rate = Rate()
+
+    def add(self, task: Task, text: str, where: dict[str, Any]) -> None:
+        """Note what came of a task, in the schedule and in the books."""
+        answer = Answer.model_validate_json(text)
+        self._records += answer.records
+        self._entries += [answer.entry] if answer.entry else []
+        self.notes.update(note for record in answer.records for note in record.notes)
+        self.rate.add(answer)
+        self._log.append(
+            {
+                "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "unit": task.unit.unit_id,
+                "failures": task.failures,
+                "deaths": task.deaths,
+                "seconds": round(answer.seconds, 3),
+                "network_s": round(answer.network_s, 3),
+                "pixels": answer.pixels,
+                **where,
+            }
+        )
+        if len(self._log) >= RECORDS_PER_ROLL or len(self._records) >= RECORDS_PER_ROLL:
+            self.roll()
+        self._schedule.finished(task, answer)
+        if self._on_progress is not None:
+            self._on_progress(self._schedule.progress(self.rate))
+
+    def roll(self) -> None:
+        """Put the entries of the ledger so far into one table, and what was logged into one file."""
+        if self._log:
+            lines = "".join(f"{json.dumps(line)}\n" for line in self._log)
+            name = f"{self._log_name}-{self._num_rolled:05d}.jsonl"
+            storage.write_bytes(storage.join(self._destination, LOG, name), lines.encode())
+            self._num_rolled += 1
+        if self._entries:
+            ledger.roll(self._destination, self._records, self._entries)
+        self._log, self._records, self._entries = [], [], []
+
+    def write_casualties(self) -> None:
+        """Write the table of what can't be scored, in the order of ids; none where there is none."""
+        target = storage.join(self._destination, CASUALTIES)
+        if not self._schedule.casualties:
+            storage.remove(target)
+            return
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["item_id", "source_uri", "in_data", "cause"])
+        for each in sorted(self._schedule.casualties, key=lambda each: each.problem.item_id):
+            row = [each.problem.item_id, each.problem.source_uri, str(each.in_data).lower(), each.problem.found]
+            writer.writerow(row)
+        storage.write_bytes(target, text.getvalue().encode())
+
+    def close(self, scoring: Scoring) -> None:
+        """Bring the ledger into its canonical form and write the catalogue of it; nothing else is left of the run."""
+        bad = (each.problem.item_id for each in self._schedule.casualties if each.in_data)
+        gone = {item_id for item_id in bad if storage.is_plain_name(item_id)}
+        for item_id in gone:
+            remove_outputs(self._destination, item_id)
+        ledger.compact(self._destination, dropped=gone)
+        write_catalogue(self._destination, scoring)
+        remove_plan(self._destination)
+        if not self._schedule.casualties:
+            storage.remove_below(storage.join(self._destination, BLOCKS))

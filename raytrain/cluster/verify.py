@@ -1,8 +1,9 @@
-"""Shards or an ensemble hashed again, by Ray tasks, and held against what was recorded when they were written."""
+"""Shards, an ensemble or a scored archive hashed again, by Ray tasks, and held against what was recorded of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,16 +12,22 @@ from raytrain.cluster import session
 from raytrain.cluster.tasks import run_tasks
 from raytrain.config import Settings
 from raytrain.errors import ConfigError, DataError
+from raytrain.scoring import ledger
+from raytrain.scoring.destination import SCORING_FILE
+from raytrain.scoring.ledger import Standing
 from raytrain.scoring.manifest import ENSEMBLE_FILE, ensemble_folder, read_manifest
+from raytrain.scoring.records import Output
+from raytrain.scoring.verify import unknown_outputs, verify_outputs
 from raytrain.tiles.reader import MANIFEST
 from raytrain.tiles.reader import read_manifest as read_shards
 from raytrain.tiles.verify import unknown_files, verify_index, verify_shard
 
 OnProgress = Callable[[int, int], None]
+RECORDS_PER_TASK = 64
 
 
 class VerifyJob(Settings):
-    """What to verify: the folder of shards, or the folder or file of an ensemble."""
+    """What to verify: the folder of shards, the folder or file of an ensemble, or a destination of scoring."""
 
     uri: str
 
@@ -42,12 +49,17 @@ class _Work:
 
 
 def verify(job: VerifyJob, cluster: session.Cluster, on_progress: OnProgress | None = None) -> VerifyReport:
-    """Hash what `job` names; raise `ConfigError` where there are neither shards nor an ensemble."""
+    """Hash what `job` names; raise `ConfigError` where there is nothing of the kind."""
     if storage.exists(storage.join(ensemble_folder(job.uri), ENSEMBLE_FILE)):
         return _verify_ensemble(ensemble_folder(job.uri), cluster, on_progress)
     if storage.exists(storage.join(job.uri, MANIFEST)):
         return _verify_shards(job.uri, cluster, on_progress)
-    raise ConfigError(f"{job.uri}: nothing to verify: neither shards ({MANIFEST}) nor an ensemble ({ENSEMBLE_FILE})")
+    if storage.exists(storage.join(job.uri, SCORING_FILE)):
+        return _verify_scored(job.uri, cluster, on_progress)
+    raise ConfigError(
+        f"{job.uri}: nothing to verify: neither shards ({MANIFEST}) nor an ensemble ({ENSEMBLE_FILE}) nor a scored "
+        f"archive ({SCORING_FILE})"
+    )
 
 
 def _verify_shards(uri: str, cluster: session.Cluster, on_progress: OnProgress | None) -> VerifyReport:
@@ -64,6 +76,35 @@ def _verify_shards(uri: str, cluster: session.Cluster, on_progress: OnProgress |
 
 def _verify_shard(work: _Work) -> list[DataError]:
     return verify_shard(work.uri, work.record)
+
+
+def _verify_scored(uri: str, cluster: session.Cluster, on_progress: OnProgress | None) -> VerifyReport:
+    total = num_objects = num_bytes = 0
+    for digit in ledger.DIGITS:
+        total += ledger.read_table(uri, digit, ["item_id"]).num_rows
+    outputs = (output for record in ledger.read_records(uri) for output in record.outputs.values())
+    known = Standing(output.key for output in outputs)
+    differences = list(unknown_outputs(uri, known))
+    with session.joined(cluster, [uri]):
+        batches = _batches_of_outputs(uri)
+        total_batches = -(-total // RECORDS_PER_TASK)
+        for found, count, size in run_tasks(_verify_outputs, batches, total_batches, on_progress):
+            differences += found
+            num_objects += count
+            num_bytes += size
+    return VerifyReport("scored archive", num_objects, num_bytes, differences)
+
+
+def _batches_of_outputs(uri: str) -> Iterator[tuple[str, list[Output]]]:
+    """Yield the outputs of some records at a time."""
+    records = ledger.read_records(uri)
+    while batch := list(itertools.islice(records, RECORDS_PER_TASK)):
+        yield uri, [output for record in batch for output in record.outputs.values()]
+
+
+def _verify_outputs(work: tuple[str, list[Output]]) -> tuple[list[DataError], int, int]:
+    uri, outputs = work
+    return verify_outputs(uri, outputs), len(outputs), sum(output.num_bytes for output in outputs)
 
 
 def _verify_ensemble(folder: str, cluster: session.Cluster, on_progress: OnProgress | None) -> VerifyReport:

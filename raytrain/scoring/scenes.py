@@ -1,145 +1,231 @@
-"""Scenes to masks: overlapping windows, blended, row of windows by row of windows; a scene is never held as a whole.
+"""Scenes to masks: a scene in one go, or block by block and then put together, to the same bytes either way.
 
-Memory is that of one row of windows: four bands of `window_px` rows and two float32 rows of the same size. Must not
-know who asks for a scene.
+The values of a block stand below the destination until the scene is put together of them, under a key that names what
+they were made from and with. Memory is that of one row of windows as wide as a block; a scene's layers lie on a local
+disk until they are one Cloud Optimized GeoTIFF each. Must not know who asks for a scene.
 """
 
 from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import rasterio
-import rasterio.shutil
 from numpy.typing import NDArray
-from rasterio.errors import RasterioError
-from rasterio.io import DatasetReader
+from rasterio.io import DatasetWriter
 from rasterio.windows import Window
 
 from raytrain import storage
-from raytrain.config import ScoreSettings
-from raytrain.errors import DataError
-from raytrain.imagery import rasters
-from raytrain.imagery.windows import ramp_weights, window_starts
+from raytrain.config import Settings
+from raytrain.imagery.scene_files import SceneSource
+from raytrain.imagery.scene_reader import SceneReader, open_scene
+from raytrain.scoring.ahead import OneThread
+from raytrain.scoring.blending import Region, blended_strips
+from raytrain.scoring.layers import NO_DATA, Kind, create_striped, encode, finish_cog
+from raytrain.scoring.records import Output, Record
+from raytrain.scoring.units import shown_source
+from raytrain.scoring.work import layer_number
 
 if TYPE_CHECKING:  # it imports torch, which the driver does without
-    from raytrain.scoring.ensemble import Ensemble
+    from raytrain.scoring.work import Work
 
-NO_DATA = 255
-BLOCK_PX = 512
+BLOCKS = "blocks"
+ROWS_COPIED = 2048
+"""Rows of a block in memory at a time, as it is put into its scene: a multiple of the rows of a tile."""
+
+
+class Counts(Settings):
+    """Pixels of a mask: those with data, and those of them that are cloud."""
+
+    valid_px: int = 0
+    cloud_px: int = 0
+
+    def plus(self, mask: NDArray[np.uint8]) -> Counts:
+        """Return the counts with those of `mask` added."""
+        valid = int(np.count_nonzero(mask != NO_DATA))
+        return Counts(valid_px=self.valid_px + valid, cloud_px=self.cloud_px + int(np.count_nonzero(mask == 1)))
+
+
+class BlockRecord(Settings):
+    """A finished block: the hash of each layer, and what its mask counts."""
+
+    layers: dict[Kind, str]
+    counts: Counts
 
 
 @dataclass(frozen=True)
-class Strip:
-    """Finished rows of a scene from `row`: probability `[h, W] float32` and `valid` `[h, W] bool`."""
+class OpenScene:
+    """A scene that is read, in a thread of its own, and the members that score it."""
 
-    row: int
-    probability: NDArray[np.float32]
-    valid: NDArray[np.bool_]
+    source: SceneSource
+    reader: SceneReader
+    left_out: tuple[str, ...]
+    thread: OneThread
+
+    @property
+    def height(self) -> int:
+        """Rows of pixels."""
+        return self.reader.height
+
+    @property
+    def width(self) -> int:
+        """Columns of pixels."""
+        return self.reader.width
+
+    def read(self, row: int, column: int, height: int, width: int) -> Any:
+        """Return the pixels of a window."""
+        return self.thread.run(lambda: self.reader.read(row, column, height, width))
 
 
-def score_scene(source_uri: str, target_uri: str, ensemble: Ensemble, settings: ScoreSettings) -> str:
-    """Write the mask of the scene at `source_uri` as a COG to `target_uri` and return the sha256 of its bytes.
+@contextmanager
+def opened(scene: SceneSource, work: Work) -> Iterator[OpenScene]:
+    """Open a scene with the bands that the members need; raise `DataError` for one that they can't be given."""
+    with OneThread("reader") as thread, ExitStack() as stack:
+        context = open_scene(scene, work.nets.bands, work.scoring.settings.baseline)
+        # GDAL's handles belong to the thread that opened them.
+        reader = thread.run(context.__enter__)
+        stack.push(lambda *error: thread.run(lambda: context.__exit__(*error)))
+        yield OpenScene(scene, reader, work.members_left_out(scene.scene_id, reader.bands), thread)
 
-    The mask is uint8: 0 clear, 1 cloud, 255 where a band has no data; it has the CRS and transform of the source.
-    Raises `DataError` for a source that can't be read or lacks a band.
-    """
+
+def missing_blocks(scene: SceneSource, blocks: Sequence[Region], work: Work) -> tuple[Region, ...]:
+    """Return those of `blocks` that are still to be done."""
+    names = set(storage.find(_blocks_uri(scene, work)))
+    return tuple(block for block in blocks if f"{_block_name(block)}.json" not in names)
+
+
+def score_block(scene: SceneSource, block: Region, work: Work) -> None:
+    """Score a block of a scene; its layers stand at the destination, and are recorded, when this returns."""
+    folder = _blocks_uri(scene, work)
+    with opened(scene, work) as source, tempfile.TemporaryDirectory(prefix="raytrain-") as temporary:
+        paths, counts = _write_layers(source, block, work, Path(temporary))
+        hashes = {}
+        for kind, path in paths.items():
+            hashes[kind] = _sha256(path)
+            storage.write_file(storage.join(folder, f"{_block_name(block)}-{kind}.tif"), path)
+    record = BlockRecord(layers=hashes, counts=counts)
+    storage.write_bytes(storage.join(folder, f"{_block_name(block)}.json"), record.model_dump_json().encode())
+
+
+def score_whole(source: OpenScene, work: Work) -> Record:
+    """Score a scene in one go and return its record; its outputs stand then."""
+    whole = Region(row=0, column=0, height=source.height, width=source.width)
     with tempfile.TemporaryDirectory(prefix="raytrain-") as temporary:
-        striped, cog = Path(temporary) / "mask.tif", Path(temporary) / "cog.tif"
-        with storage.gdal_environment(), rasters.open_geotiff(source_uri, "scene") as source:
-            indexes = rasters.band_indexes(source, ensemble.bands)
-            with rasterio.open(striped, "w", **_profile(source)) as target:
-                target.write_colormap(1, rasters.MASK_COLOURS)
-                for strip in blended_strips(source, indexes, ensemble, settings):
-                    _write_strip(target, strip, settings.threshold)
-        rasterio.shutil.copy(
-            striped, cog, driver="COG", compress="deflate", blocksize=BLOCK_PX, overview_resampling="mode"
-        )
-        with cog.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        storage.write_file(target_uri, cog)
-    return sha256
+        paths, counts = _write_layers(source, whole, work, Path(temporary))
+        return _finish(source, paths, counts, work)
 
 
-def blended_strips(
-    source: DatasetReader, indexes: list[int], ensemble: Ensemble, settings: ScoreSettings
-) -> Iterator[Strip]:
-    """Yield the scene's probability from top to bottom, each row once.
+def assemble(scene: SceneSource, blocks: Sequence[Region], work: Work) -> Record:
+    """Put the layers of a scene together from its blocks and return its record; its outputs stand then.
 
-    Windows at the edges are moved inwards. The probability of a pixel is the mean over the windows that cover it, by
-    weights that fall towards a window's sides, summed in the order of the windows.
+    Raises `WorkNotFinished` if a block is gone; the blocks are removed by `remove_blocks`.
     """
-    height_px, width_px = min(settings.window_px, source.height), min(settings.window_px, source.width)
-    rows = window_starts(source.height, height_px, min(settings.overlap_px, height_px // 2))
-    columns = window_starts(source.width, width_px, min(settings.overlap_px, width_px // 2))
-    weights = np.outer(ramp_weights(height_px, settings.overlap_px), ramp_weights(width_px, settings.overlap_px))
-    # Weighted probability, and weights.
-    sums: NDArray[np.float32] = np.zeros((2, height_px, source.width), np.float32)
-    for row, next_row in zip(rows, [*rows[1:], source.height], strict=True):
-        strip = _read_strip(source, indexes, row, height_px)
-        for column, probability in _window_probabilities(strip, columns, width_px, ensemble):
-            sums[0, :, column : column + width_px] += probability * weights
-            sums[1, :, column : column + width_px] += weights
-        done = next_row - row
-        yield Strip(row, sums[0, :done] / sums[1, :done], strip.valid[:done])
-        sums = np.concatenate([sums[:, done:], np.zeros_like(sums[:, :done])], axis=1)
+    folder = _blocks_uri(scene, work)
+    with opened(scene, work) as source, tempfile.TemporaryDirectory(prefix="raytrain-") as temporary:
+        counts = Counts()
+        paths = {kind: Path(temporary) / f"{kind}.tif" for kind in work.layers.kinds}
+        with ExitStack() as stack:
+            targets = {
+                kind: stack.enter_context(_striped(paths[kind], kind, source, work)) for kind in work.layers.kinds
+            }
+            for block in blocks:
+                for kind, target in targets.items():
+                    piece = Path(temporary) / "piece.tif"
+                    piece.write_bytes(storage.read_bytes(storage.join(folder, f"{_block_name(block)}-{kind}.tif")))
+                    counts = _copy(piece, block, target, counts if kind == "mask" else None) or counts
+        return _finish(source, paths, counts, work)
 
 
-def _read_strip(source: DatasetReader, indexes: list[int], row: int, height_px: int) -> rasters.Raster:
-    window = Window(0, row, source.width, height_px)
-    try:
-        pixels = source.read(indexes, window=window)
-    except RasterioError as error:
-        raise rasters.unreadable(source.name, f"scene from row {row} on", error) from error
-    if pixels.dtype != np.uint16:
-        raise DataError(source.name, f"expected uint16, found {pixels.dtype}")
-    nodata = [source.nodatavals[i - 1] for i in indexes]
-    return rasters.Raster(pixels, rasters.valid_pixels(pixels, nodata), rasters.georeference_of(source))
+def remove_blocks(scene: SceneSource, destination: str) -> None:
+    """Remove all blocks of a scene, of whatever settings."""
+    storage.remove_below(storage.join(destination, BLOCKS, scene.scene_id))
 
 
-def _window_probabilities(
-    strip: rasters.Raster, columns: list[int], width_px: int, ensemble: Ensemble
-) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """Yield (column, probability `[h, width_px]`) of each window of a strip; 0 without data, no net asked."""
-    boxes = [slice(column, column + width_px) for column in columns]
-    asked = [box for box in boxes if strip.valid[:, box].any()]
-    found: dict[int, NDArray[np.float32]] = {}
-    if asked:
-        pixels, valid = [strip.pixels[:, :, box] for box in asked], [strip.valid[:, box] for box in asked]
-        found = {box.start: each for box, each in zip(asked, ensemble.probabilities(pixels, valid), strict=True)}
-    empty = np.zeros((strip.valid.shape[0], width_px), np.float32)
-    for column in columns:
-        yield column, found.get(column, empty)
+def _write_layers(source: OpenScene, region: Region, work: Work, folder: Path) -> tuple[dict[Kind, Path], Counts]:
+    """Write the layers of a region into local files, by kind."""
+    settings, counts = work.scoring.settings, Counts()
+    paths = {kind: folder / f"{kind}.tif" for kind in work.layers.kinds}
+    with ExitStack() as stack:
+        targets = {
+            kind: stack.enter_context(_striped(path, kind, source, work, region)) for kind, path in paths.items()
+        }
+        for strip in blended_strips(source, source.reader.bands, region, work.nets, settings):
+            box = Window(0, strip.row - region.row, region.width, len(strip.valid))
+            for kind, target in targets.items():
+                values = encode(
+                    work.layers.layer(kind), strip.layers[layer_number(kind)], strip.valid, settings.threshold
+                )
+                target.write(values, 1, window=box)
+                if kind == "mask":
+                    counts = counts.plus(values)
+    return paths, counts
 
 
-def to_mask(probability: NDArray[np.float32], threshold: float) -> NDArray[np.uint8]:
-    """Return 1 where `probability` reaches `threshold`, else 0."""
-    return (probability >= threshold).astype(np.uint8)
+def _striped(path: Path, kind: Kind, source: OpenScene, work: Work, region: Region | None = None) -> DatasetWriter:
+    """Open the local file of a layer for writing, of the size of `region`, or of the whole scene."""
+    height, width = (region.height, region.width) if region is not None else (source.height, source.width)
+    return create_striped(path, work.layers.layer(kind), height, width, *source.reader.georeference.of_rasterio())
 
 
-def _write_strip(target: Any, strip: Strip, threshold: float) -> None:
-    mask = np.where(strip.valid, to_mask(strip.probability, threshold), np.uint8(NO_DATA))
-    target.write(mask, 1, window=Window(0, strip.row, mask.shape[1], mask.shape[0]))
+def _copy(piece: Path, block: Region, target: Any, counts: Counts | None) -> Counts | None:
+    """Copy a block's layer into that of its scene, by rows of tiles; return `counts` with it added, if given."""
+    with rasterio.open(piece) as layer:
+        for row in range(0, block.height, ROWS_COPIED):
+            rows = min(ROWS_COPIED, block.height - row)
+            values = layer.read(1, window=Window(0, row, block.width, rows))
+            target.write(values, 1, window=Window(block.column, block.row + row, block.width, rows))
+            if counts is not None:
+                counts = counts.plus(values)
+    return counts
 
 
-def _profile(source: DatasetReader) -> dict[str, Any]:
-    return {
-        "driver": "GTiff",
-        "dtype": "uint8",
-        "count": 1,
-        "height": source.height,
-        "width": source.width,
-        "crs": source.crs,
-        "transform": source.transform,
-        "nodata": NO_DATA,
-        "tiled": True,
-        "blockxsize": BLOCK_PX,
-        "blockysize": BLOCK_PX,
-        "compress": "deflate",
-        "bigtiff": "if_safer",
-    }
+def _finish(source: OpenScene, paths: dict[Kind, Path], counts: Counts, work: Work) -> Record:
+    """Turn the finished local layers into outputs of the destination, the mask last, and return the scene's record."""
+    scene, reader = source.source, source.reader
+    outputs: dict[str, Output] = {}
+    for kind in sorted(paths, key=lambda kind: kind == "mask"):
+        cog = paths[kind].with_suffix(".cog.tif")
+        finish_cog(paths[kind], cog, work.layers.layer(kind))
+        paths[kind].unlink()
+        outputs[kind] = work.put_file(scene.scene_id, kind, cog)
+    record = Record(
+        item_id=scene.scene_id,
+        kind="scene",
+        source_uri=shown_source(scene),
+        source_item_uri=scene.item_uri,
+        identity=scene.identity,
+        settings_digest=work.digest,
+        outputs=outputs,
+        height=source.height,
+        width=source.width,
+        crs=reader.georeference.crs,
+        transform=reader.georeference.transform,
+        datetime=reader.datetime or work.scoring.settings.datetime,
+        valid_px=counts.valid_px,
+        cloud_px=counts.cloud_px,
+        members_left_out=source.left_out,
+        shift=reader.conversion.shift,
+        shift_rule=reader.conversion.rule,
+    )
+    return work.with_item(record)
+
+
+def _blocks_uri(scene: SceneSource, work: Work) -> str:
+    """Return the folder of a scene's blocks: its name holds what they are made from and with."""
+    digest = hashlib.sha256(f"{scene.identity} {work.digest} {work.scoring.settings.block_px}".encode()).hexdigest()
+    return storage.join(work.destination, BLOCKS, scene.scene_id, digest[:16])
+
+
+def _block_name(block: Region) -> str:
+    return f"{block.row}-{block.column}"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

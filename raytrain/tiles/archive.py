@@ -116,6 +116,11 @@ def holds_chips(uri: str) -> bool:
     return any(_FEATURE.match(name) for name, _ in storage.walk(uri))
 
 
+def bands_of_chips(uri: str) -> set[str]:
+    """Return the bands that a listing of `uri` shows, of whichever chips."""
+    return {match["band"] for name, _ in storage.walk(uri) if (match := _FEATURE.match(name))}
+
+
 def open_archive(uri: str, bands: Sequence[str], *, for_training: bool = True) -> ChipArchive:
     """List the chips at `uri`; each chip that lacks a file or a row, or has a bad one, is a problem of the result.
 

@@ -144,7 +144,7 @@ def predict(
     found = {}
     for i in chips:
         bands, _ = reader.read(i)
-        (found[str(i)],) = ensemble.probabilities([bands], [np.asarray(bands.any(axis=0))])
+        ((found[str(i)],),) = ensemble.layers([bands], [np.asarray(bands.any(axis=0))])
     return found
 
 

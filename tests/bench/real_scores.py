@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from raytrain.config import EmptyUnionRule
 from raytrain.imagery.rasters import LABEL_CLOUD, LABEL_IGNORE
-from raytrain.scoring.scenes import to_mask
 from raytrain.training.metrics import count_pixels, scores
 from tests.bench import blue
 from tests.bench.real_data import Fold, RealChip
@@ -61,7 +60,7 @@ def mean_maps(found: Sequence[Maps]) -> dict[int, NDArray[np.float32]]:
 
 
 def _counts(maps: Maps, labels: Sequence[NDArray[np.uint8]]) -> dict[int, tuple[int, int]]:
-    return {i: count_pixels(to_mask(maps[i], THRESHOLD), labels[i]) for i in sorted(maps)}
+    return {i: count_pixels((maps[i] >= THRESHOLD).astype(np.uint8), labels[i]) for i in sorted(maps)}
 
 
 def score_blue(folds: Iterable[Fold], chips: Sequence[blue.BlueChip]) -> Scored:

@@ -32,14 +32,14 @@ def main() -> None:
         size_mib = scene.stat().st_size / 2**20
         this = [sys.executable, "-m", "tests.bench.scene", "--step"]
         rewritten = record.run(*this, "rewrite", str(scene), f"{folder}/rewritten.tif")
-        scored = record.run(*this, "score", str(scene), f"{folder}/mask.tif")
+        scored = record.run(*this, "score", str(scene), f"{folder}/masks")
     raw_mib = options.size_px**2 * 4 * 2 / 2**20
     rows = [
         [what, f"{each.seconds:.0f}", f"{each.seconds / rewritten.seconds:.1f}", f"{each.peak_mib:.0f}"]
         for what, each in (
             ("`raytrain synth`: scene, mask, STAC", made),
             ("GDAL rewrites the scene (floor)", rewritten),
-            ("`score_scene` with a net of one multiplication a pixel", scored),
+            ("scored, block by block, with a net of one multiplication a pixel", scored),
         )
     ]
     title = f"A scene of {options.size_px} px: {raw_mib:.0f} MiB of pixels, {size_mib:.0f} MiB as a COG"
@@ -63,20 +63,33 @@ def rewrite(source: str, target: str) -> None:
 
 
 def score(source: str, target: str) -> None:
-    """Make the mask of a scene with a net whose logit is the mean of the bands."""
+    """Score a scene into the folder `target` with a net whose logit is the mean of the bands."""
     import torch
     from torch import nn
 
     from raytrain.config import ScoreSettings
     from raytrain.recipes import members
+    from raytrain.scoring.ahead import OneThread
+    from raytrain.scoring.destination import Scoring
     from raytrain.scoring.ensemble import Ensemble
-    from raytrain.scoring.scenes import score_scene
+    from raytrain.scoring.listing import list_scenes
+    from raytrain.scoring.perform import perform
+    from raytrain.scoring.schedule import Schedule
+    from raytrain.scoring.units import Unit
+    from raytrain.scoring.work import SharedNets, Work
 
     net = nn.Conv2d(4, 1, 1, bias=False)
     nn.init.constant_(net.weight, 0.25)
     settings = ScoreSettings()
-    member = members(("small-effnet-4b-20k",))[0]
-    score_scene(source, target, Ensemble([(member, net)], settings, torch.device("cpu")), settings)
+    ensemble = Ensemble([(members(("small-effnet-4b-20k",))[0], net)], settings, torch.device("cpu"))
+    scoring = Scoring(ensemble="bench", members=("mean",), settings=settings)
+    units = [Unit(kind="scene", scene=scene) for scene in list_scenes(source, ensemble.bands)]
+    with OneThread("nets") as thread:
+        work, schedule = Work(target, scoring, SharedNets(ensemble, thread)), Schedule(iter([units]), len(units))
+        while not schedule.is_over:
+            task = schedule.take(alone=True)
+            assert task is not None
+            schedule.finished(task, perform(task.unit, work))
 
 
 STEPS = {"rewrite": rewrite, "score": score}

@@ -37,6 +37,11 @@ def trial_actors() -> list[int]:
     return _called("ray::ImplicitFunc")
 
 
+def scorers() -> list[int]:
+    """Return the process ids of the actors that score now, below this process."""
+    return _called("ray::Scorer")
+
+
 def _called(title: str) -> list[int]:
     return [pid for pid in _all() if _title(pid).startswith(title) and _is_below(pid, os.getpid())]
 

@@ -17,8 +17,8 @@ from raytrain.cluster.shard import ShardJob, shard
 from raytrain.cluster.train import train
 from raytrain.config import ScoreSettings, ShardSettings
 from raytrain.errors import ConfigError
+from raytrain.scoring.destination import Scoring, claim_destination
 from raytrain.scoring.manifest import read_manifest
-from raytrain.scoring.units import Scoring, claim_destination
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 TINY = {"epochs": 1, "crop_px": 32, "crops_per_tile": 1, "global_batch": 4, "decoder_channels": [8, 8, 8, 4, 4]}
@@ -74,11 +74,11 @@ def test_unit_whose_mask_cannot_be_written_is_unfinished_and_the_other_is_done(
     job = ScoreJob(src=str(scenes), dst=str(tmp_path / "masks"), ensemble=str(runs / "main"), settings=SCORE)
     report = score(job, Cluster())
     assert (report.num_masks, report.problems) == (1, [])
-    assert list(report.unfinished) == [f"scene-{first.removesuffix('.tif')}"]
-    assert "IsADirectoryError" in report.unfinished[f"scene-{first.removesuffix('.tif')}"]
+    assert list(report.unfinished) == [first.removesuffix(".tif")]
+    assert "IsADirectoryError" in report.unfinished[first.removesuffix(".tif")]
     assert (tmp_path / "masks" / second).is_file()
     arguments = ["score", job.src, job.dst, "--ensemble", job.ensemble, "--set", "window_px=96", "overlap_px=32"]
-    assert cli.main([*arguments, "windows_per_pass=1"]) == 3
+    assert cli.main([*arguments, "windows_per_pass=2", "block_px=512"]) == 3
     shutil.rmtree(tmp_path / "masks" / first)
     again = score(job, Cluster())
     assert (again.num_masks, again.num_skipped, again.unfinished) == (2, 1, {})
@@ -97,7 +97,8 @@ def test_weights_that_are_gone_are_the_callers_mistake(runs: Path, scenes: Path,
 def test_chip_that_lost_a_band_loses_its_mask(runs: Path, own_chips: Path, tmp_path: Path) -> None:
     manifest = read_manifest(str(runs / "main"))
     job = ScoreJob(src=str(own_chips), dst=str(tmp_path / "masks"), ensemble=str(runs / "main"), settings=SCORE)
-    claim_destination(job.dst, Scoring(source=str(own_chips), ensemble=manifest.nets_digest(), settings=SCORE))
+    names = tuple(member.name for member in manifest.members)
+    claim_destination(job.dst, Scoring(ensemble=manifest.nets_digest(), members=names, settings=SCORE))
     bad = sorted(path.name for path in (own_chips / "train_features").iterdir())[2]
     (own_chips / "train_features" / bad / "B03.tif").unlink()
     (tmp_path / "masks" / f"{bad}.tif").write_bytes(b"its mask when it was whole")

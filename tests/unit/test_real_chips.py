@@ -119,7 +119,7 @@ def test_the_mean_of_the_maps_is_what_the_product_computes_for_the_ensemble(tmp_
     reader = TileReader(str(tmp_path), ensemble.bands)
     for i in (0, 1):
         bands, _ = reader.read(i)
-        (expected,) = ensemble.probabilities([bands], [np.asarray(bands.any(axis=0))])
+        ((expected,),) = ensemble.layers([bands], [np.asarray(bands.any(axis=0))])
         np.testing.assert_array_equal(found[i], expected)
 
 

@@ -1,0 +1,83 @@
+"""An actor that scores: it loads the ensemble once and does units, some at a time. The driver makes and feeds it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import socket
+import time
+from typing import Any
+
+from raytrain.config import parse
+from raytrain.errors import RaytrainError, first_line
+from raytrain.scoring.destination import Scoring
+from raytrain.scoring.manifest import EnsembleManifest
+from raytrain.scoring.units import Answer, Unit
+
+
+class Scorer:
+    """Does units of work with one ensemble on one device.
+
+    What goes wrong is an answer, not an error: an error would be taken for the loss of the actor.
+    """
+
+    def __init__(
+        self, destination: str, ensemble: str, scoring: dict[str, Any], manifest: dict[str, Any], use_gpu: bool
+    ) -> None:
+        # Here, since torch and timm take seconds to import and the driver does without.
+        import torch
+
+        from raytrain.scoring.ahead import OneThread
+        from raytrain.scoring.ensemble import Ensemble, use_threads
+        from raytrain.scoring.work import SharedNets, Work
+
+        loaded = parse(EnsembleManifest, manifest)
+        settings = parse(Scoring, scoring).settings
+        thread = OneThread("nets")
+
+        def load() -> Ensemble:
+            use_threads(settings.threads)
+            device = torch.device("cuda" if use_gpu else "cpu")
+            return Ensemble.load(ensemble, loaded, settings, device, disagreement=settings.disagreement != "none")
+
+        self._mistake = ""
+        try:
+            self._work = Work(destination, parse(Scoring, scoring), SharedNets(thread.run(load), thread))
+        except RaytrainError as error:
+            self._mistake = str(error)
+
+    def ready(self) -> tuple[str, dict[str, Any]]:
+        """Return what keeps this actor from work, or an empty text, and where and by what it computes."""
+        if self._mistake:
+            return self._mistake, {}
+        return "", {"host": socket.gethostname(), "pid": os.getpid(), **self._work.nets.device_record()}
+
+    def perform(self, unit: str) -> tuple[str, str]:
+        """Return the answer of a unit as JSON and an empty text, or an empty text and why the unit failed."""
+        from raytrain.scoring.perform import perform
+
+        asked = Unit.model_validate_json(unit)
+        try:
+            answer: Answer = perform(asked, self._work)
+        except Exception as error:  # a unit's bulkhead: the others go on, the driver tries it again
+            logging.getLogger(__name__).warning("unit %s failed", asked.unit_id, exc_info=True)
+            return "", f"{type(error).__name__}: {first_line(error)}"
+        return answer.model_dump_json(), ""
+
+    def calibrate(self) -> tuple[float, int]:
+        """Return the seconds that a window takes, and the memory of this process with it computed."""
+        import numpy as np
+
+        settings, nets = self._work.scoring.settings, self._work.nets
+        count, side = settings.windows_per_pass, settings.window_px
+        generator = np.random.default_rng(0)
+        windows = [generator.integers(1, 10000, (len(nets.bands), side, side)).astype(np.uint16)] * count
+        valid = [np.ones((side, side), bool)] * count
+        taken_s = 0.0
+        for _ in range(2):  # the first pass pays for what is made once
+            start = time.monotonic()
+            nets.layers(windows, valid, nets.bands)
+            taken_s = time.monotonic() - start
+        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return taken_s / count, peak_bytes

@@ -1,0 +1,57 @@
+"""Work in threads of its own: reading ahead of who computes, and asking one thread to do all of a kind.
+
+Must not know what is read or asked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar, cast
+
+ItemT = TypeVar("ItemT")
+_END = object()
+
+
+@contextlib.contextmanager
+def ahead(items: Generator[ItemT], depth: int) -> Iterator[Iterator[ItemT]]:
+    """Give an iterator over `items`, which are made in a thread, at most `depth` of them before they are asked for.
+
+    What `items` raises is raised where the item would have come. When the body is left, `items` is closed and the
+    thread is over.
+    """
+    pool = ThreadPoolExecutor(1, thread_name_prefix="ahead")
+
+    def make() -> Future[object]:
+        return pool.submit(next, items, _END)
+
+    def read() -> Iterator[ItemT]:
+        made = deque(make() for _ in range(depth))
+        while (item := made.popleft().result()) is not _END:
+            made.append(make())
+            yield cast(ItemT, item)
+
+    try:
+        yield read()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        items.close()
+
+
+class OneThread:
+    """A thread that does what others ask of it, one thing after the other; over when the context is left."""
+
+    def __init__(self, name: str) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix=name)
+
+    def __enter__(self) -> OneThread:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def run(self, what: Callable[[], ItemT]) -> ItemT:
+        """Return what `what` returns there, or raise what it raises."""
+        return self._pool.submit(what).result()

@@ -1,0 +1,172 @@
+"""Overlapping windows blended into the layers of a scene, or of a block of it, row of windows by row of windows.
+
+The windows of a scene and their weights follow from its size and the settings alone, and a pixel is the sum over its
+windows in their order: so a block has the values that the whole scene has there, to the last bit. Memory is that of one
+row of windows as wide as the block. Must not know files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raytrain.config import ScoreSettings, Settings
+from raytrain.imagery.rasters import Raster
+from raytrain.imagery.windows import axis_weights, window_starts
+from raytrain.scoring.ahead import ahead
+
+ROWS_AHEAD = 1
+"""Rows of windows that are read while one is computed."""
+
+
+class Source(Protocol):
+    """Pixels of a scene, by windows."""
+
+    @property
+    def height(self) -> int:
+        """Rows of pixels."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Columns of pixels."""
+        ...
+
+    def read(self, row: int, column: int, height: int, width: int) -> Raster:
+        """Return the pixels `[C, height, width]` from (row, column) on."""
+        ...
+
+
+class Nets(Protocol):
+    """What turns windows into layers `[L, H, W] float32`, each independent of the others."""
+
+    num_layers: int
+
+    def layers(
+        self, windows: Sequence[NDArray[np.uint16]], valid: Sequence[NDArray[np.bool_]], bands: Sequence[str]
+    ) -> list[NDArray[np.float32]]:
+        """Return the layers of each window; the windows have the channels `bands`."""
+        ...
+
+
+class Region(Settings):
+    """A box of pixels of a scene."""
+
+    row: int
+    column: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Finished rows of a region: where they lie in the scene, their layers `[L, h, w] float32`, `valid` `[h, w]`."""
+
+    row: int
+    column: int
+    layers: NDArray[np.float32]
+    valid: NDArray[np.bool_]
+
+
+def needed_windows(length_px: int, first: int, span_px: int, settings: ScoreSettings) -> list[int]:
+    """Return the numbers of the windows along an axis that the pixels from `first` on, `span_px` of them, need."""
+    starts, window_px = _windows(length_px, settings)
+    return [i for i, start in enumerate(starts) if start < first + span_px and start + window_px > first]
+
+
+def _windows(length_px: int, settings: ScoreSettings) -> tuple[list[int], int]:
+    """Return where the windows along an axis start, and how long they are."""
+    window_px = min(settings.window_px, length_px)
+    return window_starts(length_px, window_px, min(settings.overlap_px, window_px // 2)), window_px
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """The windows along one axis that a span of pixels needs: where they start, how long they are, their weights."""
+
+    starts: list[int]
+    window_px: int
+    weights: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, length_px: int, first: int, span_px: int, settings: ScoreSettings) -> _Axis:
+        starts, window_px = _windows(length_px, settings)
+        weights = axis_weights(length_px, starts, window_px, min(settings.overlap_px, window_px // 2))
+        needed = needed_windows(length_px, first, span_px, settings)
+        return cls([starts[i] for i in needed], window_px, weights[needed])
+
+    @property
+    def end(self) -> int:
+        """The pixel behind the last window."""
+        return self.starts[-1] + self.window_px
+
+
+def blended_strips(
+    source: Source, bands: Sequence[str], region: Region, nets: Nets, settings: ScoreSettings
+) -> Iterator[Strip]:
+    """Yield the layers of `region` from top to bottom, each row once; `source` has the channels `bands`.
+
+    A window without data asks no net and counts as 0. The next rows are read while the nets compute.
+    """
+    rows = _Axis.of(source.height, region.row, region.height, settings)
+    columns = _Axis.of(source.width, region.column, region.width, settings)
+    end_row, end_column = region.row + region.height, region.column + region.width
+    inner = slice(region.column - columns.starts[0], end_column - columns.starts[0])
+    sums: NDArray[np.float32] = np.zeros((nets.num_layers, rows.window_px, columns.end - columns.starts[0]), np.float32)
+    bounds = [*rows.starts[1:], rows.end]
+    with ahead(_read_rows(source, rows, columns), ROWS_AHEAD) as strips:
+        for start, following, weights, strip in zip(rows.starts, bounds, rows.weights, strips, strict=True):
+            _add_windows(sums, strip, bands, columns, weights, nets)
+            top, bottom = max(start, region.row), min(following, end_row)
+            done = slice(top - start, bottom - start)
+            yield Strip(top, region.column, sums[:, done, inner].copy(), strip.valid[done, inner])
+            moved = following - start
+            sums[:, : rows.window_px - moved] = sums[:, moved:]
+            sums[:, rows.window_px - moved :] = 0
+
+
+def _read_rows(source: Source, rows: _Axis, columns: _Axis) -> Generator[Raster]:
+    """Yield the pixels of each row of windows; what two rows share is read once."""
+    left, width = columns.starts[0], columns.end - columns.starts[0]
+    strip = source.read(rows.starts[0], left, rows.window_px, width)
+    yield strip
+    for before, start in zip(rows.starts, rows.starts[1:], strict=False):
+        fresh = source.read(before + rows.window_px, left, start - before, width)
+        strip = Raster(
+            np.concatenate([strip.pixels[:, start - before :], fresh.pixels], axis=1),
+            np.concatenate([strip.valid[start - before :], fresh.valid]),
+            strip.georeference,
+        )
+        yield strip
+
+
+def _add_windows(
+    sums: NDArray[np.float32],
+    strip: Raster,
+    bands: Sequence[str],
+    columns: _Axis,
+    row_weights: NDArray[np.float32],
+    nets: Nets,
+) -> None:
+    """Add the weighted layers of a row of windows to `sums`, in the order of the windows."""
+    boxes = [
+        slice(start - columns.starts[0], start - columns.starts[0] + columns.window_px) for start in columns.starts
+    ]
+    asked = [(box, weights) for box, weights in zip(boxes, columns.weights, strict=True) if strip.valid[:, box].any()]
+    if not asked:
+        return
+    pixels, valid = [strip.pixels[:, :, box] for box, _ in asked], [strip.valid[:, box] for box, _ in asked]
+    for (box, weights), layers in zip(asked, nets.layers(pixels, valid, bands), strict=True):
+        sums[:, :, box] += layers * (row_weights[:, None] * weights)
+
+
+def strip_bytes(num_bands: int, num_layers: int, width_px: int, settings: ScoreSettings) -> int:
+    """Return about how much memory a region of this width takes: rows read and read ahead, sums, strips handed on."""
+    width_px = width_px + 2 * settings.window_px
+    pixels = settings.window_px * width_px
+    rows_held = 2 + ROWS_AHEAD  # the one computed, those read ahead, the one being put together
+    return pixels * (rows_held * (2 * num_bands + 1) + 3 * 4 * num_layers)

@@ -1,0 +1,257 @@
+"""The ledger of a destination: a record of each finished chip or scene, which makes scoring go on where it stopped.
+
+Who finishes items writes their records as one small object (`ledger/new/`), after the outputs stand. Some thousand of
+these are rolled into a table now and then (`ledger/rolled/`), and all of them, at the start and at the end of a run,
+into the canonical tables `ledger/records-<x>.parquet`: by the first hex digit of the hash of the id, in the order of
+ids, one record an id. So these are a function of the records alone; each of the three is written whole or not at all,
+read before it is removed, and read twice to no harm. Must not know who scores.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from raytrain import storage
+from raytrain.errors import ConfigError
+from raytrain.scoring.records import Record
+
+LEDGER, NEW, ROLLED = "ledger", "ledger/new", "ledger/rolled"
+DIGITS = "0123456789abcdef"
+READERS = 16
+
+_OUTPUT = pa.struct([("kind", pa.string()), ("key", pa.string()), ("sha256", pa.string()), ("num_bytes", pa.int64())])
+SCHEMA = pa.schema(
+    [
+        ("item_id", pa.string()),
+        ("kind", pa.string()),
+        ("source_uri", pa.string()),
+        ("source_item_uri", pa.string()),
+        ("identity", pa.string()),
+        ("settings_digest", pa.string()),
+        ("outputs", pa.list_(_OUTPUT)),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("crs", pa.string()),
+        ("transform", pa.list_(pa.float64())),
+        ("datetime", pa.string()),
+        ("valid_px", pa.int64()),
+        ("cloud_px", pa.int64()),
+        ("members_left_out", pa.list_(pa.string())),
+        ("shift", pa.int32()),
+        ("shift_rule", pa.string()),
+        ("notes", pa.list_(pa.string())),
+    ]
+)
+
+
+def enter(uri: str, records: Sequence[Record]) -> None:
+    """Enter finished items in the ledger of the destination `uri`; the same items again leave the same object."""
+    lines = "".join(f"{record.model_dump_json()}\n" for record in records)
+    storage.write_bytes(storage.join(uri, NEW, entry_name([record.item_id for record in records])), lines.encode())
+
+
+def entry_name(item_ids: Iterable[str]) -> str:
+    """Return the name of the object that records of these items are entered by."""
+    return f"{hashlib.sha256(chr(0).join(item_ids).encode()).hexdigest()[:32]}.jsonl"
+
+
+def roll(uri: str, records: Sequence[Record], entries: Iterable[str]) -> None:
+    """Put `records` into one table in place of the objects `entries` that they were entered by."""
+    data = _to_parquet(_table(records))
+    storage.write_bytes(storage.join(uri, ROLLED, f"{storage.sha256_of(data)[:32]}.parquet"), data)
+    _remove(uri, [f"{NEW}/{name}" for name in entries])
+
+
+def compact(uri: str, dropped: Iterable[str] = ()) -> None:
+    """Bring all records into the canonical tables; those of the items `dropped` are taken out."""
+    loose = [name for name in storage.find(storage.join(uri, LEDGER)) if name.startswith(("new/", "rolled/"))]
+    gone = pa.array(sorted(dropped), pa.string())
+    fresh = pa.concat_tables([SCHEMA.empty_table(), *_read_loose(uri, loose)])
+    digits = pa.array([bucket_of(each) for each in fresh["item_id"].to_pylist()], pa.string())
+    leaving = {bucket_of(each) for each in gone.to_pylist()}
+    for digit in DIGITS:
+        chosen = fresh.filter(pc.equal(digits, digit))
+        if chosen.num_rows or digit in leaving:
+            _rewrite(uri, digit, chosen, gone)
+    _remove(uri, [f"{LEDGER}/{name}" for name in loose])
+
+
+def _rewrite(uri: str, digit: str, fresh: pa.Table, gone: pa.Array) -> None:
+    """Write the table of one digit anew, with `fresh` in place of older records of the same ids."""
+    before = read_table(uri, digit)
+    both = pa.concat_tables([before, fresh]).append_column("at", pa.array(range(before.num_rows + fresh.num_rows)))
+    last = both.group_by("item_id").aggregate([("at", "max")])["at_max"]
+    kept = both.take(last).drop_columns("at")
+    kept = kept.filter(pc.invert(pc.is_in(kept["item_id"], value_set=gone))).sort_by("item_id")
+    target = _table_uri(uri, digit)
+    if kept.num_rows:
+        storage.write_bytes(target, _to_parquet(kept))
+    else:
+        storage.remove(target)
+
+
+def bucket_of(item_id: str) -> str:
+    """Return the hex digit of the table that holds the record of an item."""
+    return hashlib.sha256(item_id.encode()).hexdigest()[0]
+
+
+def read_table(uri: str, digit: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Return the canonical table of one digit, empty where there is none; raise `ConfigError` for a damaged one."""
+    target = _table_uri(uri, digit)
+    try:
+        data = storage.read_bytes(target)
+    except FileNotFoundError:
+        table = SCHEMA.empty_table()
+        return table if columns is None else table.select(columns)
+    try:
+        return pq.read_table(pa.BufferReader(data), columns=None if columns is None else list(columns))
+    except (pa.ArrowException, OSError) as error:
+        found = f"{target}: damaged, not a table of the ledger ({error}); remove it to score its items again"
+        raise ConfigError(found) from error
+
+
+def read_records(uri: str) -> Iterator[Record]:
+    """Yield the records of the canonical tables, in the order of these and of ids; a table at a time is held."""
+    for digit in DIGITS:
+        for batch in read_table(uri, digit).to_batches(max_chunksize=1024):
+            yield from map(_record, batch.to_pylist())
+
+
+class Known:
+    """What a destination has records of: by id, what each was made from, and whether all of it still stands.
+
+    Holds 24 bytes a record. `num_done` counts those whose outputs stand, made with the settings asked for.
+    """
+
+    def __init__(self, uri: str, settings_digest: str, standing: Standing) -> None:
+        rows = array("Q")
+        self.num_done = 0
+        for digit in DIGITS:
+            for item_id, source_uri, identity, whole in _rows(uri, digit, settings_digest, standing):
+                rows.extend((_hash(item_id), _hash(source_uri), _hash(identity) if whole else 0))
+                self.num_done += whole
+        found = np.frombuffer(rows, np.uint64).reshape(-1, 3)
+        self._rows = found[np.argsort(found[:, 0])]
+
+    def is_done(self, item_id: str, identity: str) -> bool:
+        """Tell whether all outputs of an item stand, made of a source of this identity."""
+        row = self._row(item_id)
+        return row is not None and bool(row[2] == np.uint64(_hash(identity)))
+
+    def is_of_another(self, item_id: str, source_uri: str) -> bool:
+        """Tell whether there is a record of this id that was made from another source."""
+        row = self._row(item_id)
+        return row is not None and bool(row[1] != np.uint64(_hash(source_uri)))
+
+    def _row(self, item_id: str) -> NDArray[np.uint64] | None:
+        wanted = np.uint64(_hash(item_id))
+        at = int(np.searchsorted(self._rows[:, 0], wanted))
+        return self._rows[at] if at < len(self._rows) and self._rows[at, 0] == wanted else None
+
+
+_KNOWN_COLUMNS = ("item_id", "source_uri", "identity", "settings_digest", "outputs")
+
+
+def _rows(uri: str, digit: str, settings_digest: str, standing: Standing) -> Iterator[tuple[str, str, str, bool]]:
+    """Yield id, source, identity of each record, and whether it was made with these settings and its outputs stand."""
+    table = read_table(uri, digit, _KNOWN_COLUMNS)
+    for batch in table.to_batches(max_chunksize=65536):
+        outputs = batch["outputs"]
+        offsets = outputs.offsets.to_numpy()
+        keys = outputs.flatten().field("key").to_pylist()
+        offsets = offsets - offsets[0]
+        columns = (batch[name].to_pylist() for name in _KNOWN_COLUMNS[:4])
+        for i, (item_id, source_uri, identity, digest) in enumerate(zip(*columns, strict=True)):
+            ours = keys[offsets[i] : offsets[i + 1]]
+            yield item_id, source_uri, identity, digest == settings_digest and all(key in standing for key in ours)
+
+
+class Standing:
+    """The keys of the objects of a destination, as one listing shows them; holds 8 bytes a key."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        hashes = array("Q", (_hash(name) for name in names))
+        self._hashes = np.sort(np.frombuffer(hashes, np.uint64)) if hashes else np.zeros(0, np.uint64)
+
+    def __contains__(self, name: str) -> bool:
+        wanted = np.uint64(_hash(name))
+        at = int(np.searchsorted(self._hashes, wanted))
+        return at < len(self._hashes) and bool(self._hashes[at] == wanted)
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
+
+
+def _read_loose(uri: str, names: Sequence[str]) -> Iterator[pa.Table]:
+    """Yield the tables of what is not compacted, rolled ones first; what is torn counts for nothing."""
+
+    def read(name: str) -> pa.Table | None:
+        try:
+            data = storage.read_bytes(storage.join(uri, LEDGER, name))
+        except FileNotFoundError:
+            return None
+        try:
+            if name.startswith("rolled/"):
+                return pq.read_table(pa.BufferReader(data))
+            return _table([Record.model_validate_json(line) for line in data.splitlines()])
+        except (ValidationError, pa.ArrowException, OSError):
+            return None
+
+    ordered = sorted(names, key=lambda name: (not name.startswith("rolled/"), name))
+    with ThreadPoolExecutor(READERS) as pool:
+        for start in range(0, len(ordered), 64 * READERS):
+            found = pool.map(read, ordered[start : start + 64 * READERS])
+            yield from (table for table in found if table is not None)
+
+
+def _remove(uri: str, names: Sequence[str]) -> None:
+    with ThreadPoolExecutor(READERS) as pool:
+        for _ in pool.map(lambda name: storage.remove(storage.join(uri, name)), names):
+            pass
+    for folder in sorted({name.rsplit("/", 1)[0] for name in names}):
+        _remove_folder(storage.join(uri, folder))
+
+
+def _remove_folder(uri: str) -> None:
+    try:
+        storage.remove_empty_folder(uri)
+    except OSError:  # something is in it
+        return
+
+
+def _table(records: Sequence[Record]) -> pa.Table:
+    rows = []
+    for record in records:
+        row = record.model_dump(mode="json")
+        row["outputs"] = [{"kind": kind, **output} for kind, output in sorted(row["outputs"].items())]
+        rows.append(row)
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+def _record(row: dict[str, object]) -> Record:
+    outputs = row["outputs"]
+    assert isinstance(outputs, list)
+    by_kind = {each["kind"]: {name: each[name] for name in ("key", "sha256", "num_bytes")} for each in outputs}
+    return Record.model_validate({**row, "outputs": by_kind})
+
+
+def _to_parquet(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    # The library's version would make bytes depend on where they were written.
+    pq.write_table(table, sink, compression="zstd", store_schema=False, write_statistics=False)
+    return bytes(sink.getvalue())
+
+
+def _table_uri(uri: str, digit: str) -> str:
+    return storage.join(uri, LEDGER, f"records-{digit}.parquet")

@@ -1,0 +1,76 @@
+"""Doing a unit of work: its outputs stand, and then its records are in the ledger, when this returns.
+
+A unit done twice leaves the same bytes. Must not know who asks.
+"""
+
+from __future__ import annotations
+
+import time
+
+from raytrain.errors import DataError
+from raytrain.imagery.scene_files import SceneSource
+from raytrain.scoring import ledger
+from raytrain.scoring.chips import score_chips
+from raytrain.scoring.scenes import assemble, missing_blocks, opened, remove_blocks, score_block, score_whole
+from raytrain.scoring.units import Answer, Problem, Unit, blocks_of, shown_source
+from raytrain.scoring.work import Work, remove_outputs
+
+
+def perform(unit: Unit, work: Work) -> Answer:
+    """Do `unit`. What is wrong with the data of an item is a problem of the answer, and the item has no outputs then.
+
+    Any other failure (a store, memory) is raised, and nothing is entered.
+    """
+    start, network_s = time.monotonic(), work.nets.network_s
+    if unit.kind == "chips":
+        records, problems = score_chips(unit.chips, work)
+        answer = Answer(
+            records=tuple(records), problems=tuple(problems), pixels=sum(r.height * r.width for r in records)
+        )
+    else:
+        assert unit.scene is not None, "only units of chips have no scene"
+        try:
+            answer = _PERFORM[unit.kind](unit, unit.scene, work)
+        except DataError as error:
+            answer = Answer(problems=(_problem(unit.scene, error),))
+    for problem in answer.problems:
+        remove_outputs(work.destination, problem.item_id)
+    if answer.records:
+        ledger.enter(work.destination, answer.records)
+    return answer.model_copy(
+        update={
+            "entry": ledger.entry_name(record.item_id for record in answer.records) if answer.records else None,
+            "seconds": time.monotonic() - start,
+            "network_s": work.nets.network_s - network_s,
+        }
+    )
+
+
+def _problem(scene: SceneSource, error: DataError) -> Problem:
+    """Return what is wrong with a scene; which of its files, where the error is about one."""
+    found = error.found if error.subject == scene.scene_id else str(error)
+    return Problem(item_id=scene.scene_id, source_uri=shown_source(scene), found=found)
+
+
+def _scene(unit: Unit, scene: SceneSource, work: Work) -> Answer:
+    with opened(scene, work) as source:
+        blocks = blocks_of(source.height, source.width, work.scoring.settings.block_px)
+        if len(blocks) > 1:
+            return Answer(blocks=blocks, missing=missing_blocks(scene, blocks, work))
+        record = score_whole(source, work)
+    return Answer(records=(record,), pixels=record.height * record.width)
+
+
+def _block(unit: Unit, scene: SceneSource, work: Work) -> Answer:
+    (block,) = unit.regions
+    score_block(scene, block, work)
+    return Answer(pixels=block.height * block.width)
+
+
+def _assembly(unit: Unit, scene: SceneSource, work: Work) -> Answer:
+    record = assemble(scene, unit.regions, work)
+    remove_blocks(scene, work.destination)
+    return Answer(records=(record,))
+
+
+_PERFORM = {"scene": _scene, "block": _block, "assembly": _assembly}

@@ -1,0 +1,68 @@
+"""The plan of a scoring: its units as Parquet parts, written as the source is listed, read one by one.
+
+A million scenes never sit in one process. Must not know what lists, or who does the units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raytrain import storage
+from raytrain.scoring.units import Unit
+
+PLAN, STARTED = "plan", "started"
+UNITS_PER_PART = 1000
+_SCHEMA = pa.schema([("unit_id", pa.string()), ("unit", pa.string())])
+
+
+def write_plan(uri: str, units: Iterable[Unit]) -> int:
+    """Write the plan of the destination `uri`, in place of an older one, and return its number of units."""
+    for name in storage.find(storage.join(uri, PLAN)):
+        if name != STARTED:
+            storage.remove(storage.join(uri, PLAN, name))
+    batch: list[Unit] = []
+    count = 0
+    for unit in units:
+        batch.append(unit)
+        count += 1
+        if len(batch) == UNITS_PER_PART:
+            _write_part(uri, count // UNITS_PER_PART - 1, batch)
+            batch = []
+    if batch:
+        _write_part(uri, count // UNITS_PER_PART, batch)
+    return count
+
+
+def read_parts(uri: str) -> Iterator[list[Unit]]:
+    """Yield the units of each part of the plan."""
+    folder = storage.join(uri, PLAN)
+    for name in storage.find(folder):
+        if name == STARTED:
+            continue
+        table = pq.read_table(pa.BufferReader(storage.read_bytes(storage.join(folder, name))))
+        yield [Unit.model_validate_json(text) for text in table["unit"].to_pylist()]
+
+
+def start(uri: str) -> None:
+    """Note that work at the destination `uri` is under way, until `remove_plan`."""
+    storage.write_bytes(storage.join(uri, PLAN, STARTED), b"")
+
+
+def is_started(uri: str) -> bool:
+    """Tell whether work at the destination `uri` was begun and its books were not closed."""
+    return storage.exists(storage.join(uri, PLAN, STARTED))
+
+
+def remove_plan(uri: str) -> None:
+    """Remove the plan, which says what is still to be done, of a destination."""
+    storage.remove_below(storage.join(uri, PLAN))
+
+
+def _write_part(uri: str, number: int, units: list[Unit]) -> None:
+    rows = [{"unit_id": unit.unit_id, "unit": unit.model_dump_json()} for unit in units]
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), sink, compression="zstd")
+    storage.write_bytes(storage.join(uri, PLAN, f"part-{number:05d}.parquet"), bytes(sink.getvalue()))

@@ -1,0 +1,235 @@
+"""Which unit is next, what came of each, and when to give up: the book-keeping of a scoring, without who computes.
+
+A unit that fails is tried again, later; one whose worker died is tried alone, and at last each of its chips is. Blocks
+of a scene and what puts them together come before further scenes, so that few scenes are under way. Must not know Ray.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from raytrain.errors import WorkNotFinished
+from raytrain.imagery.scene_files import SceneSource
+from raytrain.scoring.blending import Region
+from raytrain.scoring.units import Answer, Problem, Unit, folder_of, shown_source
+
+ATTEMPTS = 3
+"""How often a unit is tried that fails, or whose worker dies over it."""
+
+
+class TooManyFailures(WorkNotFinished):
+    """More items can't be scored than was allowed."""
+
+
+@dataclass
+class Task:
+    """A unit to do, how often it failed, how many workers died over it."""
+
+    unit: Unit
+    failures: int = 0
+    deaths: int = 0
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether it has to be alone on its worker: it may have brought one down."""
+        return self.deaths > 0
+
+
+@dataclass(frozen=True)
+class Casualty:
+    """An item that can't be scored: why, and whether the data is at fault rather than the machines."""
+
+    problem: Problem
+    in_data: bool
+
+
+@dataclass
+class Rate:
+    """How fast work goes: pixels and seconds in units and in nets so far, since `start` (of a monotonic clock)."""
+
+    start: float = field(default_factory=time.monotonic)
+    pixels: int = 0
+    unit_s: float = 0.0
+    network_s: float = 0.0
+
+    def add(self, answer: Answer) -> None:
+        """Count what came of a unit."""
+        self.pixels += answer.pixels
+        self.unit_s += answer.seconds
+        self.network_s += answer.network_s
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a scoring is: units done of `total` as planned, items finished and failed, megapixels, in `seconds`."""
+
+    units: int
+    total: int
+    items: int
+    casualties: int
+    megapixels: float
+    seconds: float
+
+    def __str__(self) -> str:
+        """Return the rates, what failed, and how long the rest takes at this pace."""
+        if not self.seconds or not self.units:
+            return ""
+        hour_s = 3600.0
+        left_s = (self.total - self.units) * self.seconds / self.units
+        lost = f"{self.casualties} not scored, " if self.casualties else ""
+        rates = f"{self.items * hour_s / self.seconds:.0f} items/h, {self.megapixels / self.seconds:.2f} Mpx/s"
+        return (
+            f"{lost}{rates}, {left_s / hour_s:.1f} h left"
+            if left_s >= hour_s
+            else f"{lost}{rates}, {left_s / 60:.0f} min left"
+        )
+
+
+@dataclass
+class _Scene:
+    """A scene in blocks: all of them, and how many are still to be done."""
+
+    scene: SceneSource
+    blocks: tuple[Region, ...]
+    left: int
+
+
+@dataclass
+class Schedule:
+    """The units of a scoring, part by part, and what came of them.
+
+    `num_units` are in the plan and `num_done` of them done, or given up; `num_finished` items have their outputs.
+    """
+
+    parts: Iterator[list[Unit]]
+    num_units: int = 0
+    max_failures: int | None = None
+    casualties: list[Casualty] = field(default_factory=list)
+    num_finished: int = 0
+    num_done: int = 0
+    _first: deque[Task] = field(default_factory=deque)
+    _fresh: deque[Task] = field(default_factory=deque)
+    _again: deque[Task] = field(default_factory=deque)
+    _scenes: dict[str, _Scene] = field(default_factory=dict)
+    _num_taken: int = 0
+
+    def take(self, *, alone: bool) -> Task | None:
+        """Return the next task; None if there is none now. A suspect goes only to who has nothing else: `alone`."""
+        if not self._first and not self._fresh:
+            self._fresh.extend(Task(unit) for unit in next(self.parts, []))
+        for queue in (self._first, self._fresh, self._again):
+            for task in list(queue):
+                if self._was_given_up(task.unit):
+                    queue.remove(task)
+                elif alone or not task.is_suspect:
+                    queue.remove(task)
+                    self._num_taken += 1
+                    return task
+        return None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is left to do or under way."""
+        if not (self._first or self._fresh or self._again or self._num_taken):
+            self._fresh.extend(Task(unit) for unit in next(self.parts, []))
+        return not (self._first or self._fresh or self._again or self._num_taken)
+
+    def finished(self, task: Task, answer: Answer) -> None:
+        """Note what came of a task; raise `TooManyFailures`."""
+        self._num_taken -= 1
+        unit = task.unit
+        if self._was_given_up(unit):
+            return
+        self.num_finished += len(answer.records)
+        if unit.scene is None:
+            self.num_done += 1
+        else:
+            self._scene_finished(task, unit.scene, answer)
+        for problem in answer.problems:
+            self.add(Casualty(problem, in_data=True))
+
+    def _scene_finished(self, task: Task, scene: SceneSource, answer: Answer) -> None:
+        """Note what came of a scene, one of its blocks, or its assembly."""
+        unit, scene_id = task.unit, scene.scene_id
+        if answer.problems or answer.records:
+            self._scenes.pop(scene_id, None)
+            self.num_done += 1
+        elif answer.blocks:
+            self._scenes[scene_id] = _Scene(scene, answer.blocks, len(answer.missing))
+            self._first.extend(Task(Unit(kind="block", scene=scene, regions=(block,))) for block in answer.missing)
+            self._put_together(scene_id)
+        elif unit.kind == "block" and scene_id in self._scenes:
+            self._scenes[scene_id].left -= 1
+            self._put_together(scene_id)
+
+    def failed(self, task: Task, why: str) -> None:
+        """Note that a task failed through no fault of its data; it is tried again, or its items are casualties."""
+        self._num_taken -= 1
+        task.failures += 1
+        self._try_again(task, task.failures, why)
+
+    def lost(self, task: Task, why: str, *, by_itself: bool) -> None:
+        """Note that the worker of a task died, perhaps `by_itself`: if its node was lost, no task is to blame."""
+        self._num_taken -= 1
+        task.deaths += by_itself
+        self._try_again(task, task.deaths, why)
+
+    def _try_again(self, task: Task, attempts: int, why: str) -> None:
+        unit = task.unit
+        if self._was_given_up(unit):
+            return
+        if attempts < ATTEMPTS:
+            self._again.append(task)
+            return
+        if len(unit.chips) > 1:  # one of them may be to blame: each has a last try by itself
+            alone = (replace(task, unit=Unit(kind="chips", chips=(chip,))) for chip in unit.chips)
+            self._again.extend(replace(each, failures=ATTEMPTS - 1, deaths=ATTEMPTS - 1) for each in alone)
+            self.num_units += len(unit.chips) - 1
+            return
+        self.num_done += 1
+        if unit.scene is not None:
+            self._scenes.pop(unit.scene.scene_id, None)
+        for problem in _problems(unit, f"{why} ({ATTEMPTS} attempts)"):
+            self.add(Casualty(problem, in_data=False))
+
+    def _was_given_up(self, unit: Unit) -> bool:
+        """Tell whether a unit is a block of a scene that can't be finished."""
+        return unit.kind == "block" and unit.item_ids[0] not in self._scenes
+
+    def _put_together(self, scene_id: str) -> None:
+        """Queue the assembly of a scene all of whose blocks are done."""
+        scene = self._scenes[scene_id]
+        if scene.left == 0:
+            del self._scenes[scene_id]
+            self._first.append(Task(Unit(kind="assembly", scene=scene.scene, regions=scene.blocks)))
+
+    def progress(self, rate: Rate) -> Progress:
+        """Return how far the work is; a scene in blocks is one unit of the plan."""
+        seconds = time.monotonic() - rate.start
+        items, lost = self.num_finished, len(self.casualties)
+        return Progress(self.num_done, self.num_units, items, lost, rate.pixels / 1e6, seconds)
+
+    @property
+    def most_workers(self) -> int:
+        """How many workers could have something to do now."""
+        blocks = sum(scene.left for scene in self._scenes.values())
+        return max(1, self.num_units - self.num_done + blocks)
+
+    def add(self, casualty: Casualty) -> None:
+        """Note an item that can't be scored; raise `TooManyFailures`."""
+        self.casualties.append(casualty)
+        if self.max_failures is not None and len(self.casualties) > self.max_failures:
+            raise TooManyFailures(
+                f"{len(self.casualties)} items can't be scored, more than --max-failures {self.max_failures} "
+                f"(the last, {casualty.problem.item_id}: {casualty.problem.found}); the same command goes on"
+            )
+
+
+def _problems(unit: Unit, found: str) -> Iterator[Problem]:
+    if unit.scene is not None:
+        yield Problem(item_id=unit.scene.scene_id, source_uri=shown_source(unit.scene), found=found)
+    for chip in unit.chips:
+        yield Problem(item_id=chip.chip_id, source_uri=folder_of(chip), found=found)

@@ -1,0 +1,52 @@
+"""A scored archive hashed again and held against its ledger. Must not know who asks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from raytrain import storage
+from raytrain.errors import DataError
+from raytrain.scoring.ledger import LEDGER, Standing
+from raytrain.scoring.records import Output
+from raytrain.scoring.work import output_keys
+
+OUTPUT_FOLDERS = tuple(key.rpartition("/")[0] for key in output_keys("x"))
+"""Where outputs lie, below the destination."""
+
+
+def verify_outputs(uri: str, outputs: Sequence[Output]) -> list[DataError]:
+    """Return what differs of these outputs of the destination `uri` from what the ledger says."""
+    return [problem for output in outputs for problem in _verify(uri, output)]
+
+
+def _verify(uri: str, output: Output) -> Iterator[DataError]:
+    where = storage.join(uri, output.key)
+    try:
+        data = storage.read_bytes(where)
+    except FileNotFoundError:
+        yield DataError(where, "missing, but the ledger names it; score again")
+        return
+    found = storage.sha256_of(data)
+    if found != output.sha256:
+        yield DataError(where, f"sha256 is {found} ({len(data)} bytes), where the ledger says {output.sha256}")
+
+
+def unknown_outputs(uri: str, known: Standing) -> Iterator[DataError]:
+    """Yield the outputs at the destination `uri` that no record names, and records that are not in their tables yet."""
+    loose = 0
+    for name, _ in storage.walk(uri):
+        folder, _, file = name.rpartition("/")
+        if (
+            folder in OUTPUT_FOLDERS
+            and file.endswith((".tif", ".json"))
+            and name not in known
+            and name not in OWN_FILES
+        ):
+            yield DataError(storage.join(uri, name), "no record of the ledger names it; score again, or remove it")
+        loose += name.startswith((f"{LEDGER}/new/", f"{LEDGER}/rolled/"))
+    if loose:
+        yield DataError(uri, f"{loose} parts of the ledger wait to be compacted: a scoring is under way or was stopped")
+
+
+OWN_FILES = ("scoring.json", "collection.json")
+"""JSON files of a destination that are no outputs of an item."""

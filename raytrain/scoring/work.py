@@ -1,0 +1,146 @@
+"""What every unit of a scoring is done with: the nets, the settings, the destination and its layout.
+
+Must not know Ray.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+from raytrain import storage
+from raytrain.errors import DataError
+from raytrain.scoring.ahead import OneThread
+from raytrain.scoring.destination import Scoring
+from raytrain.scoring.layers import KINDS, Kind, Layers
+from raytrain.scoring.records import Output, Record
+from raytrain.scoring.stac import Making, item_key, scene_item, to_bytes
+
+if TYPE_CHECKING:  # it imports torch, which the driver does without
+    import numpy as np
+
+    from raytrain.scoring.ensemble import Ensemble
+
+
+class SharedNets:
+    """An ensemble that several threads ask: it computes in a thread of its own, one request after the other.
+
+    Thread settings of a process hold for the thread that set them; so they are set there.
+    """
+
+    def __init__(self, ensemble: Ensemble, thread: OneThread) -> None:
+        self._ensemble, self._thread = ensemble, thread
+        self.bands = ensemble.bands
+        self.num_layers = ensemble.num_layers
+
+    @property
+    def network_s(self) -> float:
+        """Seconds inside the nets so far."""
+        return self._ensemble.network_s
+
+    def usable(self, bands: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return the names of the members whose bands are all among `bands`, and of those left out."""
+        return self._ensemble.usable(bands)
+
+    def device_record(self) -> dict[str, Any]:
+        """Return where and how the nets compute."""
+        return self._ensemble.device_record()
+
+    def layers(
+        self, windows: Sequence[NDArray[np.uint16]], valid: Sequence[NDArray[np.bool_]], bands: Sequence[str]
+    ) -> list[NDArray[np.float32]]:
+        """Return the layers `[L, H, W] float32` of each window."""
+        return self._thread.run(lambda: self._ensemble.layers(windows, valid, bands))
+
+
+@dataclass(frozen=True)
+class Work:
+    """The destination, what its outputs are made with, and the nets."""
+
+    destination: str
+    scoring: Scoring
+    nets: SharedNets
+
+    @cached_property
+    def digest(self) -> str:
+        """The hash of what outputs depend on, but their source."""
+        return self.scoring.digest()
+
+    @cached_property
+    def layers(self) -> Layers:
+        """The raster outputs of an item, and how they are stored."""
+        return layers_of(self.scoring)
+
+    def members_left_out(self, item_id: str, bands: Sequence[str]) -> tuple[str, ...]:
+        """Return the members that can't be had with `bands`; raise `DataError` where none may be, or all are."""
+        used, left_out = self.nets.usable(bands)
+        if left_out and (not used or self.scoring.settings.missing_bands == "error"):
+            missing = ", ".join(band for band in self.nets.bands if band not in bands)
+            remedy = "; --set missing_bands=leave-out scores with the other members" if used else ""
+            found = f"no band {missing} (bands found: {', '.join(bands) or 'none'})"
+            raise DataError(item_id, f"{found}, needed by {', '.join(left_out)}{remedy}")
+        return left_out
+
+    def put_file(self, item_id: str, kind: Kind, path: Path) -> Output:
+        """Move a finished local file to its place at the destination."""
+        key = self.layers.layer(kind).key(item_id)
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        size = path.stat().st_size
+        storage.write_file(storage.join(self.destination, key), path)
+        return Output(key=key, sha256=sha256, num_bytes=size)
+
+    def put_bytes(self, key: str, data: bytes) -> Output:
+        """Write an output to its place at the destination."""
+        storage.write_bytes(storage.join(self.destination, key), data)
+        return Output(key=key, sha256=storage.sha256_of(data), num_bytes=len(data))
+
+    def with_item(self, record: Record) -> Record:
+        """Write the STAC item of a scene, and return its record with it, or with a note that says why it has none."""
+        item = scene_item(record, making_of(self.scoring))
+        if isinstance(item, str):
+            return record.model_copy(update={"notes": (*record.notes, item)})
+        output = self.put_bytes(item_key(record.item_id), to_bytes(item))
+        return record.model_copy(update={"outputs": {**record.outputs, "item": output}})
+
+
+COLLECTION_ID = "cloud-masks"
+_EVERY = Layers(probability="uint8", disagreement="uint8")
+
+
+def layers_of(scoring: Scoring) -> Layers:
+    """Return the raster outputs of a scoring."""
+    return Layers(probability=scoring.settings.probability, disagreement=scoring.settings.disagreement)
+
+
+def layer_number(kind: Kind) -> int:
+    """Return which of the nets' layers a raster output shows."""
+    return 1 if kind == "disagreement" else 0
+
+
+def making_of(scoring: Scoring) -> Making:
+    """Return what all STAC items of a scoring have in common."""
+    return Making(
+        collection_id=COLLECTION_ID,
+        ensemble=scoring.ensemble,
+        threshold=scoring.settings.threshold,
+        raytrain_version=scoring.raytrain_version,
+        layers=layers_of(scoring),
+    )
+
+
+def output_keys(item_id: str) -> list[str]:
+    """Return the keys of all outputs, of whatever kind, that an item may have."""
+    return [*(_EVERY.layer(kind).key(item_id) for kind in KINDS), item_key(item_id)]
+
+
+def remove_outputs(destination: str, item_id: str) -> None:
+    """Remove all outputs of an item, of whatever kind, that stand at a destination."""
+    for key in output_keys(item_id):
+        storage.remove(storage.join(destination, key))

@@ -1,0 +1,170 @@
+"""The ledger is a function of the records alone, loses none to a crash, and counts an item twice in no case."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from raytrain import storage
+from raytrain.errors import ConfigError
+from raytrain.scoring import ledger
+from raytrain.scoring.ledger import Known, Standing
+from raytrain.scoring.records import Output, Record
+
+
+def record(i: int, identity: str = "1", digest: str = "d") -> Record:
+    name = f"scene{i:04d}"
+    return Record(
+        item_id=name,
+        kind="scene",
+        source_uri=f"s3://b/{name}.tif",
+        identity=identity,
+        settings_digest=digest,
+        outputs={
+            "mask": Output(key=f"{name}.tif", sha256="ab", num_bytes=3),
+            "item": Output(key=f"stac/{name}.json", sha256="cd", num_bytes=4),
+        },
+        height=10,
+        width=20,
+        crs="EPSG:32636" if i % 2 else None,
+        transform=(10.0, 0.0, 5e5, 0.0, -10.0, 4e6) if i % 3 else None,
+        valid_px=200,
+        cloud_px=i,
+        notes=("no date",) if i % 5 else (),
+        members_left_out=("b",) if i % 7 else (),
+    )
+
+
+def tables(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def standing(folder: Path, records: list[Record]) -> Standing:
+    return Standing(output.key for each in records for output in each.outputs.values())
+
+
+def enter_all(uri: str, records: list[Record]) -> list[str]:
+    names = []
+    for batch in (records[i : i + 3] for i in range(0, len(records), 3)):
+        ledger.enter(uri, batch)
+        names.append(ledger.entry_name(each.item_id for each in batch))
+    return names
+
+
+def test_tables_do_not_depend_on_order_batches_rolls_or_runs(tmp_path: Path) -> None:
+    records = [record(i) for i in range(50)]
+    enter_all(str(tmp_path / "a"), records)
+    ledger.compact(str(tmp_path / "a"))
+    backwards = records[::-1]
+    for part in (backwards[:17], backwards[17:40], backwards[30:]):
+        names = enter_all(str(tmp_path / "b"), part)
+        ledger.roll(str(tmp_path / "b"), part[:9], names[:3])
+        ledger.compact(str(tmp_path / "b"))
+    assert tables(tmp_path / "a") == tables(tmp_path / "b")
+    assert all(name.startswith("ledger/records-") for name in tables(tmp_path / "a"))
+    assert sorted(ledger.read_records(str(tmp_path / "a")), key=lambda each: each.item_id) == records
+
+
+def test_no_record_is_lost_wherever_compaction_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = [record(i) for i in range(15)]
+    enter_all(str(tmp_path / "whole"), records)
+    ledger.compact(str(tmp_path / "whole"))
+
+    class Stop(Exception):
+        pass
+
+    for at in itertools.count():
+        uri = str(tmp_path / f"stopped{at}")
+        names = enter_all(uri, records)
+        left = iter(range(at))
+
+        def countdown(real: object, left: object = left) -> object:
+            def call(*arguments: object) -> object:
+                if next(left, None) is None:  # type: ignore[call-overload]
+                    raise Stop
+                return real(*arguments)  # type: ignore[operator]
+
+            return call
+
+        with monkeypatch.context() as patch:
+            patch.setattr(storage, "write_bytes", countdown(storage.write_bytes))
+            patch.setattr(storage, "remove", countdown(storage.remove))
+            try:
+                ledger.roll(uri, records[:9], names[:3])
+                ledger.compact(uri)
+                stopped = False
+            except Stop:
+                stopped = True
+        ledger.compact(uri)
+        assert tables(tmp_path / f"stopped{at}") == tables(tmp_path / "whole"), f"stopped after {at} steps"
+        if not stopped:
+            assert at > 15
+            return
+
+
+def test_later_record_of_an_item_takes_the_place_of_the_older(tmp_path: Path) -> None:
+    uri = str(tmp_path)
+    ledger.enter(uri, [record(1), record(2)])
+    ledger.compact(uri)
+    ledger.enter(uri, [record(1, identity="2")])
+    ledger.compact(uri)
+    assert {each.item_id: each.identity for each in ledger.read_records(uri)} == {"scene0001": "2", "scene0002": "1"}
+
+
+def test_record_of_an_item_that_can_not_be_scored_any_more_is_taken_out(tmp_path: Path) -> None:
+    uri = str(tmp_path)
+    ledger.enter(uri, [record(i) for i in range(5)])
+    ledger.compact(uri)
+    ledger.compact(uri, dropped=["scene0003", "scene0999"])
+    assert {each.item_id for each in ledger.read_records(uri)} == {f"scene000{i}" for i in (0, 1, 2, 4)}
+    ledger.compact(uri, dropped=[f"scene000{i}" for i in range(5)])
+    assert tables(tmp_path) == {}
+
+
+def test_torn_entry_counts_for_nothing_and_a_damaged_table_is_named(tmp_path: Path) -> None:
+    uri = str(tmp_path)
+    ledger.enter(uri, [record(1)])
+    ledger.enter(uri, [record(2)])
+    torn = tmp_path / "ledger" / "new" / ledger.entry_name(["scene0002"])
+    torn.write_bytes(torn.read_bytes()[:50])
+    (tmp_path / "ledger" / "rolled").mkdir()
+    (tmp_path / "ledger" / "rolled" / "x.parquet").write_bytes(b"PAR1 nothing")
+    ledger.compact(uri)
+    assert [each.item_id for each in ledger.read_records(uri)] == ["scene0001"]
+    digit = ledger.bucket_of("scene0001")
+    (tmp_path / "ledger" / f"records-{digit}.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ConfigError, match=rf"records-{digit}\.parquet: damaged, .*remove it to score its items again"):
+        list(ledger.read_records(uri))
+
+
+def test_known_is_what_has_all_outputs_the_same_source_and_the_same_settings(tmp_path: Path) -> None:
+    uri = str(tmp_path)
+    records = [record(i) for i in range(30)]
+    other = record(30, digest="other")
+    ledger.enter(uri, [*records, other])
+    ledger.compact(uri)
+    known = Known(uri, "d", standing(tmp_path, [*records, other]))
+    assert known.num_done == 30
+    assert all(known.is_done(each.item_id, "1") for each in records)
+    assert not known.is_done(records[0].item_id, "2")
+    assert not known.is_done(other.item_id, "1")
+    assert not known.is_done("scene9999", "1")
+    assert not known.is_of_another("scene0003", "s3://b/scene0003.tif")
+    assert known.is_of_another("scene0003", "s3://c/scene0003.tif")
+    assert not known.is_of_another("scene9999", "s3://c/scene0003.tif")
+    keys = [output.key for each in records for output in each.outputs.values()]
+    without = Known(uri, "d", Standing(key for key in keys if key != "stac/scene0007.json"))
+    assert not without.is_done("scene0007", "1")
+    assert without.num_done == 29
+    assert Known(str(tmp_path / "empty"), "d", Standing([])).num_done == 0
+
+
+def test_ledger_is_read_by_any_tool(tmp_path: Path) -> None:
+    ledger.enter(str(tmp_path), [record(3)])
+    ledger.compact(str(tmp_path))
+    (path,) = (tmp_path / "ledger").glob("*.parquet")
+    (row,) = pq.read_table(path).to_pylist()
+    assert (row["item_id"], row["cloud_px"], row["outputs"][0]["key"]) == ("scene0003", 3, "stac/scene0003.json")

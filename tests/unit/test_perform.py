@@ -1,0 +1,400 @@
+"""A unit done leaves whole outputs and its records: the same bytes however it is cut, and however often it is done."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pystac
+import pytest
+import rasterio
+import torch
+from numpy.typing import NDArray
+from rasterio.errors import RasterioError
+from rio_cogeo.cogeo import cog_validate
+from torch import Tensor, nn
+
+from raytrain import storage
+from raytrain.config import MemberSettings, ScoreSettings, change
+from raytrain.imagery.scene_files import SceneSource
+from raytrain.recipes import members
+from raytrain.scoring import ledger
+from raytrain.scoring.ahead import OneThread
+from raytrain.scoring.catalogue import write_catalogue
+from raytrain.scoring.destination import Scoring
+from raytrain.scoring.ensemble import Ensemble
+from raytrain.scoring.listing import list_scenes
+from raytrain.scoring.perform import perform
+from raytrain.scoring.records import Record
+from raytrain.scoring.schedule import Schedule
+from raytrain.scoring.units import Answer, ChipSource, Unit, units_of_chips
+from raytrain.scoring.work import SharedNets, Work
+from raytrain.tiles.archive import open_archive
+
+SETTINGS = ScoreSettings(window_px=64, overlap_px=16, threads=1, baseline="before-04.00", datetime="2022-05-06")
+LARGE_WINDOWS = {"window_px": 256, "overlap_px": 64}
+BANDS = ("B02", "B03", "B04", "B08")
+
+
+def member(**changes: object) -> MemberSettings:
+    return change(members(("small-effnet-4b-20k",))[0], {"normalisation.maximum": 10000, **changes})
+
+
+class Neighbours(nn.Module):
+    """A net whose output depends on all of its window, on the place in it, and on the sides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.kernel = nn.Parameter(torch.randn(1, 4, 5, 5, generator=generator))
+
+    def forward(self, image: Tensor) -> Tensor:
+        near = torch.nn.functional.conv2d(image, self.kernel[:, : image.shape[1]], padding=2)
+        return near + image.mean((1, 2, 3), keepdim=True) + torch.linspace(0, 1, image.shape[-1])
+
+
+def nets(settings: ScoreSettings) -> Ensemble:
+    disagreement = settings.disagreement != "none"
+    both = [(member(), Neighbours()), (member(name="other", **{"normalisation.maximum": 7000}), Neighbours())]
+    return Ensemble(both, settings, torch.device("cpu"), disagreement=disagreement)
+
+
+@pytest.fixture
+def thread() -> Iterator[OneThread]:
+    with OneThread("nets") as one:
+        yield one
+
+
+def work_at(folder: Path, thread: OneThread, settings: ScoreSettings = SETTINGS) -> Work:
+    scoring = Scoring(ensemble="e" * 64, members=("small-effnet-4b-20k", "other"), settings=settings)
+    return Work(str(folder), scoring, SharedNets(nets(settings), thread))
+
+
+def write_scene(path: Path, pixels: NDArray[np.generic], **profile: object) -> Path:
+    profile = {"crs": "EPSG:32636", "transform": rasterio.Affine(10, 0, 5e5, 0, -10, 4e6), "nodata": 0, **profile}
+    count, height, width = pixels.shape
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with rasterio.open(
+        path, "w", driver="GTiff", dtype=pixels.dtype.name, count=count, height=height, width=width, **profile
+    ) as target:
+        target.write(pixels)
+        for i, band in enumerate(BANDS[:count]):
+            target.set_band_description(i + 1, band)
+    return path
+
+
+def noise(height: int, width: int, seed: int = 0) -> NDArray[np.uint16]:
+    pixels = np.random.default_rng(seed).integers(1, 9000, (4, height, width)).astype(np.uint16)
+    pixels[:, : height // 5, : width // 3] = 0
+    return pixels
+
+
+def scenes_of(uri: Path) -> list[SceneSource]:
+    found = list(list_scenes(str(uri), BANDS))
+    assert all(isinstance(each, SceneSource) for each in found), found
+    return [each for each in found if isinstance(each, SceneSource)]
+
+
+def do_all(units: list[Unit], work: Work) -> list[Answer]:
+    """Do all units, and what follows from them, one after the other."""
+    schedule, answers = Schedule(iter([units]), len(units)), []
+    while not schedule.is_over:
+        task = schedule.take(alone=True)
+        assert task is not None
+        answers.append(perform(task.unit, work))
+        schedule.finished(task, answers[-1])
+    ledger.compact(work.destination)
+    write_catalogue(work.destination, work.scoring)
+    return answers
+
+
+def score(uri: Path, work: Work) -> list[Record]:
+    do_all([Unit(kind="scene", scene=scene) for scene in scenes_of(uri)], work)
+    return list(ledger.read_records(work.destination))
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def chips_of(folder: Path) -> list[ChipSource]:
+    archive = open_archive(str(folder), BANDS, for_training=False)
+    return [ChipSource(chip_id=chip.chip_id, files=chip.bands, identity=chip.identity) for chip in archive.chips]
+
+
+def test_scene_scored_whole_and_in_blocks_leaves_equal_bytes_and_no_blocks(tmp_path: Path, thread: OneThread) -> None:
+    write_scene(tmp_path / "in" / "s.tif", noise(1100, 600))
+    everything = change(SETTINGS, {**LARGE_WINDOWS, "probability": "float32", "disagreement": "uint8"})
+    score(tmp_path / "in", work_at(tmp_path / "whole", thread, everything))
+    cut = change(everything, {"block_px": 512})
+    score(tmp_path / "in", work_at(tmp_path / "blocks", thread, cut))
+    whole = files_of(tmp_path / "whole")
+    assert sorted(name for name in whole if not name.startswith("ledger/")) == [
+        "collection.json",
+        "disagreement/s.tif",
+        "items.parquet",
+        "probability/s.tif",
+        "s.tif",
+        "stac/s.json",
+    ]
+    assert files_of(tmp_path / "blocks") == whole
+
+
+def test_outputs_lie_over_their_source_hold_no_data_and_are_what_the_ledger_says(
+    tmp_path: Path, thread: OneThread
+) -> None:
+    pixels = noise(300, 200)
+    pixels[2, 250, 100] = 0
+    path = write_scene(tmp_path / "in" / "s.tif", pixels)
+    everything = change(SETTINGS, {"probability": "uint8", "disagreement": "float32"})
+    (record,) = score(tmp_path / "in", work_at(tmp_path / "out", thread, everything))
+    valid = (pixels != 0).all(0)
+    with rasterio.open(path) as source:
+        for kind in ("mask", "probability", "disagreement"):
+            output = tmp_path / "out" / record.outputs[kind].key
+            assert cog_validate(output, strict=True)[0]
+            data = output.read_bytes()
+            assert (storage.sha256_of(data), len(data)) == (
+                record.outputs[kind].sha256,
+                record.outputs[kind].num_bytes,
+            )
+            with rasterio.open(output) as layer:
+                assert (layer.crs, layer.transform, layer.shape) == (source.crs, source.transform, source.shape)
+                assert (layer.dataset_mask().astype(bool) == valid).all()
+    with rasterio.open(tmp_path / "out" / "s.tif") as mask:
+        values = mask.read(1)
+    assert set(np.unique(values)) == {0, 1, 255}
+    assert ((values == 255) == ~valid).all()
+    assert (record.valid_px, record.cloud_px) == (valid.sum(), (values == 1).sum())
+    item = pystac.Item.from_file(str(tmp_path / "out" / "stac" / "s.json"))
+    assert item.properties["eo:cloud_cover"] == pytest.approx(100 * record.cloud_px / record.valid_px, abs=1e-4)
+    assert item.datetime is not None
+    assert item.datetime.isoformat() == "2022-05-06T00:00:00+00:00"
+    assert (record.shift, record.shift_rule) == (0, "asked for: baseline before-04.00")
+
+
+def test_mask_does_not_depend_on_other_scenes_or_threads_at_once(tmp_path: Path, thread: OneThread) -> None:
+    for i in range(4):
+        write_scene(tmp_path / "in" / f"s{i}.tif", noise(200 + 30 * i, 150, i))
+    score(tmp_path / "in", work_at(tmp_path / "one", thread))
+    work = work_at(tmp_path / "many", thread)
+    units = [Unit(kind="scene", scene=scene) for scene in scenes_of(tmp_path / "in")][::-1]
+    threads = [threading.Thread(target=perform, args=(unit, work)) for unit in units]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    ledger.compact(work.destination)
+    write_catalogue(work.destination, work.scoring)
+    assert files_of(tmp_path / "many") == files_of(tmp_path / "one")
+
+
+def test_blocks_that_stand_are_not_done_again_and_those_of_other_work_are(tmp_path: Path, thread: OneThread) -> None:
+    path = write_scene(tmp_path / "in" / "s.tif", noise(600, 1100))
+    settings = change(SETTINGS, {**LARGE_WINDOWS, "block_px": 512})
+    work = work_at(tmp_path / "out", thread, settings)
+    (scene,) = scenes_of(tmp_path / "in")
+    whole = Unit(kind="scene", scene=scene)
+    blocks = perform(whole, work).blocks
+    assert len(blocks) == 6
+    for block in blocks[:4]:
+        perform(Unit(kind="block", scene=scene, regions=(block,)), work)
+    assert perform(whole, work).missing == blocks[4:]
+    other = work_at(tmp_path / "out", thread, change(settings, {"threshold": 0.4}))
+    assert perform(whole, other).missing == blocks
+    with rasterio.open(path, "r+") as target:
+        target.write(noise(600, 1100, seed=1))
+    (changed,) = scenes_of(tmp_path / "in")
+    assert perform(Unit(kind="scene", scene=changed), work).missing == blocks
+
+
+def test_scene_of_no_data_is_all_255_and_asks_no_net(
+    tmp_path: Path, thread: OneThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_scene(tmp_path / "in" / "s.tif", np.zeros((4, 100, 100), np.uint16))
+    monkeypatch.setattr(Neighbours, "forward", None)
+    (record,) = score(tmp_path / "in", work_at(tmp_path / "out", thread))
+    with rasterio.open(tmp_path / "out" / "s.tif") as mask:
+        assert (mask.read(1) == 255).all()
+    assert (record.valid_px, record.cloud_px) == (0, 0)
+    assert "eo:cloud_cover" not in json.loads((tmp_path / "out" / "stac" / "s.json").read_bytes())["properties"]
+
+
+def test_scene_without_place_or_date_has_its_mask_and_a_note_and_no_item(tmp_path: Path, thread: OneThread) -> None:
+    write_scene(tmp_path / "in" / "a.tif", noise(70, 20), crs=None, transform=rasterio.Affine.identity())
+    undated = change(SETTINGS, {"datetime": None})
+    (record,) = score(tmp_path / "in", work_at(tmp_path / "out", thread, undated))
+    assert set(record.outputs) == {"mask"}
+    assert record.notes == ("no STAC item: the source has no CRS",)
+    write_scene(tmp_path / "in2" / "b.tif", noise(70, 20))
+    (record,) = score(tmp_path / "in2", work_at(tmp_path / "out2", thread, undated))
+    assert record.notes == ("no STAC item: the source has no date (give --datetime)",)
+    assert not (tmp_path / "out2" / "collection.json").exists()
+
+
+def test_members_whose_bands_are_missing_are_an_error_or_left_out_and_recorded(
+    tmp_path: Path, thread: OneThread
+) -> None:
+    write_scene(tmp_path / "in" / "three.tif", noise(70, 70)[:3])
+    (scene,) = scenes_of(tmp_path / "in")
+    three = change(members(("v2b0-3b",))[0], {"name": "three"})
+
+    def work(**changes: object) -> Work:
+        settings = change(SETTINGS, changes)
+        scoring = Scoring(ensemble="e", members=("four", "three"), settings=settings)
+        both = [(member(name="four"), Neighbours()), (three, Neighbours())]
+        return Work(str(tmp_path / "out"), scoring, SharedNets(Ensemble(both, settings, torch.device("cpu")), thread))
+
+    unit = Unit(kind="scene", scene=scene)
+    (problem,) = perform(unit, work()).problems
+    assert problem.found.startswith("no band B08 (bands found: B02, B03, B04), needed by four; --set missing_bands=")
+    (record,) = perform(unit, work(missing_bands="leave-out")).records
+    assert record.members_left_out == ("four",)
+    write_scene(tmp_path / "in" / "three.tif", noise(70, 70)[:2])
+    (problem,) = perform(unit, work(missing_bands="leave-out")).problems
+    assert "needed by four, three" in problem.found
+    assert "missing_bands" not in problem.found
+
+
+def test_scene_that_cannot_be_used_is_a_problem_and_keeps_no_former_output(tmp_path: Path, thread: OneThread) -> None:
+    path = write_scene(tmp_path / "in" / "s.tif", noise(300, 300))
+    (scene,) = scenes_of(tmp_path / "in")
+    work = work_at(tmp_path / "out", thread)
+    unit = Unit(kind="scene", scene=scene)
+    whole = path.read_bytes()
+    cases: list[tuple[bytes | NDArray[np.generic], str]] = [
+        (b"", "s.tif: .*is not a readable"),
+        (b"II*\x00 nothing", "s.tif: .*is not a readable"),
+        (whole[: len(whole) // 3], "is not a readable"),
+        (noise(50, 50).astype(np.uint8), "uint8"),
+        (noise(50, 50).astype(np.float32), "float32"),
+        (noise(50, 50)[:1], "no band B03, B04, B08"),
+    ]
+    for content, found in cases:
+        path.write_bytes(whole)
+        assert perform(unit, work).records
+        assert {"s.tif", "stac/s.json"} <= files_of(tmp_path / "out").keys()
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            write_scene(path, content)
+        (problem,) = perform(unit, work).problems
+        assert problem.item_id == "s"
+
+        assert re.search(found, problem.found), problem.found
+        assert not {"s.tif", "stac/s.json"} & files_of(tmp_path / "out").keys()
+    path.unlink()
+    (problem,) = perform(unit, work).problems
+    assert "s.tif" in problem.found
+
+
+def test_full_disk_is_no_problem_of_the_data_and_nothing_is_entered(
+    tmp_path: Path, thread: OneThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_scene(tmp_path / "in" / "s.tif", noise(100, 100))
+    (scene,) = scenes_of(tmp_path / "in")
+
+    def full(*arguments: object, **options: object) -> None:
+        raise RasterioError("No space left on device")
+
+    monkeypatch.setattr("raytrain.scoring.scenes.finish_cog", full)
+    with pytest.raises(RasterioError):
+        perform(Unit(kind="scene", scene=scene), work_at(tmp_path / "out", thread))
+    assert files_of(tmp_path / "out") == {}
+
+
+def test_chips_become_masks_of_0_and_1_and_a_rerun_writes_the_same_bytes(
+    chips: Path, tmp_path: Path, thread: OneThread
+) -> None:
+    units = list(units_of_chips(chips_of(chips)))
+    work = work_at(tmp_path / "out", thread)
+    (answer,) = do_all(units, work)
+    assert [record.item_id for record in answer.records] == [chip.chip_id for chip in chips_of(chips)]
+    before = files_of(tmp_path / "out")
+    for chip in chips_of(chips):
+        with (
+            rasterio.open(tmp_path / "out" / f"{chip.chip_id}.tif") as mask,
+            rasterio.open(chip.files["B02"]) as source,
+        ):
+            assert set(np.unique(mask.read())) <= {0, 1}
+            assert (mask.crs, mask.transform, mask.count) == (source.crs, source.transform, 1)
+    do_all(units, work)
+    assert files_of(tmp_path / "out") == before
+
+
+def test_mask_of_a_chip_does_not_depend_on_its_unit_its_place_or_how_many_go_together(
+    chips: Path, tmp_path: Path, thread: OneThread
+) -> None:
+    sources = chips_of(chips)
+    do_all(list(units_of_chips(sources)), work_at(tmp_path / "one", thread))
+    backwards = [Unit(kind="chips", chips=tuple(sources[i : i + 5][::-1])) for i in range(0, len(sources), 5)][::-1]
+    do_all(backwards, work_at(tmp_path / "two", thread))
+    assert files_of(tmp_path / "two") == files_of(tmp_path / "one")
+    three = work_at(tmp_path / "three", thread, change(SETTINGS, {"windows_per_pass": 3}))
+    do_all(backwards, three)
+    masks = {name: data for name, data in files_of(tmp_path / "one").items() if name.endswith(".tif")}
+    assert {name: data for name, data in files_of(tmp_path / "three").items() if name.endswith(".tif")} == masks
+
+
+def test_bad_chip_is_a_problem_keeps_no_former_mask_and_the_others_are_scored(
+    own_chips: Path, tmp_path: Path, thread: OneThread
+) -> None:
+    sources = chips_of(own_chips)
+    work = work_at(tmp_path / "out", thread)
+    do_all(list(units_of_chips(sources)), work)
+    bad = sources[3]
+    Path(bad.files["B04"]).write_bytes(b"")
+    (answer,) = do_all(list(units_of_chips(sources)), work)
+    assert [(each.item_id, each.found) for each in answer.problems] == [(bad.chip_id, "B04: an empty file (0 bytes)")]
+    assert len(answer.records) == len(sources) - 1
+    assert not (tmp_path / "out" / f"{bad.chip_id}.tif").exists()
+
+
+def test_chip_larger_than_a_window_is_blended_and_its_layers_are_written(tmp_path: Path, thread: OneThread) -> None:
+    for band, plane in zip(BANDS, noise(150, 130), strict=True):
+        write_scene(tmp_path / "train_features" / "c" / f"{band}.tif", plane[None])
+    write_scene(tmp_path / "in" / "c.tif", noise(150, 130))
+    everything = change(SETTINGS, {"probability": "float32", "disagreement": "float32"})
+    files = {band: str(tmp_path / "train_features" / "c" / f"{band}.tif") for band in BANDS}
+    unit = Unit(kind="chips", chips=(ChipSource(chip_id="c", files=files, identity="1"),))
+    (answer,) = do_all([unit], work_at(tmp_path / "chips", thread, everything))
+    score(tmp_path / "in", work_at(tmp_path / "scenes", thread, everything))
+    for kind in ("probability", "disagreement"):
+        assert (tmp_path / "chips" / kind / "c.tif").read_bytes() == (tmp_path / "scenes" / kind / "c.tif").read_bytes()
+    with rasterio.open(tmp_path / "chips" / "c.tif") as chip, rasterio.open(tmp_path / "scenes" / "c.tif") as scene:
+        assert (chip.read(1) == scene.read(1) % 255).all()
+    assert set(answer.records[0].outputs) == {"mask", "probability", "disagreement"}
+
+
+def test_shift_is_taken_off_once_and_recorded(tmp_path: Path, thread: OneThread) -> None:
+    pixels = noise(100, 90)
+    write_scene(tmp_path / "before" / "s.tif", pixels)
+    write_scene(tmp_path / "from" / "s.tif", np.where(pixels, pixels + 1000, 0).astype(np.uint16))
+    (one,) = score(tmp_path / "before", work_at(tmp_path / "a", thread))
+    shifted = change(SETTINGS, {"baseline": "from-04.00"})
+    (two,) = score(tmp_path / "from", work_at(tmp_path / "b", thread, shifted))
+    assert (one.shift, two.shift) == (0, 1000)
+    assert one.outputs["mask"] == two.outputs["mask"]
+    undecided = change(SETTINGS, {"baseline": None})
+    (scene,) = scenes_of(tmp_path / "before")
+    (problem,) = perform(Unit(kind="scene", scene=scene), work_at(tmp_path / "c", thread, undecided)).problems
+    assert "--set baseline=" in problem.found
+
+
+def test_generated_scenes_need_no_setting_for_their_baseline_or_date(
+    scenes: Path, tmp_path: Path, thread: OneThread
+) -> None:
+    plain = change(SETTINGS, {"baseline": None, "datetime": None})
+    items = score(scenes / "scenes.json", work_at(tmp_path / "items", thread, plain))
+    files = score(scenes, work_at(tmp_path / "files", thread, plain))
+    assert [each.item_id for each in items] == [each.item_id for each in files]
+    assert [each.outputs["mask"] for each in items] == [each.outputs["mask"] for each in files]
+    assert all(each.datetime for each in items)
+    link = json.loads((tmp_path / "items" / items[0].outputs["item"].key).read_bytes())["links"][-1]
+    assert link["rel"] == "derived_from"
+    shutil.rmtree(tmp_path / "items")

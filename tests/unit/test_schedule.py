@@ -1,0 +1,195 @@
+"""Every unit is done once, tried again where machines failed, given up in the end; no bad item takes another along."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from raytrain.imagery.scene_files import BandFile, SceneSource
+from raytrain.scoring.records import Record
+from raytrain.scoring.schedule import ATTEMPTS, Schedule, Task, TooManyFailures
+from raytrain.scoring.units import Answer, ChipSource, Problem, Unit, blocks_of, units_of_chips
+
+
+def chips(count: int, first: int = 0) -> list[ChipSource]:
+    names = [f"c{i:03d}" for i in range(first, first + count)]
+    return [ChipSource(chip_id=name, files={"B02": f"s3://b/{name}/B02.tif"}, identity="1") for name in names]
+
+
+def scene(name: str = "s") -> Unit:
+    files = {"*": BandFile(uri=f"s3://b/{name}.tif")}
+    return Unit(kind="scene", scene=SceneSource(scene_id=name, files=files, identity="1"))
+
+
+def record(item_id: str) -> Record:
+    return Record(
+        item_id=item_id,
+        kind="chip",
+        source_uri="",
+        identity="1",
+        settings_digest="",
+        outputs={},
+        height=1,
+        width=1,
+        valid_px=1,
+        cloud_px=0,
+    )
+
+
+def answer(unit: Unit) -> Answer:
+    return Answer(records=tuple(record(item_id) for item_id in unit.item_ids))
+
+
+def problem(item_id: str) -> Problem:
+    return Problem(item_id=item_id, source_uri="u", found="bad")
+
+
+def schedule(*parts: list[Unit], max_failures: int | None = None) -> Schedule:
+    return Schedule(iter(parts), sum(map(len, parts)), max_failures)
+
+
+def taken(plan: Schedule, *, alone: bool = True) -> Task:
+    task = plan.take(alone=alone)
+    assert task is not None
+    return task
+
+
+def drained(plan: Schedule) -> Iterator[Task]:
+    while not plan.is_over:
+        yield taken(plan)
+
+
+def test_every_unit_of_every_part_is_taken_once_and_parts_are_read_when_they_are_due() -> None:
+    units = list(units_of_chips(chips(70)))
+    assert [len(unit.chips) for unit in units] == [16, 16, 16, 16, 6]
+    read: list[int] = []
+
+    def parts() -> Iterator[list[Unit]]:
+        for i in range(0, 5, 2):
+            read.append(i)
+            yield units[i : i + 2]
+
+    plan = Schedule(parts(), 5)
+    found = []
+    for task in drained(plan):
+        assert len(read) <= len(found) // 2 + 1
+        found.append(task.unit)
+        plan.finished(task, answer(task.unit))
+    assert found == units
+    assert (plan.num_finished, plan.num_done, plan.casualties) == (70, 5, [])
+
+
+def test_work_is_not_over_while_a_unit_is_under_way() -> None:
+    plan = schedule([scene("a")])
+    task = taken(plan)
+    assert plan.take(alone=True) is None
+    assert not plan.is_over
+    plan.failed(task, "no store")
+    assert taken(plan) is task
+
+
+def test_unit_that_fails_is_tried_again_behind_the_others_and_then_is_a_casualty() -> None:
+    plan = schedule([scene("a"), scene("b")])
+    order = []
+    for task in drained(plan):
+        order.append(task.unit.item_ids[0])
+        if order[-1] == "a":
+            plan.failed(task, "StoreOutOfReach: gone")
+        else:
+            plan.finished(task, answer(task.unit))
+    assert order == ["a", "b", "a", "a"]
+    (lost,) = plan.casualties
+    assert (lost.problem.item_id, lost.problem.source_uri, lost.in_data) == ("a", "s3://b/a.tif", False)
+    assert lost.problem.found == f"StoreOutOfReach: gone ({ATTEMPTS} attempts)"
+    assert plan.num_done == 2
+
+
+def test_unit_that_brings_its_worker_down_is_tried_alone_and_costs_no_other_chip() -> None:
+    plan = schedule(list(units_of_chips(chips(20))))
+    scored, deaths = [], 0
+    for task in drained(plan):
+        ids = task.unit.item_ids
+        if "c003" in ids:
+            plan.lost(task, "out of memory", by_itself=True)
+            deaths += 1
+        else:
+            plan.finished(task, answer(task.unit))
+            scored += ids
+    assert sorted(scored) == [chip.chip_id for chip in chips(20) if chip.chip_id != "c003"]
+    assert [each.problem.item_id for each in plan.casualties] == ["c003"]
+    assert deaths == ATTEMPTS + 1
+    assert plan.num_done == plan.num_units
+
+
+def test_suspect_goes_only_to_a_worker_that_has_nothing_else() -> None:
+    plan = schedule([scene("a"), scene("b")])
+    suspect = taken(plan)
+    plan.lost(suspect, "killed", by_itself=True)
+    assert taken(plan, alone=False).unit.item_ids == ("b",)
+    assert plan.take(alone=False) is None
+    assert taken(plan, alone=True) is suspect
+
+
+def test_lost_node_is_nobodys_fault_however_often() -> None:
+    plan = schedule([scene("a")])
+    for _ in range(10 * ATTEMPTS):
+        plan.lost(taken(plan, alone=False), "the node is gone", by_itself=False)
+    assert not plan.casualties
+    plan.finished(taken(plan), answer(scene("a")))
+    assert plan.is_over
+
+
+def test_scene_in_blocks_is_put_together_after_the_last_and_before_the_next_scene() -> None:
+    plan = schedule([scene("large"), scene("next")])
+    blocks = blocks_of(2000, 1000, 512)
+    whole = taken(plan)
+    plan.finished(whole, Answer(blocks=blocks, missing=blocks[1:]))
+    first = [taken(plan) for _ in blocks[1:]]
+    assert [task.unit.regions for task in first] == [(block,) for block in blocks[1:]]
+    assert taken(plan).unit.item_ids == ("next",)
+    for task in first[:-1]:
+        plan.finished(task, Answer())
+    assert plan.take(alone=True) is None
+    plan.finished(first[-1], Answer())
+    last = taken(plan)
+    assert (last.unit.kind, last.unit.regions) == ("assembly", blocks)
+    plan.finished(last, answer(last.unit))
+    assert (plan.num_done, plan.num_finished) == (1, 1)
+
+
+def test_scene_whose_blocks_all_stand_is_put_together_at_once() -> None:
+    plan = schedule([scene()])
+    plan.finished(taken(plan), Answer(blocks=blocks_of(2000, 1000, 512)))
+    assert taken(plan).unit.kind == "assembly"
+
+
+def test_scene_with_a_bad_block_is_one_casualty_and_its_other_blocks_are_left_alone() -> None:
+    plan = schedule([scene("large"), scene("next")])
+    blocks = blocks_of(2000, 2000, 512)
+    plan.finished(taken(plan), Answer(blocks=blocks, missing=blocks))
+    one, two = taken(plan), taken(plan)
+    plan.finished(one, Answer(problems=(problem("large"),)))
+    plan.finished(two, Answer(problems=(problem("large"),)))
+    assert taken(plan).unit.item_ids == ("next",)
+    assert [each.problem.item_id for each in plan.casualties] == ["large"]
+    assert plan.num_done == 1
+
+
+def test_work_stops_at_the_casualty_above_the_limit() -> None:
+    plan = schedule([scene(name) for name in "abc"], max_failures=1)
+    plan.finished(taken(plan), Answer(problems=(problem("a"),)))
+    with pytest.raises(TooManyFailures, match=r"2 items can't be scored, more than --max-failures 1 .*b: bad"):
+        plan.finished(taken(plan), Answer(problems=(problem("b"),)))
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "block"), [(1, 1, 512), (512, 513, 512), (20000, 10980, 12288), (5000, 7000, 1024)]
+)
+def test_blocks_cover_a_scene_once_begin_at_tiles_and_are_of_one_size(height: int, width: int, block: int) -> None:
+    blocks = blocks_of(height, width, block)
+    assert sum(each.height * each.width for each in blocks) == height * width
+    assert all(each.row % 512 == each.column % 512 == 0 for each in blocks)
+    assert all(each.row + each.height <= height and each.column + each.width <= width for each in blocks)
+    assert max(max(each.height, each.width) for each in blocks) <= block
+    assert len({(each.row, each.column) for each in blocks}) == len(blocks)
