@@ -28,22 +28,18 @@ class Scorer:
         # Here, since torch and timm take seconds to import and the driver does without.
         import torch
 
-        from raytrain.scoring.ahead import OneThread
         from raytrain.scoring.ensemble import Ensemble, use_threads
-        from raytrain.scoring.work import SharedNets, Work
+        from raytrain.scoring.work import Work
 
         loaded = parse(EnsembleManifest, manifest)
         settings = parse(Scoring, scoring).settings
-        thread = OneThread("nets")
-
-        def load() -> Ensemble:
-            use_threads(settings.threads)
-            device = torch.device("cuda" if use_gpu else "cpu")
-            return Ensemble.load(ensemble, loaded, settings, device, disagreement=settings.disagreement != "none")
-
+        use_threads(settings.threads)
+        device = torch.device("cuda" if use_gpu else "cpu")
+        disagreement = settings.disagreement != "none"
         self._mistake = ""
         try:
-            self._work = Work(destination, parse(Scoring, scoring), SharedNets(thread.run(load), thread))
+            nets = Ensemble.load(ensemble, loaded, settings, device, disagreement=disagreement)
+            self._work = Work(destination, parse(Scoring, scoring), nets)
         except RaytrainError as error:
             self._mistake = str(error)
 

@@ -48,8 +48,11 @@ def round_up(length_px: int) -> int:
 def reflect_up(array: NDArray[Any], height_px: int, width_px: int) -> NDArray[Any]:
     """Return `array` `[..., H, W]` reflected at its lower and right edges up to `[..., height_px, width_px]`.
 
-    Works for any size: where one reflection is not enough, it is reflected again.
+    Works for any size: where one reflection is not enough, it is reflected again. An array of that size is returned as
+    it is.
     """
+    if array.shape[-2:] == (height_px, width_px):
+        return array
     rows = _reflected_indices(array.shape[-2], height_px)
     columns = _reflected_indices(array.shape[-1], width_px)
     return array[..., rows[:, None], columns]

@@ -44,7 +44,10 @@ class Source(Protocol):
 class Nets(Protocol):
     """What turns windows into layers `[L, H, W] float32`, each independent of the others."""
 
-    num_layers: int
+    @property
+    def num_layers(self) -> int:
+        """Layers of a window."""
+        ...
 
     def layers(
         self, windows: Sequence[NDArray[np.uint16]], valid: Sequence[NDArray[np.bool_]], bands: Sequence[str]

@@ -1,19 +1,22 @@
-"""The ensemble: its nets as one function from pixels to the probability of cloud.
+"""The ensemble: its nets as one function from pixels to the probability of cloud and the members' disagreement.
 
-One decode feeds all members and both flips; what members share (bands and normalisation) is computed once. Must not
-know where pixels come from.
+One decode feeds all members and both flips; what members share (normalised bands) is computed once. Must not know where
+pixels come from.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,26 +26,42 @@ from torch import Tensor, nn
 from raytrain import storage
 from raytrain.config import MemberSettings, ScoreSettings
 from raytrain.errors import ConfigError
-from raytrain.imagery.normalisation import normalise, scale_of
 from raytrain.imagery.windows import reflect_up, round_up
+from raytrain.scoring import devices
+from raytrain.scoring.inputs import InputKey, input_key, shared_inputs
 from raytrain.scoring.manifest import EnsembleManifest, ensemble_folder
-from raytrain.training.models import compute_dtype, load_weights
+from raytrain.scoring.rewriting import rewritten
+from raytrain.training.models import load_weights
+
+STRAIGHT, FLIPPED = False, True
 
 
 @dataclass(frozen=True)
 class _Net:
-    """A member's net on the device, and the key of what it is fed: bands and normalisation."""
+    """A member's net on the device; `compiled` is for windows of full size."""
 
     member: MemberSettings
     module: nn.Module
-    key: str
+    compiled: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """A net, and the flips that it computes as one batch."""
+
+    net: _Net
+    flips: tuple[bool, ...]
 
 
 class Ensemble:
-    """The nets of an ensemble on one device; thread settings are the caller's.
+    """The nets of an ensemble on one device; `bands` are the channels that the members use together.
 
-    `bands` are the channels that the members use together. `network_s` is how long nets have computed so far, in
-    seconds, the device's work included.
+    On a CPU each window, member and flip has a pass of its own, by one thread, and `threads` of these run side by side:
+    the result is that of one thread, to the bit, and a busy core delays one pass instead of all. (In a batch the last
+    bits of an elementwise function depend on the place there: the tail behind the last whole vector goes another way.)
+    On a CUDA device a pass has `windows_per_pass` windows and their flips, the last one filled up.
+
+    Nets compiled by torch are for windows of full size alone, since a compiler may choose by what it saw before.
     """
 
     def __init__(
@@ -54,20 +73,19 @@ class Ensemble:
         disagreement: bool = False,
     ) -> None:
         self.bands = tuple(dict.fromkeys(band for member, _ in members for band in member.bands))
-        self.network_s = 0.0
-        self._disagreement = disagreement
         self._settings = settings
-        # On a CPU the last bits of an elementwise function depend on the place in the batch (the tail behind the last
-        # whole vector goes another way), so each window has a pass of its own; that is no slower there.
-        self._per_pass = settings.windows_per_pass if device.type == "cuda" else 1
         self._device = device
-        self._dtype = compute_dtype(settings.precision, device)
-        self._nets: list[_Net] = []
-        for member, net in members:
-            key = json.dumps([member.bands, member.normalisation.model_dump()])
-            net = net.to(device)
-            net.to(memory_format=torch.channels_last)
-            self._nets.append(_Net(member, net.eval(), key))
+        self._disagreement = disagreement
+        self._dtype = devices.scoring_dtype(settings.precision, device)
+        self._on_cuda = device.type == "cuda"
+        self._per_pass = settings.windows_per_pass if self._on_cuda else 1
+        self._num_threads = 1 if self._on_cuda else settings.threads
+        self._pool = ThreadPoolExecutor(self._num_threads, "nets", None if self._on_cuda else _one_thread_each)
+        self._lock = threading.Lock()
+        self._busy_s = 0.0
+        self._nets = [self._prepare(member, net) for member, net in members]
+        if settings.compile:
+            self._compile()
 
     @classmethod
     def load(
@@ -89,14 +107,37 @@ class Ensemble:
                 members.append((member.settings, load_weights(member.settings, path, member.sha256)))
         return cls(members, settings, device, disagreement=disagreement)
 
+    def _prepare(self, member: MemberSettings, net: nn.Module) -> _Net:
+        net = net.eval() if self._on_cuda else rewritten(net, len(member.bands))
+        module = net.to(self._device)
+        module.to(memory_format=torch.channels_last)
+        compiled = torch.compile(module, dynamic=False, fullgraph=True) if self._settings.compile else module
+        return _Net(member, module, compiled)
+
+    def _compile(self) -> None:
+        """Have every net compiled before the first window, one after the other, in the threads that will use them."""
+        # Torch keeps what it compiled by the code of `forward`, which all nets of a kind share.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(self._nets))
+        side = self._settings.window_px
+        empty = np.zeros((len(self.bands), side, side), np.uint16)
+        inputs = self._inputs(self._nets, self.bands, [empty], [np.zeros((side, side), np.bool_)])
+        for job in self._jobs(self._nets):
+            self._pool.submit(self._maps, job, inputs).result()
+        self._busy_s = 0.0
+
     @property
     def num_layers(self) -> int:
         """Layers of a window: the probability, and the disagreement if it was asked for."""
         return 2 if self._disagreement else 1
 
+    @property
+    def network_s(self) -> float:
+        """How long nets have computed so far, in seconds, the device's work included; of several threads the mean."""
+        return self._busy_s / self._num_threads
+
     def device_record(self) -> dict[str, Any]:
-        """TEMP."""
-        return {"device": str(self._device)}
+        """Return what a forward pass is computed with, as plain values: for a log, or beside results."""
+        return devices.device_record(self._settings, self._device)
 
     def usable(self, bands: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Return the names of the members whose bands are all among `bands`, and of those left out."""
@@ -123,71 +164,107 @@ class Ensemble:
         channels = self.bands if bands is None else tuple(bands)
         nets = [net for net in self._nets if set(net.member.bands) <= set(channels)]
         if not nets:
-            raise ConfigError(f"no member can be used: bands found {', '.join(channels)}; see those of the members")
-        results: list[NDArray[np.float32]] = []
+            raise ConfigError(f"no member can be used: bands found {', '.join(channels)}; members use {self._needed()}")
+        jobs = self._jobs(nets)
+        ahead = -(-self._num_threads // len(jobs))  # passes to begin before one is waited for, so no thread idles
+        running: deque[list[Future[list[Tensor]]]] = deque()
+        found: list[NDArray[np.float32]] = []
         for start in range(0, len(windows), self._per_pass):
-            height, width = valid[start].shape
-            size = (round_up(height), round_up(width))
-            pixels = [reflect_up(window, *size) for window in windows[start : start + self._per_pass]]
-            masks = [reflect_up(mask, *size) for mask in valid[start : start + self._per_pass]]
-            layers_BLHW = self._forward(nets, channels, pixels, masks)
-            results += [layers[:, :height, :width] for layers in layers_BLHW[: len(pixels)]]
-        return results
+            part = slice(start, start + self._per_pass)
+            inputs = self._inputs(nets, channels, windows[part], valid[part])
+            running.append([self._pool.submit(self._maps, job, inputs) for job in jobs])
+            if len(running) > ahead:
+                found += self._merge(running.popleft())
+        for futures in running:
+            found += self._merge(futures)
+        return [layers[:, : mask.shape[0], : mask.shape[1]] for layers, mask in zip(found, valid, strict=False)]
 
-    @torch.inference_mode()
-    def _forward(
+    def _needed(self) -> str:
+        return "; ".join(dict.fromkeys(f"{net.member.name} {', '.join(net.member.bands)}" for net in self._nets))
+
+    def _jobs(self, nets: list[_Net]) -> list[list[_Pass]]:
+        """Return what threads do at a time: one pass of a CPU; all passes on a CUDA device, waited for once."""
+        flips = (STRAIGHT, FLIPPED) if self._settings.horizontal_flip else (STRAIGHT,)
+        if self._on_cuda:
+            return [[_Pass(net, flips) for net in nets]]
+        return [[_Pass(net, (flip,))] for net in nets for flip in flips]
+
+    def _inputs(
         self,
         nets: list[_Net],
         bands: tuple[str, ...],
-        pixels: list[NDArray[np.uint16]],
-        masks: list[NDArray[np.bool_]],
-    ) -> NDArray[np.float32]:
-        """Return the layers `[windows of a pass, L, H, W] float32`."""
-        by_key = {net.key: net.member for net in nets}
-        inputs = {key: self._to_input(member, bands, pixels, masks) for key, member in by_key.items()}
+        windows: Sequence[NDArray[np.uint16]],
+        valid: Sequence[NDArray[np.bool_]],
+    ) -> dict[InputKey, Tensor]:
+        """Return the inputs of a pass, filled up with windows without data."""
+        height, width = (round_up(length) for length in valid[0].shape)
+        pixels_BCHW = np.zeros((self._per_pass, len(bands), height, width), np.uint16)
+        valid_BHW = np.zeros((self._per_pass, height, width), np.bool_)
+        for i, (window, mask) in enumerate(zip(windows, valid, strict=True)):
+            pixels_BCHW[i], valid_BHW[i] = reflect_up(window, height, width), reflect_up(mask, height, width)
+        keys = [input_key(net.member) for net in nets]
+        with torch.inference_mode():
+            return shared_inputs(keys, bands, pixels_BCHW, valid_BHW, self._device)
+
+    @torch.inference_mode()
+    def _maps(self, job: list[_Pass], inputs: dict[InputKey, Tensor]) -> list[Tensor]:
+        """Return the probability `[windows of a pass, H, W] float32` of each pass and flip of `job`, flipped back."""
         self._synchronise()
         start = time.perf_counter()
-        probability_MBHW = torch.stack([self._probability(net.module, inputs[net.key]) for net in nets])
-        layers = [probability_MBHW.mean(0)]
-        if self._disagreement:
-            layers.append(probability_MBHW.std(0, correction=0))
-        layers_BLHW = torch.stack(layers, 1)
+        with _exact_cudnn():
+            maps = [each for one in job for each in self._forward(one, inputs[input_key(one.net.member)])]
         self._synchronise()
-        self.network_s += time.perf_counter() - start
-        return np.asarray(layers_BLHW.cpu().numpy())
+        with self._lock:
+            self._busy_s += time.perf_counter() - start
+        return maps
 
-    def _probability(self, net: nn.Module, batch: Tensor) -> Tensor:
-        """Return a member's probability `[windows of a pass, H, W] float32`, the mean over its flips."""
+    def _forward(self, one: _Pass, straight: Tensor) -> list[Tensor]:
+        batch = torch.cat([straight.flip(-1) if flip else straight for flip in one.flips])
+        batch = batch.contiguous(memory_format=torch.channels_last)
+        full_size = batch.shape[-2:] == (self._settings.window_px,) * 2
+        net = one.net.compiled if full_size else one.net.module
         with torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype != torch.float32):
             logits = net(batch)[:, 0]
-        probability = torch.sigmoid(logits.float())
-        if self._settings.horizontal_flip:
-            straight, flipped = probability.chunk(2)
-            probability = (straight + flipped.flip(-1)) / 2
-        return probability
+        maps = torch.sigmoid(logits.float()).chunk(len(one.flips))
+        return [each.flip(-1) if flip else each for flip, each in zip(one.flips, maps, strict=True)]
+
+    @torch.inference_mode()
+    def _merge(self, futures: list[Future[list[Tensor]]]) -> list[NDArray[np.float32]]:
+        """Return the layers `[L, H, W] float32` of each window of a pass, each sum in the order of the members.
+
+        Nothing but sums and products of single pixels: their bits are the same for any number of threads.
+        """
+        maps = [each for future in futures for each in future.result()]
+        num_flips = 2 if self._settings.horizontal_flip else 1
+        members = [_mean(maps[i : i + num_flips]) for i in range(0, len(maps), num_flips)]
+        mean = _mean(members)
+        layers = [mean]
+        if self._disagreement:
+            layers.append(_mean([(each - mean).square() for each in members]).sqrt())
+        return list(torch.stack(layers, 1).cpu().numpy())
 
     def _synchronise(self) -> None:
-        if self._device.type == "cuda":
+        if self._on_cuda:
             torch.cuda.synchronize(self._device)
 
-    def _to_input(
-        self,
-        member: MemberSettings,
-        bands: tuple[str, ...],
-        pixels: list[NDArray[np.uint16]],
-        masks: list[NDArray[np.bool_]],
-    ) -> Tensor:
-        """Return `[windows of a pass (twice with flips), C, H, W]`, filled up with zeros behind the last window."""
-        channels = [bands.index(band) for band in member.bands]
-        shape = (self._per_pass, len(channels), *masks[0].shape)
-        filled = np.zeros(shape, np.float32)
-        for i, (window, mask) in enumerate(zip(pixels, masks, strict=True)):
-            chosen = window[channels]
-            filled[i] = normalise(chosen, mask, scale_of(chosen, mask, member.bands, member.normalisation))
-        batch = torch.from_numpy(filled).to(self._device)
-        if self._settings.horizontal_flip:
-            batch = torch.cat([batch, batch.flip(-1)])
-        return batch.contiguous(memory_format=torch.channels_last)
+
+def _exact_cudnn() -> AbstractContextManager[None]:
+    """Keep cuDNN to algorithms that give the same bits each time, and float32 from the shorter TF32; no CPU minds."""
+    return cast(
+        AbstractContextManager[None],
+        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
+    )
+
+
+def _mean(maps: Sequence[Tensor]) -> Tensor:
+    total = maps[0]
+    for each in maps[1:]:
+        total = total + each
+    return total / len(maps)
+
+
+def _one_thread_each() -> None:
+    torch.set_num_threads(1)
 
 
 def _read_weights(uri: str, member: str) -> bytes:
@@ -198,6 +275,7 @@ def _read_weights(uri: str, member: str) -> bytes:
 
 
 def use_threads(threads: int) -> None:
-    """Let torch compute with `threads` threads in this process."""
+    """Let torch compute with `threads` threads in this process, and keep the memory that it frees."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
     torch.set_num_threads(threads)
+    devices.keep_freed_memory()

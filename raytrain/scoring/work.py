@@ -10,53 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from raytrain import storage
 from raytrain.errors import DataError
-from raytrain.scoring.ahead import OneThread
 from raytrain.scoring.destination import Scoring
 from raytrain.scoring.layers import KINDS, Kind, Layers
 from raytrain.scoring.records import Output, Record
 from raytrain.scoring.stac import Making, item_key, scene_item, to_bytes
 
 if TYPE_CHECKING:  # it imports torch, which the driver does without
-    import numpy as np
-
     from raytrain.scoring.ensemble import Ensemble
-
-
-class SharedNets:
-    """An ensemble that several threads ask: it computes in a thread of its own, one request after the other.
-
-    Thread settings of a process hold for the thread that set them; so they are set there.
-    """
-
-    def __init__(self, ensemble: Ensemble, thread: OneThread) -> None:
-        self._ensemble, self._thread = ensemble, thread
-        self.bands = ensemble.bands
-        self.num_layers = ensemble.num_layers
-
-    @property
-    def network_s(self) -> float:
-        """Seconds inside the nets so far."""
-        return self._ensemble.network_s
-
-    def usable(self, bands: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Return the names of the members whose bands are all among `bands`, and of those left out."""
-        return self._ensemble.usable(bands)
-
-    def device_record(self) -> dict[str, Any]:
-        """Return where and how the nets compute."""
-        return self._ensemble.device_record()
-
-    def layers(
-        self, windows: Sequence[NDArray[np.uint16]], valid: Sequence[NDArray[np.bool_]], bands: Sequence[str]
-    ) -> list[NDArray[np.float32]]:
-        """Return the layers `[L, H, W] float32` of each window."""
-        return self._thread.run(lambda: self._ensemble.layers(windows, valid, bands))
 
 
 @dataclass(frozen=True)
@@ -65,7 +29,7 @@ class Work:
 
     destination: str
     scoring: Scoring
-    nets: SharedNets
+    nets: Ensemble
 
     @cached_property
     def digest(self) -> str:

@@ -69,14 +69,13 @@ def score(source: str, target: str) -> None:
 
     from raytrain.config import ScoreSettings
     from raytrain.recipes import members
-    from raytrain.scoring.ahead import OneThread
     from raytrain.scoring.destination import Scoring
     from raytrain.scoring.ensemble import Ensemble
     from raytrain.scoring.listing import list_scenes
     from raytrain.scoring.perform import perform
     from raytrain.scoring.schedule import Schedule
     from raytrain.scoring.units import Unit
-    from raytrain.scoring.work import SharedNets, Work
+    from raytrain.scoring.work import Work
 
     net = nn.Conv2d(4, 1, 1, bias=False)
     nn.init.constant_(net.weight, 0.25)
@@ -84,12 +83,11 @@ def score(source: str, target: str) -> None:
     ensemble = Ensemble([(members(("small-effnet-4b-20k",))[0], net)], settings, torch.device("cpu"))
     scoring = Scoring(ensemble="bench", members=("mean",), settings=settings)
     units = [Unit(kind="scene", scene=scene) for scene in list_scenes(source, ensemble.bands)]
-    with OneThread("nets") as thread:
-        work, schedule = Work(target, scoring, SharedNets(ensemble, thread)), Schedule(iter([units]), len(units))
-        while not schedule.is_over:
-            task = schedule.take(alone=True)
-            assert task is not None
-            schedule.finished(task, perform(task.unit, work))
+    work, schedule = Work(target, scoring, ensemble), Schedule(iter([units]), len(units))
+    while not schedule.is_over:
+        task = schedule.take(alone=True)
+        assert task is not None
+        schedule.finished(task, perform(task.unit, work))
 
 
 STEPS = {"rewrite": rewrite, "score": score}

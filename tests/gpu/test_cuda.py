@@ -1,4 +1,6 @@
-"""What a CPU can't show: a member trains on a CUDA device. `uv run pytest -m gpu tests/gpu`, where there is one."""
+"""What a CPU can't show: on a CUDA device a member trains and an ensemble scores. Where there is one,
+`uv run pytest -m gpu tests/gpu`.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from raytrain.config import MemberSettings, ShardSettings, change
+from raytrain.config import MemberSettings, Normalisation, ScoreSettings, ShardSettings, change
 from raytrain.recipes import members
+from raytrain.scoring.ensemble import Ensemble
+from raytrain.scoring.inputs import shared_inputs
 from raytrain.tiles.reader import TileReader
 from raytrain.training.checkpoints import TrainingState
 from raytrain.training.loop import TrainingData, train_member
-from raytrain.training.models import compute_dtype
+from raytrain.training.models import build_model, compute_dtype
 from raytrain.training.ranks import Ranks
 from tests.making import restore_from, save_to, shard_chips
 
@@ -81,3 +85,49 @@ def test_checkpoint_of_a_gpu_goes_on_on_a_cpu(data: TrainingData, tmp_path: Path
         lambda state: restore_from(tmp_path / "second", state, settings),
     )
     assert rest == pytest.approx(train(settings, data, GPU)[2:], rel=0.05)
+
+
+def score(windows: list[np.ndarray], device: torch.device = GPU.device, **changes: object) -> list[np.ndarray]:
+    """Score with two small members of random weights, three windows a pass, mean and disagreement."""
+    nets = []
+    for name in ("small-effnet-4b-20k", "small-resnet-4b-minmax"):
+        torch.manual_seed(0)
+        settings = members((name,))[0]
+        nets.append((settings, build_model(settings, with_encoder_weights=False)))
+    settings = change(ScoreSettings(window_px=64, overlap_px=16, windows_per_pass=3), changes)
+    valid = [np.ones(window.shape[1:], bool) for window in windows]
+    return Ensemble(nets, settings, device, disagreement=True).layers(windows, valid)
+
+
+def random_windows(count: int) -> list[np.ndarray]:
+    generator = np.random.default_rng(0)
+    return [generator.integers(0, 65536, (4, 64, 90)).astype(np.uint16) for _ in range(count)]
+
+
+def test_inputs_on_a_gpu_are_to_the_bit_those_on_a_cpu() -> None:
+    bands = ("B02", "B03", "B04", "B08")
+    pixels = np.stack(random_windows(2))
+    valid = np.random.default_rng(1).random((2, 64, 90)) > 0.1
+    kinds = (Normalisation(), Normalisation(kind="minmax"), Normalisation(kind="fixed-maximum", maximum=20000))
+    keys = [(bands[: 3 + i % 2], kind) for i, kind in enumerate(kinds)]
+    ours, theirs = (shared_inputs(keys, bands, pixels, valid, device) for device in (GPU.device, torch.device("cpu")))
+    for key in keys:
+        assert torch.equal(ours[key].cpu(), theirs[key])
+
+
+def test_float32_on_a_gpu_scores_what_a_cpu_scores() -> None:
+    windows = random_windows(4)
+    for one, two in zip(
+        score(windows, precision="float32"), score(windows, torch.device("cpu"), precision="float32"), strict=True
+    ):
+        np.testing.assert_allclose(one, two, atol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["auto", "float32", "bfloat16", "float16"])
+def test_window_on_a_gpu_does_not_depend_on_the_others_or_the_run(precision: str) -> None:
+    windows = random_windows(7)
+    together = score(windows, precision=precision)
+    again = score(windows, precision=precision)
+    for window, one, two in zip(windows, together, again, strict=True):
+        np.testing.assert_array_equal(one, two)
+        np.testing.assert_array_equal(one, score([window], precision=precision)[0])

@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,6 @@ from raytrain.config import MemberSettings, ScoreSettings, change
 from raytrain.imagery.scene_files import SceneSource
 from raytrain.recipes import members
 from raytrain.scoring import ledger
-from raytrain.scoring.ahead import OneThread
 from raytrain.scoring.catalogue import write_catalogue
 from raytrain.scoring.destination import Scoring
 from raytrain.scoring.ensemble import Ensemble
@@ -33,7 +31,7 @@ from raytrain.scoring.perform import perform
 from raytrain.scoring.records import Record
 from raytrain.scoring.schedule import Schedule
 from raytrain.scoring.units import Answer, ChipSource, Unit, units_of_chips
-from raytrain.scoring.work import SharedNets, Work
+from raytrain.scoring.work import Work
 from raytrain.tiles.archive import open_archive
 
 SETTINGS = ScoreSettings(window_px=64, overlap_px=16, threads=1, baseline="before-04.00", datetime="2022-05-06")
@@ -64,15 +62,9 @@ def nets(settings: ScoreSettings) -> Ensemble:
     return Ensemble(both, settings, torch.device("cpu"), disagreement=disagreement)
 
 
-@pytest.fixture
-def thread() -> Iterator[OneThread]:
-    with OneThread("nets") as one:
-        yield one
-
-
-def work_at(folder: Path, thread: OneThread, settings: ScoreSettings = SETTINGS) -> Work:
+def work_at(folder: Path, settings: ScoreSettings = SETTINGS) -> Work:
     scoring = Scoring(ensemble="e" * 64, members=("small-effnet-4b-20k", "other"), settings=settings)
-    return Work(str(folder), scoring, SharedNets(nets(settings), thread))
+    return Work(str(folder), scoring, nets(settings))
 
 
 def write_scene(path: Path, pixels: NDArray[np.generic], **profile: object) -> Path:
@@ -127,12 +119,12 @@ def chips_of(folder: Path) -> list[ChipSource]:
     return [ChipSource(chip_id=chip.chip_id, files=chip.bands, identity=chip.identity) for chip in archive.chips]
 
 
-def test_scene_scored_whole_and_in_blocks_leaves_equal_bytes_and_no_blocks(tmp_path: Path, thread: OneThread) -> None:
+def test_scene_scored_whole_and_in_blocks_leaves_equal_bytes_and_no_blocks(tmp_path: Path) -> None:
     write_scene(tmp_path / "in" / "s.tif", noise(1100, 600))
     everything = change(SETTINGS, {**LARGE_WINDOWS, "probability": "float32", "disagreement": "uint8"})
-    score(tmp_path / "in", work_at(tmp_path / "whole", thread, everything))
+    score(tmp_path / "in", work_at(tmp_path / "whole", everything))
     cut = change(everything, {"block_px": 512})
-    score(tmp_path / "in", work_at(tmp_path / "blocks", thread, cut))
+    score(tmp_path / "in", work_at(tmp_path / "blocks", cut))
     whole = files_of(tmp_path / "whole")
     assert sorted(name for name in whole if not name.startswith("ledger/")) == [
         "collection.json",
@@ -145,14 +137,12 @@ def test_scene_scored_whole_and_in_blocks_leaves_equal_bytes_and_no_blocks(tmp_p
     assert files_of(tmp_path / "blocks") == whole
 
 
-def test_outputs_lie_over_their_source_hold_no_data_and_are_what_the_ledger_says(
-    tmp_path: Path, thread: OneThread
-) -> None:
+def test_outputs_lie_over_their_source_hold_no_data_and_are_what_the_ledger_says(tmp_path: Path) -> None:
     pixels = noise(300, 200)
     pixels[2, 250, 100] = 0
     path = write_scene(tmp_path / "in" / "s.tif", pixels)
     everything = change(SETTINGS, {"probability": "uint8", "disagreement": "float32"})
-    (record,) = score(tmp_path / "in", work_at(tmp_path / "out", thread, everything))
+    (record,) = score(tmp_path / "in", work_at(tmp_path / "out", everything))
     valid = (pixels != 0).all(0)
     with rasterio.open(path) as source:
         for kind in ("mask", "probability", "disagreement"):
@@ -178,11 +168,11 @@ def test_outputs_lie_over_their_source_hold_no_data_and_are_what_the_ledger_says
     assert (record.shift, record.shift_rule) == (0, "asked for: baseline before-04.00")
 
 
-def test_mask_does_not_depend_on_other_scenes_or_threads_at_once(tmp_path: Path, thread: OneThread) -> None:
+def test_mask_does_not_depend_on_other_scenes_or_threads_at_once(tmp_path: Path) -> None:
     for i in range(4):
         write_scene(tmp_path / "in" / f"s{i}.tif", noise(200 + 30 * i, 150, i))
-    score(tmp_path / "in", work_at(tmp_path / "one", thread))
-    work = work_at(tmp_path / "many", thread)
+    score(tmp_path / "in", work_at(tmp_path / "one"))
+    work = work_at(tmp_path / "many")
     units = [Unit(kind="scene", scene=scene) for scene in scenes_of(tmp_path / "in")][::-1]
     threads = [threading.Thread(target=perform, args=(unit, work)) for unit in units]
     for each in threads:
@@ -194,10 +184,10 @@ def test_mask_does_not_depend_on_other_scenes_or_threads_at_once(tmp_path: Path,
     assert files_of(tmp_path / "many") == files_of(tmp_path / "one")
 
 
-def test_blocks_that_stand_are_not_done_again_and_those_of_other_work_are(tmp_path: Path, thread: OneThread) -> None:
+def test_blocks_that_stand_are_not_done_again_and_those_of_other_work_are(tmp_path: Path) -> None:
     path = write_scene(tmp_path / "in" / "s.tif", noise(600, 1100))
     settings = change(SETTINGS, {**LARGE_WINDOWS, "block_px": 512})
-    work = work_at(tmp_path / "out", thread, settings)
+    work = work_at(tmp_path / "out", settings)
     (scene,) = scenes_of(tmp_path / "in")
     whole = Unit(kind="scene", scene=scene)
     blocks = perform(whole, work).blocks
@@ -205,7 +195,7 @@ def test_blocks_that_stand_are_not_done_again_and_those_of_other_work_are(tmp_pa
     for block in blocks[:4]:
         perform(Unit(kind="block", scene=scene, regions=(block,)), work)
     assert perform(whole, work).missing == blocks[4:]
-    other = work_at(tmp_path / "out", thread, change(settings, {"threshold": 0.4}))
+    other = work_at(tmp_path / "out", change(settings, {"threshold": 0.4}))
     assert perform(whole, other).missing == blocks
     with rasterio.open(path, "r+") as target:
         target.write(noise(600, 1100, seed=1))
@@ -213,33 +203,29 @@ def test_blocks_that_stand_are_not_done_again_and_those_of_other_work_are(tmp_pa
     assert perform(Unit(kind="scene", scene=changed), work).missing == blocks
 
 
-def test_scene_of_no_data_is_all_255_and_asks_no_net(
-    tmp_path: Path, thread: OneThread, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_scene_of_no_data_is_all_255_and_asks_no_net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_scene(tmp_path / "in" / "s.tif", np.zeros((4, 100, 100), np.uint16))
     monkeypatch.setattr(Neighbours, "forward", None)
-    (record,) = score(tmp_path / "in", work_at(tmp_path / "out", thread))
+    (record,) = score(tmp_path / "in", work_at(tmp_path / "out"))
     with rasterio.open(tmp_path / "out" / "s.tif") as mask:
         assert (mask.read(1) == 255).all()
     assert (record.valid_px, record.cloud_px) == (0, 0)
     assert "eo:cloud_cover" not in json.loads((tmp_path / "out" / "stac" / "s.json").read_bytes())["properties"]
 
 
-def test_scene_without_place_or_date_has_its_mask_and_a_note_and_no_item(tmp_path: Path, thread: OneThread) -> None:
+def test_scene_without_place_or_date_has_its_mask_and_a_note_and_no_item(tmp_path: Path) -> None:
     write_scene(tmp_path / "in" / "a.tif", noise(70, 20), crs=None, transform=rasterio.Affine.identity())
     undated = change(SETTINGS, {"datetime": None})
-    (record,) = score(tmp_path / "in", work_at(tmp_path / "out", thread, undated))
+    (record,) = score(tmp_path / "in", work_at(tmp_path / "out", undated))
     assert set(record.outputs) == {"mask"}
     assert record.notes == ("no STAC item: the source has no CRS",)
     write_scene(tmp_path / "in2" / "b.tif", noise(70, 20))
-    (record,) = score(tmp_path / "in2", work_at(tmp_path / "out2", thread, undated))
+    (record,) = score(tmp_path / "in2", work_at(tmp_path / "out2", undated))
     assert record.notes == ("no STAC item: the source has no date (give --datetime)",)
     assert not (tmp_path / "out2" / "collection.json").exists()
 
 
-def test_members_whose_bands_are_missing_are_an_error_or_left_out_and_recorded(
-    tmp_path: Path, thread: OneThread
-) -> None:
+def test_members_whose_bands_are_missing_are_an_error_or_left_out_and_recorded(tmp_path: Path) -> None:
     write_scene(tmp_path / "in" / "three.tif", noise(70, 70)[:3])
     (scene,) = scenes_of(tmp_path / "in")
     three = change(members(("v2b0-3b",))[0], {"name": "three"})
@@ -248,7 +234,7 @@ def test_members_whose_bands_are_missing_are_an_error_or_left_out_and_recorded(
         settings = change(SETTINGS, changes)
         scoring = Scoring(ensemble="e", members=("four", "three"), settings=settings)
         both = [(member(name="four"), Neighbours()), (three, Neighbours())]
-        return Work(str(tmp_path / "out"), scoring, SharedNets(Ensemble(both, settings, torch.device("cpu")), thread))
+        return Work(str(tmp_path / "out"), scoring, Ensemble(both, settings, torch.device("cpu")))
 
     unit = Unit(kind="scene", scene=scene)
     (problem,) = perform(unit, work()).problems
@@ -261,10 +247,10 @@ def test_members_whose_bands_are_missing_are_an_error_or_left_out_and_recorded(
     assert "missing_bands" not in problem.found
 
 
-def test_scene_that_cannot_be_used_is_a_problem_and_keeps_no_former_output(tmp_path: Path, thread: OneThread) -> None:
+def test_scene_that_cannot_be_used_is_a_problem_and_keeps_no_former_output(tmp_path: Path) -> None:
     path = write_scene(tmp_path / "in" / "s.tif", noise(300, 300))
     (scene,) = scenes_of(tmp_path / "in")
-    work = work_at(tmp_path / "out", thread)
+    work = work_at(tmp_path / "out")
     unit = Unit(kind="scene", scene=scene)
     whole = path.read_bytes()
     cases: list[tuple[bytes | NDArray[np.generic], str]] = [
@@ -294,7 +280,7 @@ def test_scene_that_cannot_be_used_is_a_problem_and_keeps_no_former_output(tmp_p
 
 
 def test_full_disk_is_no_problem_of_the_data_and_nothing_is_entered(
-    tmp_path: Path, thread: OneThread, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_scene(tmp_path / "in" / "s.tif", noise(100, 100))
     (scene,) = scenes_of(tmp_path / "in")
@@ -304,15 +290,13 @@ def test_full_disk_is_no_problem_of_the_data_and_nothing_is_entered(
 
     monkeypatch.setattr("raytrain.scoring.scenes.finish_cog", full)
     with pytest.raises(RasterioError):
-        perform(Unit(kind="scene", scene=scene), work_at(tmp_path / "out", thread))
+        perform(Unit(kind="scene", scene=scene), work_at(tmp_path / "out"))
     assert files_of(tmp_path / "out") == {}
 
 
-def test_chips_become_masks_of_0_and_1_and_a_rerun_writes_the_same_bytes(
-    chips: Path, tmp_path: Path, thread: OneThread
-) -> None:
+def test_chips_become_masks_of_0_and_1_and_a_rerun_writes_the_same_bytes(chips: Path, tmp_path: Path) -> None:
     units = list(units_of_chips(chips_of(chips)))
-    work = work_at(tmp_path / "out", thread)
+    work = work_at(tmp_path / "out")
     (answer,) = do_all(units, work)
     assert [record.item_id for record in answer.records] == [chip.chip_id for chip in chips_of(chips)]
     before = files_of(tmp_path / "out")
@@ -328,24 +312,22 @@ def test_chips_become_masks_of_0_and_1_and_a_rerun_writes_the_same_bytes(
 
 
 def test_mask_of_a_chip_does_not_depend_on_its_unit_its_place_or_how_many_go_together(
-    chips: Path, tmp_path: Path, thread: OneThread
+    chips: Path, tmp_path: Path
 ) -> None:
     sources = chips_of(chips)
-    do_all(list(units_of_chips(sources)), work_at(tmp_path / "one", thread))
+    do_all(list(units_of_chips(sources)), work_at(tmp_path / "one"))
     backwards = [Unit(kind="chips", chips=tuple(sources[i : i + 5][::-1])) for i in range(0, len(sources), 5)][::-1]
-    do_all(backwards, work_at(tmp_path / "two", thread))
+    do_all(backwards, work_at(tmp_path / "two"))
     assert files_of(tmp_path / "two") == files_of(tmp_path / "one")
-    three = work_at(tmp_path / "three", thread, change(SETTINGS, {"windows_per_pass": 3}))
+    three = work_at(tmp_path / "three", change(SETTINGS, {"windows_per_pass": 3}))
     do_all(backwards, three)
     masks = {name: data for name, data in files_of(tmp_path / "one").items() if name.endswith(".tif")}
     assert {name: data for name, data in files_of(tmp_path / "three").items() if name.endswith(".tif")} == masks
 
 
-def test_bad_chip_is_a_problem_keeps_no_former_mask_and_the_others_are_scored(
-    own_chips: Path, tmp_path: Path, thread: OneThread
-) -> None:
+def test_bad_chip_is_a_problem_keeps_no_former_mask_and_the_others_are_scored(own_chips: Path, tmp_path: Path) -> None:
     sources = chips_of(own_chips)
-    work = work_at(tmp_path / "out", thread)
+    work = work_at(tmp_path / "out")
     do_all(list(units_of_chips(sources)), work)
     bad = sources[3]
     Path(bad.files["B04"]).write_bytes(b"")
@@ -355,15 +337,15 @@ def test_bad_chip_is_a_problem_keeps_no_former_mask_and_the_others_are_scored(
     assert not (tmp_path / "out" / f"{bad.chip_id}.tif").exists()
 
 
-def test_chip_larger_than_a_window_is_blended_and_its_layers_are_written(tmp_path: Path, thread: OneThread) -> None:
+def test_chip_larger_than_a_window_is_blended_and_its_layers_are_written(tmp_path: Path) -> None:
     for band, plane in zip(BANDS, noise(150, 130), strict=True):
         write_scene(tmp_path / "train_features" / "c" / f"{band}.tif", plane[None])
     write_scene(tmp_path / "in" / "c.tif", noise(150, 130))
     everything = change(SETTINGS, {"probability": "float32", "disagreement": "float32"})
     files = {band: str(tmp_path / "train_features" / "c" / f"{band}.tif") for band in BANDS}
     unit = Unit(kind="chips", chips=(ChipSource(chip_id="c", files=files, identity="1"),))
-    (answer,) = do_all([unit], work_at(tmp_path / "chips", thread, everything))
-    score(tmp_path / "in", work_at(tmp_path / "scenes", thread, everything))
+    (answer,) = do_all([unit], work_at(tmp_path / "chips", everything))
+    score(tmp_path / "in", work_at(tmp_path / "scenes", everything))
     for kind in ("probability", "disagreement"):
         assert (tmp_path / "chips" / kind / "c.tif").read_bytes() == (tmp_path / "scenes" / kind / "c.tif").read_bytes()
     with rasterio.open(tmp_path / "chips" / "c.tif") as chip, rasterio.open(tmp_path / "scenes" / "c.tif") as scene:
@@ -371,27 +353,25 @@ def test_chip_larger_than_a_window_is_blended_and_its_layers_are_written(tmp_pat
     assert set(answer.records[0].outputs) == {"mask", "probability", "disagreement"}
 
 
-def test_shift_is_taken_off_once_and_recorded(tmp_path: Path, thread: OneThread) -> None:
+def test_shift_is_taken_off_once_and_recorded(tmp_path: Path) -> None:
     pixels = noise(100, 90)
     write_scene(tmp_path / "before" / "s.tif", pixels)
     write_scene(tmp_path / "from" / "s.tif", np.where(pixels, pixels + 1000, 0).astype(np.uint16))
-    (one,) = score(tmp_path / "before", work_at(tmp_path / "a", thread))
+    (one,) = score(tmp_path / "before", work_at(tmp_path / "a"))
     shifted = change(SETTINGS, {"baseline": "from-04.00"})
-    (two,) = score(tmp_path / "from", work_at(tmp_path / "b", thread, shifted))
+    (two,) = score(tmp_path / "from", work_at(tmp_path / "b", shifted))
     assert (one.shift, two.shift) == (0, 1000)
     assert one.outputs["mask"] == two.outputs["mask"]
     undecided = change(SETTINGS, {"baseline": None})
     (scene,) = scenes_of(tmp_path / "before")
-    (problem,) = perform(Unit(kind="scene", scene=scene), work_at(tmp_path / "c", thread, undecided)).problems
+    (problem,) = perform(Unit(kind="scene", scene=scene), work_at(tmp_path / "c", undecided)).problems
     assert "--set baseline=" in problem.found
 
 
-def test_generated_scenes_need_no_setting_for_their_baseline_or_date(
-    scenes: Path, tmp_path: Path, thread: OneThread
-) -> None:
+def test_generated_scenes_need_no_setting_for_their_baseline_or_date(scenes: Path, tmp_path: Path) -> None:
     plain = change(SETTINGS, {"baseline": None, "datetime": None})
-    items = score(scenes / "scenes.json", work_at(tmp_path / "items", thread, plain))
-    files = score(scenes, work_at(tmp_path / "files", thread, plain))
+    items = score(scenes / "scenes.json", work_at(tmp_path / "items", plain))
+    files = score(scenes, work_at(tmp_path / "files", plain))
     assert [each.item_id for each in items] == [each.item_id for each in files]
     assert [each.outputs["mask"] for each in items] == [each.outputs["mask"] for each in files]
     assert all(each.datetime for each in items)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
 
 from raytrain.config import MemberSettings, ScoreSettings, change
 from raytrain.errors import ConfigError
@@ -23,62 +21,6 @@ BANDS = ("B02", "B03", "B04", "B08")
 
 def member(**changes: object) -> MemberSettings:
     return change(members(("small-effnet-4b-20k",))[0], {"normalisation.maximum": 10000, **changes})
-
-
-class Brightness(nn.Module):
-    """A member that a test can foresee: the logit is the mean of the bands, minus a bit in the columns on the right."""
-
-    def __init__(self, slope: float = 0.0) -> None:
-        super().__init__()
-        self.slope = slope
-
-    def forward(self, image: Tensor) -> Tensor:
-        columns = torch.arange(image.shape[-1], dtype=torch.float32)
-        return 8 * image.mean(1, keepdim=True) + self.slope * columns
-
-
-def ensemble(settings: ScoreSettings = SETTINGS, slope: float = 0.0) -> Ensemble:
-    return Ensemble([(member(), Brightness(slope))], settings, torch.device("cpu"))
-
-
-def random_scene(shape: tuple[int, int]) -> np.ndarray:
-    return np.random.default_rng(0).integers(1, 9000, (4, *shape)).astype(np.uint16)
-
-
-@pytest.mark.parametrize("kind", ["band-maximum", "minmax"])
-def test_result_of_a_window_does_not_depend_on_the_others_in_its_pass(kind: str) -> None:
-    settings = member(**{"normalisation.kind": kind, "normalisation.maximum": None})
-    torch.manual_seed(0)
-    from raytrain.training.models import build_model
-
-    nets = Ensemble([(settings, build_model(settings))], SETTINGS, torch.device("cpu"))
-    windows = [random_scene((40, 50)) + np.uint16(i) for i in range(7)]
-    valid = [np.ones((40, 50), bool)] * 7
-    together = nets.layers(windows, valid)
-    alone = [nets.layers([window], [mask])[0] for window, mask in zip(windows, valid, strict=True)]
-    backwards = nets.layers(windows[::-1], valid)[::-1]
-    for one, two, three in zip(together, alone, backwards, strict=True):
-        assert one.shape == (1, 40, 50)
-        assert (one == two).all()
-        assert (one == three).all()
-
-
-def test_horizontal_flip_is_averaged() -> None:
-    windows, valid = [np.full((4, 32, 32), 5000, np.uint16)], [np.ones((32, 32), bool)]
-    straight = ensemble(SETTINGS.model_copy(update={"horizontal_flip": False}), slope=0.1)
-    ((one,),), ((both,),) = straight.layers(windows, valid), ensemble(slope=0.1).layers(windows, valid)
-    assert np.allclose(both, (one + one[:, ::-1]) / 2, atol=1e-6)
-    assert not np.allclose(both, one)
-
-
-def test_members_with_other_bands_get_theirs_and_are_averaged() -> None:
-    nir = change(members(("small-byob-3b",))[0], {"bands": ["B08"], "normalisation.kind": "minmax"})
-    both = Ensemble([(member(), Brightness()), (nir, Brightness())], SETTINGS, torch.device("cpu"))
-    assert both.bands == BANDS
-    window, mask = random_scene((32, 32)), np.ones((32, 32), bool)
-    first = ensemble().layers([window], [mask])[0]
-    second = Ensemble([(nir, Brightness())], SETTINGS, torch.device("cpu")).layers([window[3:]], [mask])[0]
-    assert np.allclose(both.layers([window], [mask])[0], (first + second) / 2, atol=1e-6)
 
 
 def test_weights_that_are_gone_or_changed_are_the_callers_mistake(tmp_path: Path) -> None:
