@@ -23,6 +23,7 @@ from raytrain import storage
 from raytrain.cluster import session
 from raytrain.cluster.pool import UNITS_IN_FLIGHT, Pool, actors_at_once, cpus_each
 from raytrain.cluster.scorer import Scorer
+from raytrain.cluster.tracking import ScoringGauges
 from raytrain.config import ScoreSettings, Settings
 from raytrain.errors import ConfigError, DataError
 from raytrain.scoring import ledger
@@ -151,6 +152,7 @@ class _Books:
         self._num_rolled = 0
         self.notes: Counter[str] = Counter()
         self.rate = Rate()
+        self._gauges = ScoringGauges(destination)
 
     def add(self, task: Task, text: str, where: dict[str, Any]) -> None:
         """Note what came of a task, in the schedule and in the books."""
@@ -174,8 +176,10 @@ class _Books:
         if len(self._log) >= RECORDS_PER_ROLL or len(self._records) >= RECORDS_PER_ROLL:
             self.roll()
         self._schedule.finished(task, answer)
+        progress = self._schedule.progress(self.rate)
+        self._gauges.set(progress)
         if self._on_progress is not None:
-            self._on_progress(self._schedule.progress(self.rate))
+            self._on_progress(progress)
 
     def roll(self) -> None:
         """Put the entries of the ledger so far into one table, and what was logged into one file."""

@@ -1,6 +1,6 @@
-"""What a run leaves to look at while it trains: TensorBoard's event files in its folder, and Ray's metrics.
+"""What long work leaves to look at while it goes on: TensorBoard's event files of a run, and Ray's metrics.
 
-On rank 0 only. A store that fails here is a warning, never the end of training.
+Of a run, on rank 0 only. A store that fails here is a warning, never the end of training.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from tensorboardX.record_writer import RecordWriter, register_writer_factory
 
 from raytrain import storage
 from raytrain.errors import first_line
+from raytrain.scoring.schedule import Progress
 from raytrain.training.progress import RunProgress
 
 FOLDER = "tensorboard"
@@ -103,6 +104,26 @@ class Gauges:
         self._images_per_s.set(progress.images_per_s)
         self._wait.set(progress.wait_fraction)
         self._score.set(progress.score)
+
+
+class ScoringGauges:
+    """Ray's metrics of a scoring (in its driver), each tagged with the destination."""
+
+    def __init__(self, destination: str) -> None:
+        self._megapixels_per_s = _gauge(
+            "raytrain_scored_megapixels_per_s", "Megapixels scored a second, since the start.", destination
+        )
+        self._items_per_h = _gauge("raytrain_scored_items_per_h", "Chips or scenes finished an hour.", destination)
+        self._done = _gauge("raytrain_scored_fraction", "Share of the planned units that is done.", destination)
+        self._casualties = _gauge("raytrain_score_casualties", "Chips or scenes that can't be scored.", destination)
+
+    def set(self, progress: Progress) -> None:
+        """Take the values of a scoring's progress."""
+        seconds = max(progress.seconds, 1e-3)
+        self._megapixels_per_s.set(progress.megapixels / seconds)
+        self._items_per_h.set(progress.items * 3600 / seconds)
+        self._done.set(progress.units / max(progress.total, 1))
+        self._casualties.set(progress.casualties)
 
 
 def _gauge(name: str, description: str, run: str) -> Gauge:

@@ -9,7 +9,8 @@ from urllib.request import urlopen
 import pytest
 import ray
 
-from raytrain.cluster.tracking import Gauges
+from raytrain.cluster.tracking import Gauges, ScoringGauges
+from raytrain.scoring.schedule import Progress
 from raytrain.training.progress import RunProgress
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -38,16 +39,22 @@ def exported() -> dict[str, tuple[str, float]]:
     return {name: (run, float(value)) for name, run, value in lines}
 
 
-def test_throughput_wait_and_score_of_a_run_are_exported_with_its_name() -> None:
+def test_metrics_of_runs_and_scorings_are_exported_with_their_names() -> None:
     rank = Rank.remote()
     ray.get(rank.tell.remote(PROGRESS))
+    # A scoring's stand in the driver, that is here.
+    ScoringGauges("s3://b/masks").set(Progress(units=1, total=4, items=10, casualties=2, megapixels=50, seconds=20))
     until = time.monotonic() + EXPORT_S
     found: dict[str, tuple[str, float]] = {}
-    while len(found) < 3 and time.monotonic() < until:
+    while len(found) < 7 and time.monotonic() < until:
         time.sleep(0.5)
         found = exported()
     assert found == {
         "raytrain_images_per_s": ("a-fold0", 45.5),
         "raytrain_data_wait_fraction": ("a-fold0", 0.25),
         "raytrain_validation_iou": ("a-fold0", 0.75),
+        "raytrain_scored_megapixels_per_s": ("s3://b/masks", 2.5),
+        "raytrain_scored_items_per_h": ("s3://b/masks", 1800.0),
+        "raytrain_scored_fraction": ("s3://b/masks", 0.25),
+        "raytrain_score_casualties": ("s3://b/masks", 2.0),
     }
