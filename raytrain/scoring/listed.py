@@ -54,7 +54,12 @@ def file_identity(uri: str, info: storage.FileInfo | None = None) -> str:
     except FileNotFoundError as error:
         raise DataError(shown(uri), "no such file") from error
     except PermissionError as error:
-        raise DataError(shown(uri), "access refused: check the credentials and their rights") from error
+        raise refusal(uri, error) from error
+
+
+def refusal(uri: str, error: PermissionError) -> DataError:
+    """Return what a store, or our own limits, said of a file that may not be read."""
+    return DataError(shown(uri), str(error).removeprefix(f"{shown(uri)}: "))
 
 
 def hashed(facts: Any) -> str:

@@ -20,7 +20,7 @@ from raytrain.imagery.band_names import first_band
 from raytrain.imagery.baseline import baseline_in_name, baseline_number
 from raytrain.imagery.rasters import is_jp2
 from raytrain.imagery.scene_files import ALL_BANDS, BandFile, SceneSource, shown, utc_text
-from raytrain.scoring.listed import Work, checked_id, file_identity, hashed, is_raster, resolved
+from raytrain.scoring.listed import Work, checked_id, file_identity, hashed, is_raster, refusal, resolved
 from raytrain.scoring.seen import SeenNames
 
 Json = Mapping[str, Any]
@@ -43,7 +43,7 @@ def read_document(uri: str) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise DataError(shown(uri), "no such file") from error
     except PermissionError as error:
-        raise DataError(shown(uri), "access refused: check the credentials and their rights") from error
+        raise refusal(uri, error) from error
     except IsADirectoryError as error:
         raise DataError(shown(uri), "a folder, expected a STAC document") from error
     except ValueError as error:
@@ -225,9 +225,9 @@ def _chosen(scene_id: str, assets: Json, uri: str, bands: Sequence[str]) -> dict
                 continue
             if band not in best or candidate.rank < best[band].rank:
                 best[band] = candidate
-    for band, refusal in refused.items():
+    for band, why in refused.items():
         if band not in best:
-            raise refusal
+            raise why
     if not best:
         return _unnamed(scene_id, data, uri)
     return {band: best[band] for band in bands if band in best}
