@@ -66,6 +66,8 @@ class Score(ClusterCommand):
         result["problems"] = listed(report.problems)
         result["unfinished"] = report.unfinished
         result["notes"] = report.notes
+        result["seconds"] = round(report.rate.wall_s, 3)
+        result["network_fraction"] = report.rate.network_fraction
         self._print(result, [f"{report.num_masks} masks: {job.dst}{again}"])
         if report.unfinished:
             item, reason = next(iter(report.unfinished.items()))

@@ -160,7 +160,7 @@ class _Books:
         self._records += answer.records
         self._entries += [answer.entry] if answer.entry else []
         self.notes.update(note for record in answer.records for note in record.notes)
-        self.rate.add(answer)
+        self.rate.add(answer, f"{where.get('host')}:{where.get('pid')}")
         self._log.append(
             {
                 "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -168,7 +168,7 @@ class _Books:
                 "failures": task.failures,
                 "deaths": task.deaths,
                 "seconds": round(answer.seconds, 3),
-                "network_s": round(answer.network_s, 3),
+                "network_s_so_far": round(answer.network_s, 3),
                 "pixels": answer.pixels,
                 **where,
             }

@@ -6,6 +6,7 @@ of a scene and what puts them together come before further scenes, so that few s
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -48,18 +49,35 @@ class Casualty:
 
 @dataclass
 class Rate:
-    """How fast work goes: pixels and seconds in units and in nets so far, since `start` (of a monotonic clock)."""
+    """How fast work goes: pixels so far, since `start` (of a monotonic clock), and the time inside the nets."""
 
     start: float = field(default_factory=time.monotonic)
     pixels: int = 0
-    unit_s: float = 0.0
-    network_s: float = 0.0
+    _network_s: dict[str, float] = field(default_factory=dict)
+    _begin: float = math.inf
+    _end: float = -math.inf
 
-    def add(self, answer: Answer) -> None:
-        """Count what came of a unit."""
+    def add(self, answer: Answer, worker: str) -> None:
+        """Count what came of a unit that ended now."""
+        now = time.monotonic()
         self.pixels += answer.pixels
-        self.unit_s += answer.seconds
-        self.network_s += answer.network_s
+        self._network_s[worker] = max(answer.network_s, self._network_s.get(worker, 0.0))
+        self._begin, self._end = min(self._begin, now - answer.seconds), max(self._end, now)
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds from the begin of the first unit to the end of the last."""
+        return max(0.0, self._end - self._begin)
+
+    @property
+    def network_s(self) -> float:
+        """Seconds inside the nets, over all workers."""
+        return sum(self._network_s.values())
+
+    @property
+    def network_fraction(self) -> float | None:
+        """Share of the workers' time that went by inside the nets; None before anything was done."""
+        return self.network_s / (self.wall_s * len(self._network_s)) if self.wall_s > 0 else None
 
 
 @dataclass(frozen=True)

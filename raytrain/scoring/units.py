@@ -65,7 +65,8 @@ class Answer(Settings):
     """What came of a unit: records of finished items, problems of the data; for a scene too large, its blocks.
 
     `missing` are the blocks that are still to be done, of all `blocks`. `entry` is the object of the ledger that holds
-    the records. `pixels` were computed, `network_s` of `seconds` went by inside the nets.
+    the records. `pixels` were computed in `seconds`; `network_s` went by inside the worker's nets so far, over all of
+    its units.
     """
 
     records: tuple[Record, ...] = ()

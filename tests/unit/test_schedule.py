@@ -8,7 +8,7 @@ import pytest
 
 from raytrain.imagery.scene_files import BandFile, SceneSource
 from raytrain.scoring.records import Record
-from raytrain.scoring.schedule import ATTEMPTS, Schedule, Task, TooManyFailures
+from raytrain.scoring.schedule import ATTEMPTS, Progress, Rate, Schedule, Task, TooManyFailures
 from raytrain.scoring.units import Answer, ChipSource, Problem, Unit, blocks_of, units_of_chips
 
 
@@ -193,3 +193,21 @@ def test_blocks_cover_a_scene_once_begin_at_tiles_and_are_of_one_size(height: in
     assert all(each.row + each.height <= height and each.column + each.width <= width for each in blocks)
     assert max(max(each.height, each.width) for each in blocks) <= block
     assert len({(each.row, each.column) for each in blocks}) == len(blocks)
+
+
+def test_time_inside_the_nets_is_that_of_each_worker_once() -> None:
+    rate = Rate()
+    assert rate.network_fraction is None
+    for worker, so_far in (("a", 1.0), ("a", 3.0), ("b", 2.0), ("a", 2.5)):
+        rate.add(Answer(pixels=10, seconds=5.0, network_s=so_far), worker)
+    assert rate.pixels == 40
+    assert rate.network_s == 5.0
+    assert rate.wall_s == pytest.approx(5.0, abs=0.5)
+    assert rate.network_fraction == pytest.approx(0.5, abs=0.05)
+
+
+def test_progress_tells_rates_and_time_left() -> None:
+    progress = Progress(units=10, total=40, items=100, casualties=2, megapixels=50, seconds=100)
+    assert str(progress) == "2 not scored, 3600 items/h, 0.50 Mpx/s, 5 min left"
+    assert str(Progress(units=0, total=40, items=0, casualties=0, megapixels=0, seconds=3)) == ""
+    assert str(Progress(units=1, total=101, items=1, casualties=0, megapixels=5, seconds=360)).endswith("10.0 h left")
