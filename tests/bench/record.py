@@ -50,16 +50,18 @@ class Table:
 def keep(name: str, machine: str | None, title: str, headers: list[str], rows: list[list[str]]) -> None:
     """Print a Markdown table with its command; with `machine`, write it to infra/benchmarks, too."""
     module = name.partition("-")[0]  # `-` what was measured
-    _keep(name, module, machine, title, _lines(headers, rows))
+    _keep(name, f"tests.bench.{module}", machine, title, _lines(headers, rows))
 
 
-def keep_tables(name: str, module: str, machine: str | None, title: str, tables: list[Table]) -> None:
-    """Print what `module` of these found as several tables, each with its own title; write them as `keep` does."""
+def keep_tables(
+    name: str, module: str, machine: str | None, title: str, tables: list[Table], package: str = "tests.bench"
+) -> None:
+    """Print what `module` of `package` found as several tables, each with its own title; write them as `keep` does."""
     lines = []
     for table in tables:
         note = [table.note, ""] if table.note else []
         lines += [f"## {table.title}", "", *note, *_lines(table.headers, table.rows), ""]
-    _keep(name, module, machine, title, lines[:-1])
+    _keep(name, f"{package}.{module}", machine, title, lines[:-1])
 
 
 def _lines(headers: list[str], rows: list[list[str]]) -> list[str]:
@@ -68,7 +70,7 @@ def _lines(headers: list[str], rows: list[list[str]]) -> list[str]:
 
 def _keep(name: str, module: str, machine: str | None, title: str, lines: list[str]) -> None:
     today = datetime.now(UTC).date().isoformat()
-    command = " ".join(["python -m", f"tests.bench.{module}", *sys.argv[1:]])
+    command = " ".join(["python -m", module, *sys.argv[1:]])
     text = "\n".join([f"# {title}, {today}", "", f"{_hardware()}; `{command}`", "", *lines]) + "\n"
     print(text)
     if machine is not None:
