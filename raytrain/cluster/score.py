@@ -214,6 +214,6 @@ class _Books:
             remove_outputs(self._destination, item_id)
         ledger.compact(self._destination, dropped=gone)
         write_catalogue(self._destination, scoring)
-        remove_plan(self._destination)
         if not self._schedule.casualties:
-            storage.remove_below(storage.join(self._destination, BLOCKS))
+            storage.remove_below(storage.join(self._destination, BLOCKS), persistent=True)
+        remove_plan(self._destination)  # last: a driver that is lost before it closes the books again

@@ -37,6 +37,8 @@ def perform(unit: Unit, work: Work) -> Answer:
         remove_outputs(work.destination, problem.item_id)
     if answer.records:
         ledger.enter(work.destination, answer.records)
+        if unit.kind == "assembly" and unit.scene is not None:
+            remove_blocks(unit.scene, work.destination)  # not before: who dies here has lost no work
     return answer.model_copy(
         update={
             "entry": ledger.entry_name(record.item_id for record in answer.records) if answer.records else None,
@@ -68,9 +70,10 @@ def _block(unit: Unit, scene: SceneSource, work: Work) -> Answer:
 
 
 def _assembly(unit: Unit, scene: SceneSource, work: Work) -> Answer:
-    record = assemble(scene, unit.regions, work)
-    remove_blocks(scene, work.destination)
-    return Answer(records=(record,))
+    # Another worker, since given up, may have put the scene together meanwhile and removed blocks.
+    if missing := missing_blocks(scene, unit.regions, work):
+        return Answer(blocks=unit.regions, missing=missing)
+    return Answer(records=(assemble(scene, unit.regions, work),))
 
 
 _PERFORM = {"scene": _scene, "block": _block, "assembly": _assembly}

@@ -57,8 +57,8 @@ def is_started(uri: str) -> bool:
 
 
 def remove_plan(uri: str) -> None:
-    """Remove the plan, which says what is still to be done, of a destination."""
-    storage.remove_below(storage.join(uri, PLAN))
+    """Remove the plan, which says what is still to be done, of a destination; last, that there was one."""
+    storage.remove_below(storage.join(uri, PLAN), persistent=True)  # `part-...` comes before `started`
 
 
 def _write_part(uri: str, number: int, units: list[Unit]) -> None:

@@ -95,9 +95,14 @@ def opened(scene: SceneSource, work: Work) -> Iterator[OpenScene]:
 
 
 def missing_blocks(scene: SceneSource, blocks: Sequence[Region], work: Work) -> tuple[Region, ...]:
-    """Return those of `blocks` that are still to be done."""
+    """Return those of `blocks` that are still to be done: what removes blocks may have stopped between two objects."""
     names = set(storage.find(_blocks_uri(scene, work)))
-    return tuple(block for block in blocks if f"{_block_name(block)}.json" not in names)
+
+    def wanted(block: Region) -> set[str]:
+        name = _block_name(block)
+        return {f"{name}.json", *(f"{name}-{kind}.tif" for kind in work.layers.kinds)}
+
+    return tuple(block for block in blocks if not wanted(block) <= names)
 
 
 def score_block(scene: SceneSource, block: Region, work: Work) -> None:
@@ -124,7 +129,7 @@ def score_whole(source: OpenScene, work: Work) -> Record:
 def assemble(scene: SceneSource, blocks: Sequence[Region], work: Work) -> Record:
     """Put the layers of a scene together from its blocks and return its record; its outputs stand then.
 
-    Raises `WorkNotFinished` if a block is gone; the blocks are removed by `remove_blocks`.
+    Raises `FileNotFoundError` if a block is gone; the blocks are removed by `remove_blocks`, once the record stands.
     """
     folder = _blocks_uri(scene, work)
     with opened(scene, work) as source, tempfile.TemporaryDirectory(prefix="raytrain-") as temporary:
@@ -144,7 +149,7 @@ def assemble(scene: SceneSource, blocks: Sequence[Region], work: Work) -> Record
 
 def remove_blocks(scene: SceneSource, destination: str) -> None:
     """Remove all blocks of a scene, of whatever settings."""
-    storage.remove_below(storage.join(destination, BLOCKS, scene.scene_id))
+    storage.remove_below(storage.join(destination, BLOCKS, scene.scene_id), persistent=True)
 
 
 def _write_layers(source: OpenScene, region: Region, work: Work, folder: Path) -> tuple[dict[Kind, Path], Counts]:

@@ -192,8 +192,11 @@ class Schedule:
     def lost(self, task: Task, why: str, *, by_itself: bool) -> None:
         """Note that the worker of a task died, perhaps `by_itself`: if its node was lost, no task is to blame."""
         self._num_taken -= 1
-        task.deaths += by_itself
-        self._try_again(task, task.deaths, why)
+        if by_itself:
+            task.deaths += 1
+            self._try_again(task, task.deaths, why)
+        elif not self._was_given_up(task.unit):
+            self._first.appendleft(task)  # next, so that its scene is not left half done until the end
 
     def _try_again(self, task: Task, attempts: int, why: str) -> None:
         unit = task.unit

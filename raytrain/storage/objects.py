@@ -236,11 +236,14 @@ def remove_empty_folder(uri: str) -> None:
             os.rmdir(path_of(uri))
 
 
-def remove_below(uri: str) -> None:
-    """Remove all objects below `uri`, and a local folder with them; each is asked for once, as by `remove_once`."""
+def remove_below(uri: str, *, persistent: bool = False) -> None:
+    """Remove all objects below `uri`, in the order of names, and a local folder with them.
+
+    Each is asked for once, as by `remove_once`, or if `persistent` as by `remove`.
+    """
     names = list(find(uri))
     for name in names:
-        remove_once(join(uri, name))
+        (remove if persistent else remove_once)(join(uri, name))
     folders = {"/".join(name.split("/")[:depth]) for name in names for depth in range(1, name.count("/") + 1)}
     for folder in sorted(folders, key=lambda each: -each.count("/")):
         remove_empty_folder(join(uri, folder))
