@@ -16,7 +16,7 @@ import ray
 import ray.exceptions
 
 from raytrain.cluster import session
-from raytrain.cluster.deaths import Kind, cause_of_death
+from raytrain.cluster.deaths import Cause, Kind, cause_of_death, last_cause
 from raytrain.errors import ConfigError, WorkNotFinished
 from raytrain.scoring.schedule import Schedule, Task
 
@@ -28,6 +28,12 @@ START_LIMIT_S = 600.0
 """How long to wait for a first actor; a cluster that is taken by others is told so."""
 SICK_STARTS = 5
 """Actors that may die one after the other before one is ready."""
+RENEW_S = 60.0
+"""How old an actor is that never was ready, when a lost node is reason enough to make it anew: what it waits for may be
+gone for good."""
+ASK_S = 1.0
+SILENCE_LIMIT_S = 90.0
+"""How long an actor may be out of reach before it is given up; a cluster notices a dead node within 15 to 30 s."""
 
 REMEDY = "lower block_px or window_px, or give a node fewer workers by more threads"
 
@@ -37,17 +43,37 @@ _logger = logging.getLogger(__name__)
 
 @dataclass
 class _Actor:
-    """An actor: what tells that it is ready, None once it is; where it computes; what it has under way."""
+    """An actor: whether it is ready, what it was asked for that, where it computes, what it has under way.
+
+    `nodes` are those of the cluster when it was made. It is `silent_since` it was out of reach, with tasks that
+    are `unanswered`: only once the cluster knows what became of it, it is known whether a task is to blame.
+    """
 
     handle: Any
-    starting: Any
+    asked: Any
+    asked_at: float
+    begun: float
+    nodes: set[str]
+    is_ready: bool = False
     where: dict[str, Any] = field(default_factory=dict)
     tasks: dict[Any, Task] = field(default_factory=dict)
+    unanswered: list[Task] = field(default_factory=list)
+    silent_since: float | None = None
+
+    @property
+    def takes_tasks(self) -> bool:
+        """Whether it can be given tasks now."""
+        return self.is_ready and self.silent_since is None
 
     @property
     def has_suspect(self) -> bool:
         """Whether it has a task that must be alone."""
         return any(task.is_suspect for task in self.tasks.values())
+
+    @property
+    def under_way(self) -> list[Task]:
+        """All tasks that it was given and has not answered."""
+        return [*self.tasks.values(), *self.unanswered]
 
 
 class Pool:
@@ -70,89 +96,142 @@ class Pool:
             while not schedule.is_over:
                 if time.monotonic() - looked >= LOOK_EVERY_S:
                     looked = time.monotonic()
+                    self._renew()
                     self._grow(schedule)
                 self._hand_out(schedule)
                 self._wait(schedule, on_answer)
+                self._ask_silent_ones(schedule)
+                self._check_start()
         finally:
             for actor in self._actors:
                 ray.kill(actor.handle)
             self._actors = []
 
+    def _renew(self) -> None:
+        """End actors that may wait for what a lost node had: they are made anew, for the cluster as it is now."""
+        alive, now = session.alive_nodes(), time.monotonic()
+        for actor in list(self._actors):
+            if not actor.is_ready and now - actor.begun > RENEW_S and not actor.nodes <= alive:
+                self._actors.remove(actor)
+                ray.kill(actor.handle)
+
     def _grow(self, schedule: Schedule) -> None:
         wanted = min(self._room(), schedule.most_workers)
         while len(self._actors) < max(1, wanted):
             handle = self._start()
-            self._actors.append(_Actor(handle, handle.ready.remote()))
+            now = time.monotonic()
+            self._actors.append(_Actor(handle, handle.ready.remote(), now, now, session.alive_nodes()))
 
     def _hand_out(self, schedule: Schedule) -> None:
         """Give each actor that is ready what it may have; those with the least first."""
         for depth in range(UNITS_IN_FLIGHT):
             for actor in self._actors:
-                if actor.starting is None and len(actor.tasks) == depth and not actor.has_suspect:
+                if actor.takes_tasks and len(actor.tasks) == depth and not actor.has_suspect:
                     task = schedule.take(alone=not actor.tasks)
                     if task is not None:
                         actor.tasks[actor.handle.perform.remote(task.unit.model_dump_json())] = task
 
     def _wait(self, schedule: Schedule, on_answer: OnAnswer) -> None:
         """Wait for something to happen, for a second at most, and deal with it."""
-        owners = {ref: actor for actor in self._actors for ref in (actor.starting, *actor.tasks) if ref is not None}
-        done, _ = ray.wait(list(owners), num_returns=1, timeout=1.0) if owners else ([], [])
+        owners = {ref: actor for actor in self._actors for ref in (actor.asked, *actor.tasks) if ref is not None}
+        if not owners:
+            time.sleep(ASK_S)
+            return
+        done, _ = ray.wait(list(owners), num_returns=1, timeout=1.0)
         for ref in done:
             actor = owners[ref]
-            if actor not in self._actors:
-                continue
             try:
                 result = ray.get(ref)
-            except ray.exceptions.RayActorError as error:
-                self._bury(actor, error, schedule)
-                continue
-            if ref == actor.starting:
-                self._is_ready(actor, *result)
+            except ray.exceptions.RayTaskError:
+                raise  # an error of our own code, not of the cluster
+            except (ray.exceptions.ActorUnavailableError, ray.exceptions.ObjectLostError) as error:
+                self._is_silent(actor, ref, error)
+            except ray.exceptions.RayError as error:  # not all that ends actors is a RayActorError: memory is not
+                self._bury(actor, cause_of_death("a worker", error, REMEDY), schedule)
             else:
-                task = actor.tasks.pop(ref)
-                answer, why = result
-                if why:
-                    _logger.warning("unit %s failed: %s", task.unit.unit_id, why)
-                    schedule.failed(task, why)
+                if ref == actor.asked:
+                    self._is_ready(actor, schedule, *result)
                 else:
-                    on_answer(task, answer, actor.where)
-        if not any(actor.starting is None for actor in self._actors):
-            waited_s = time.monotonic() - self._last_ready
-            if waited_s > START_LIMIT_S:
-                raise WorkNotFinished(
-                    f"no worker could be started in {waited_s:.0f} s: the cluster's CPUs or GPUs are taken; "
-                    "the same command goes on"
-                )
-        else:
-            self._last_ready = time.monotonic()
+                    self._is_answered(actor.tasks.pop(ref), actor, schedule, on_answer, *result)
 
-    def _is_ready(self, actor: _Actor, mistake: str, where: dict[str, Any]) -> None:
+    def _is_answered(
+        self, task: Task, actor: _Actor, schedule: Schedule, on_answer: OnAnswer, answer: str, why: str
+    ) -> None:
+        if why:
+            _logger.warning("unit %s failed: %s", task.unit.unit_id, why)
+            schedule.failed(task, why)
+        else:
+            on_answer(task, answer, actor.where)
+
+    def _is_ready(self, actor: _Actor, schedule: Schedule, mistake: str, where: dict[str, Any]) -> None:
         if mistake:
             raise ConfigError(mistake)
-        actor.starting, actor.where = None, where
+        actor.asked = None
+        if actor.silent_since is not None:  # it lives, and may still be at what it never will be able to answer
+            self._bury(actor, _OUT_OF_REACH, schedule)
+            return
+        actor.is_ready, actor.where = True, where
         self._sick_starts = 0
 
-    def _bury(self, actor: _Actor, error: Exception, schedule: Schedule) -> None:
+    def _is_silent(self, actor: _Actor, ref: Any, error: Exception) -> None:
+        """Note that an actor was out of reach: dead with its process, dead with its node, or not dead at all."""
+        if actor.silent_since is None:
+            actor.silent_since = time.monotonic()
+            _logger.warning("a worker is out of reach (%s)", last_cause(error))
+        if ref == actor.asked:
+            actor.asked = None
+        else:
+            actor.unanswered.append(actor.tasks.pop(ref))
+
+    def _ask_silent_ones(self, schedule: Schedule) -> None:
+        """Ask actors that were out of reach again and again whether they live, and give up those that never answer."""
+        now = time.monotonic()
+        for actor in [each for each in self._actors if each.silent_since is not None]:
+            if now - (actor.silent_since or now) > SILENCE_LIMIT_S:
+                self._bury(actor, _OUT_OF_REACH, schedule)
+            elif actor.asked is None and now - actor.asked_at >= ASK_S:
+                actor.asked, actor.asked_at = actor.handle.ready.remote(), now
+
+    def _check_start(self) -> None:
+        if any(actor.is_ready for actor in self._actors):
+            self._last_ready = time.monotonic()
+        waited_s = time.monotonic() - self._last_ready
+        if waited_s > START_LIMIT_S:
+            raise WorkNotFinished(
+                f"no worker could be started in {waited_s:.0f} s: the cluster's CPUs or GPUs are taken; "
+                "the same command goes on"
+            )
+
+    def _bury(self, actor: _Actor, cause: Cause, schedule: Schedule) -> None:
         """Take a dead actor out and hand its tasks back; another one takes its place."""
         self._actors.remove(actor)
-        cause = cause_of_death("a worker", error, REMEDY)
-        under_way = ", ".join(task.unit.unit_id for task in actor.tasks.values())
+        ray.kill(actor.handle)  # if it lives after all, it must not do what others will
+        blames = cause.kind not in (Kind.NODE_LOST, Kind.PREEMPTED, Kind.ACTOR_LOST)
+        under_way = ", ".join(task.unit.unit_id for task in actor.under_way)
         _logger.warning("%s, with %s under way", cause.text, under_way or "nothing")
-        for task in actor.tasks.values():
-            schedule.lost(task, cause.text, by_itself=cause.kind not in (Kind.NODE_LOST, Kind.PREEMPTED))
-        if actor.starting is not None:
+        for task in actor.under_way:
+            schedule.lost(task, cause.text, by_itself=blames)
+        if not actor.is_ready and blames:
             self._sick_starts += 1
             if self._sick_starts >= SICK_STARTS:
                 raise WorkNotFinished(f"{self._sick_starts} workers in a row died as they started: {cause.text}")
         self._grow(schedule)
 
 
+_OUT_OF_REACH = Cause(Kind.ACTOR_LOST, "a worker was out of reach for a while")
+
+
 def actors_at_once(threads: int) -> int:
     """Return how many actors of `threads` CPUs, or of a GPU, the cluster has room for; a CPU is kept free."""
     gpus = session.num_gpus()
-    return gpus or max(1, (session.num_cpus() - 1) // cpus_each(threads))
+    if gpus:
+        return gpus
+    cpus, each = session.cpus_of_nodes(), cpus_each(threads)
+    places = sum(count // each for count in cpus)
+    return max(1, places if places * each < sum(cpus) else places - 1)
 
 
 def cpus_each(threads: int) -> int:
-    """Return the CPUs of one actor: its threads, or what a small cluster has, less the one that is kept free."""
-    return min(threads, max(1, session.num_cpus() - 1))
+    """Return the CPUs of one actor: its threads, or what the largest node has, less the one that is kept free."""
+    cpus = session.cpus_of_nodes()
+    return max(1, min(threads, max(cpus, default=1), sum(cpus) - 1))

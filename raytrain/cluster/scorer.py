@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 from raytrain.config import parse
-from raytrain.errors import RaytrainError, first_line
+from raytrain.errors import ConfigError, DataError, first_line
 from raytrain.scoring.destination import Scoring
 from raytrain.scoring.manifest import EnsembleManifest
 from raytrain.scoring.units import Answer, Unit
@@ -40,8 +40,8 @@ class Scorer:
         try:
             nets = Ensemble.load(ensemble, loaded, settings, device, disagreement=disagreement)
             self._work = Work(destination, parse(Scoring, scoring), nets)
-        except RaytrainError as error:
-            self._mistake = str(error)
+        except (ConfigError, DataError) as error:
+            self._mistake = str(error)  # anything else, as a store out of reach, ends this actor: another one is tried
 
     def ready(self) -> tuple[str, dict[str, Any]]:
         """Return what keeps this actor from work, or an empty text, and where and by what it computes."""

@@ -149,6 +149,12 @@ def num_cpus() -> int:
     return int(_resources().get("CPU", 0))
 
 
+def cpus_of_nodes() -> list[int]:
+    """Return the CPUs of each node that the cluster has now and that has any."""
+    counts = [int(node["Resources"].get("CPU", 0)) for node in _nodes() if node["Alive"]]
+    return [count for count in counts if count]
+
+
 def num_gpus() -> int:
     """Return the GPUs that the cluster has now."""
     return int(_resources().get("GPU", 0))
