@@ -28,6 +28,10 @@ from raytrain.scoring.records import Record
 LEDGER, NEW, ROLLED = "ledger", "ledger/new", "ledger/rolled"
 DIGITS = "0123456789abcdef"
 READERS = 16
+READ_TOGETHER = 4 * READERS
+"""Objects that are read at a time; of rolled tables, each has some thousand records."""
+RECORDS_AT_ONCE = 100_000
+"""Records that compaction holds; the tables are rewritten for each such lot."""
 
 _OUTPUT = pa.struct([("kind", pa.string()), ("key", pa.string()), ("sha256", pa.string()), ("num_bytes", pa.int64())])
 SCHEMA = pa.schema(
@@ -76,14 +80,27 @@ def compact(uri: str, dropped: Iterable[str] = ()) -> None:
     """Bring all records into the canonical tables; those of the items `dropped` are taken out."""
     loose = [name for name in storage.find(storage.join(uri, LEDGER)) if name.startswith(("new/", "rolled/"))]
     gone = pa.array(sorted(dropped), pa.string())
-    fresh = pa.concat_tables([SCHEMA.empty_table(), *_read_loose(uri, loose)])
-    digits = pa.array([bucket_of(each) for each in fresh["item_id"].to_pylist()], pa.string())
-    leaving = {bucket_of(each) for each in gone.to_pylist()}
-    for digit in DIGITS:
-        chosen = fresh.filter(pc.equal(digits, digit))
-        if chosen.num_rows or digit in leaving:
-            _rewrite(uri, digit, chosen, gone)
+    left = {bucket_of(each) for each in gone.to_pylist()}
+    for fresh in _gathered(_read_loose(uri, loose)):
+        digits = pa.array([bucket_of(each) for each in fresh["item_id"].to_pylist()], pa.string())
+        for digit in pc.unique(digits).to_pylist():
+            _rewrite(uri, digit, fresh.filter(pc.equal(digits, digit)), gone)
+            left.discard(digit)
+    for digit in left:
+        _rewrite(uri, digit, SCHEMA.empty_table(), gone)
     _remove(uri, [f"{LEDGER}/{name}" for name in loose])
+
+
+def _gathered(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Yield `tables` in their order, put together to about `RECORDS_AT_ONCE` records."""
+    some: list[pa.Table] = []
+    for table in tables:
+        some.append(table)
+        if sum(each.num_rows for each in some) >= RECORDS_AT_ONCE:
+            yield pa.concat_tables(some)
+            some = []
+    if some:
+        yield pa.concat_tables(some)
 
 
 def _rewrite(uri: str, digit: str, fresh: pa.Table, gone: pa.Array) -> None:
@@ -134,46 +151,44 @@ class Known:
     """
 
     def __init__(self, uri: str, settings_digest: str, standing: Standing) -> None:
-        rows = array("Q")
-        self.num_done = 0
-        for digit in DIGITS:
-            for item_id, source_uri, identity, whole in _rows(uri, digit, settings_digest, standing):
-                rows.extend((_hash(item_id), _hash(source_uri), _hash(identity) if whole else 0))
-                self.num_done += whole
-        found = np.frombuffer(rows, np.uint64).reshape(-1, 3)
-        self._rows = found[np.argsort(found[:, 0])]
+        lots = [lot for digit in DIGITS for lot in _rows(uri, digit, settings_digest, standing)]
+        rows = np.concatenate([np.zeros((3, 0), np.uint64), *lots], axis=1)
+        self._ids, self._sources, self._identities = rows[:, np.argsort(rows[0])]
+        self.num_done = int(np.count_nonzero(self._identities))
 
     def is_done(self, item_id: str, identity: str) -> bool:
         """Tell whether all outputs of an item stand, made of a source of this identity."""
-        row = self._row(item_id)
-        return row is not None and bool(row[2] == np.uint64(_hash(identity)))
+        at = self._at(item_id)
+        return at is not None and int(self._identities[at]) == _hash(identity)
 
     def is_of_another(self, item_id: str, source_uri: str) -> bool:
         """Tell whether there is a record of this id that was made from another source."""
-        row = self._row(item_id)
-        return row is not None and bool(row[1] != np.uint64(_hash(source_uri)))
+        at = self._at(item_id)
+        return at is not None and int(self._sources[at]) != _hash(source_uri)
 
-    def _row(self, item_id: str) -> NDArray[np.uint64] | None:
+    def _at(self, item_id: str) -> int | None:
         wanted = np.uint64(_hash(item_id))
-        at = int(np.searchsorted(self._rows[:, 0], wanted))
-        return self._rows[at] if at < len(self._rows) and self._rows[at, 0] == wanted else None
+        at = int(self._ids.searchsorted(wanted))
+        return at if at < len(self._ids) and self._ids[at] == wanted else None
 
 
 _KNOWN_COLUMNS = ("item_id", "source_uri", "identity", "settings_digest", "outputs")
 
 
-def _rows(uri: str, digit: str, settings_digest: str, standing: Standing) -> Iterator[tuple[str, str, str, bool]]:
-    """Yield id, source, identity of each record, and whether it was made with these settings and its outputs stand."""
+def _rows(uri: str, digit: str, settings_digest: str, standing: Standing) -> Iterator[NDArray[np.uint64]]:
+    """Yield the hashes of id, source and identity of some records `[3, records]`.
+
+    That of the identity is 0 where a record was made with other settings, or not all of its outputs stand.
+    """
     table = read_table(uri, digit, _KNOWN_COLUMNS)
     for batch in table.to_batches(max_chunksize=65536):
         outputs = batch["outputs"]
-        offsets = outputs.offsets.to_numpy()
-        keys = outputs.flatten().field("key").to_pylist()
-        offsets = offsets - offsets[0]
-        columns = (batch[name].to_pylist() for name in _KNOWN_COLUMNS[:4])
-        for i, (item_id, source_uri, identity, digest) in enumerate(zip(*columns, strict=True)):
-            ours = keys[offsets[i] : offsets[i + 1]]
-            yield item_id, source_uri, identity, digest == settings_digest and all(key in standing for key in ours)
+        gone = ~standing.has(outputs.flatten().field("key").to_pylist())
+        gone_before = np.concatenate([[0], np.cumsum(gone)])[outputs.offsets.to_numpy() - outputs.offsets[0].as_py()]
+        ours = pc.equal(batch["settings_digest"], settings_digest).to_numpy(zero_copy_only=False)
+        rows = np.stack([_hashes(batch[name].to_pylist()) for name in _KNOWN_COLUMNS[:3]])
+        rows[2] *= ours & (np.diff(gone_before) == 0)
+        yield rows
 
 
 class Standing:
@@ -184,13 +199,27 @@ class Standing:
         self._hashes = np.sort(np.frombuffer(hashes, np.uint64)) if hashes else np.zeros(0, np.uint64)
 
     def __contains__(self, name: str) -> bool:
-        wanted = np.uint64(_hash(name))
-        at = int(np.searchsorted(self._hashes, wanted))
-        return at < len(self._hashes) and bool(self._hashes[at] == wanted)
+        return bool(self.has([name])[0])
+
+    def has(self, names: Sequence[str]) -> NDArray[np.bool_]:
+        """Tell of each of `names` whether it is among the keys."""
+        wanted = _hashes(names)
+        if not len(self._hashes):
+            return np.zeros(len(wanted), bool)
+        at = self._hashes.searchsorted(wanted)
+        return np.asarray(self._hashes[np.minimum(at, len(self._hashes) - 1)] == wanted)
 
 
 def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
+    return int.from_bytes(_digest(text))
+
+
+def _hashes(texts: Iterable[str]) -> NDArray[np.uint64]:
+    return np.frombuffer(b"".join(_digest(text) for text in texts), ">u8").astype(np.uint64)
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=8).digest()
 
 
 def _read_loose(uri: str, names: Sequence[str]) -> Iterator[pa.Table]:
@@ -210,8 +239,8 @@ def _read_loose(uri: str, names: Sequence[str]) -> Iterator[pa.Table]:
 
     ordered = sorted(names, key=lambda name: (not name.startswith("rolled/"), name))
     with ThreadPoolExecutor(READERS) as pool:
-        for start in range(0, len(ordered), 64 * READERS):
-            found = pool.map(read, ordered[start : start + 64 * READERS])
+        for start in range(0, len(ordered), READ_TOGETHER):
+            found = pool.map(read, ordered[start : start + READ_TOGETHER])
             yield from (table for table in found if table is not None)
 
 
