@@ -30,6 +30,8 @@ DARK_TILES_FRACTION = 0.1
 """Of the tiles of unshifted archives, 60 to 80 % are dark (real chips of two sensors, generated ones)."""
 FEWEST_TILES = 10
 """With fewer tiles nothing is said."""
+ROWS_AT_ONCE = 32
+"""Rows that are converted together: what that takes on the way stays small beside the pixels."""
 _BASELINE = re.compile(r"N?(\d\d)\.?(\d\d)")
 _IN_PRODUCT_NAME = re.compile(r"S2[A-D]_MSIL(?:1C|2A)_\d{8}T\d{6}_N(\d{4})_R\d{3}_T\w{5}_\d{8}T\d{6}")
 _OWN_BASELINE = "99.99"
@@ -52,18 +54,28 @@ class Conversion:
         """What is taken off the stored values before they are scaled: 1000 for products of baseline 04.00 on."""
         return round(-self.offset / self.scale)
 
-    def apply(self, pixels: NDArray[np.integer[Any]], valid: NDArray[np.bool_]) -> NDArray[np.uint16]:
+    def apply(
+        self, pixels: NDArray[np.integer[Any]], valid: NDArray[np.bool_], out: NDArray[np.uint16] | None = None
+    ) -> NDArray[np.uint16]:
         """Return reflectance x 10000 `[C, H, W] uint16` of stored `pixels`, 0 where `valid` `[H, W]` is not.
 
         It is 0 nowhere else: what is 0 or negative becomes 1, so any choice of bands shows what has no data. Rounded
-        half to even; above 65535 it is 65535.
+        half to even; above 65535 it is 65535. `out` takes the result, and may be `pixels` themselves.
         """
+        reflectance = np.empty(pixels.shape, np.uint16) if out is None else out
+        for first in range(0, len(valid), ROWS_AT_ONCE):
+            rows = slice(first, first + ROWS_AT_ONCE)
+            np.multiply(self._reflectance(pixels[:, rows]), valid[rows], out=reflectance[:, rows])
+        return reflectance
+
+    def _reflectance(self, pixels: NDArray[np.integer[Any]]) -> NDArray[np.uint16]:
+        """Return reflectance x 10000, at least 1, of stored values."""
         if pixels.dtype == np.uint16 and self.scale == 1 and self.offset in (0, -SHIFT):  # without a float in memory
             shift = np.uint16(self.shift)
             reflectance: NDArray[np.uint16] = np.maximum(pixels, shift + np.uint16(1)) - shift
-            return reflectance * valid
+            return reflectance
         values = np.rint(pixels.astype(np.float64) * self.scale + self.offset)
-        return np.where(valid, np.clip(values, 1, 65535).astype(np.uint16), np.uint16(0))
+        return np.clip(values, 1, 65535).astype(np.uint16)
 
 
 @dataclass(frozen=True)

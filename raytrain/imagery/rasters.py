@@ -75,10 +75,14 @@ class Raster:
 
 def valid_pixels(pixels: NDArray[np.integer[Any]], nodata: Sequence[float | None]) -> NDArray[np.bool_]:
     """Return `[H, W] bool` of the pixels that hold data, by the rule of this module; `nodata` is per band."""
-    named = [pixels[i] == value for i, value in enumerate(nodata) if value is not None]
-    if named:
-        return np.asarray(~np.logical_or.reduce(named))
-    return np.asarray(np.any(pixels != 0, axis=0))
+    named = [(i, value) for i, value in enumerate(nodata) if value is not None]
+    valid = np.full(pixels.shape[1:], bool(named))
+    for i, value in named:
+        valid &= pixels[i] != value
+    if not named:
+        for plane in pixels:
+            valid |= plane != 0
+    return valid
 
 
 def georeference_of(source: DatasetReader) -> Georeference:

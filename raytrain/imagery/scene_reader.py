@@ -61,6 +61,7 @@ class SceneReader:
         self.datetime = datetime
         self.descriptions = tuple(band.dataset.descriptions[band.index - 1] for band in bands)
         self._nodata = [band.nodata for band in bands]
+        self._dtype = np.result_type(*(band.dataset.dtypes[band.index - 1] for band in bands))
         self._by_file: dict[str, list[_Band]] = {}
         for band in bands:
             self._by_file.setdefault(band.file.uri, []).append(band)
@@ -84,13 +85,23 @@ class SceneReader:
         assert min(row, column) >= 0, "a window above or left of the scene"
         assert row + height <= self.height, "a window below the scene"
         assert column + width <= self.width, "a window right of the scene"
-        planes: dict[str, NDArray[np.integer[Any]]] = {}
-        for bands in self._by_file.values():
-            stored = _read_file(bands, row, column, height, width)
-            planes |= zip([band.name for band in bands], stored, strict=True)
-        pixels = np.stack([planes[name] for name in self.bands])
-        valid = rasters.valid_pixels(pixels, self._nodata)
-        return rasters.Raster(self.conversion.apply(pixels, valid), valid, self._place(row, column))
+        stored = self._stored(row, column, height, width)
+        valid = rasters.valid_pixels(stored, self._nodata)
+        # In place where it can be: windows may be as wide as a scene.
+        pixels = self.conversion.apply(stored, valid, out=stored if stored.dtype == np.uint16 else None)
+        return rasters.Raster(pixels, valid, self._place(row, column))
+
+    def _stored(self, row: int, column: int, height: int, width: int) -> NDArray[Any]:
+        """Return the values of a window as stored `[C, height, width]`."""
+        files = list(self._by_file.values())
+        if len(files) == 1:
+            return _read_file(files[0], row, column, height, width)
+        stored = np.empty((len(self.bands), height, width), self._dtype)
+        for bands in files:
+            planes = _read_file(bands, row, column, height, width)
+            for band, plane in zip(bands, planes, strict=True):
+                stored[self.bands.index(band.name)] = plane
+        return stored
 
     def _place(self, row: int, column: int) -> rasters.Georeference:
         if self.transform is None:

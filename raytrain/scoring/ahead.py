@@ -23,21 +23,30 @@ def ahead(items: Generator[ItemT], depth: int) -> Iterator[Iterator[ItemT]]:
     thread is over.
     """
     pool = ThreadPoolExecutor(1, thread_name_prefix="ahead")
-
-    def make() -> Future[object]:
-        return pool.submit(next, items, _END)
-
-    def read() -> Iterator[ItemT]:
-        made = deque(make() for _ in range(depth))
-        while (item := made.popleft().result()) is not _END:
-            made.append(make())
-            yield cast(ItemT, item)
-
     try:
-        yield read()
+        yield _Ahead(pool, items, depth)
     finally:
         pool.shutdown(cancel_futures=True)
         items.close()
+
+
+class _Ahead(Iterator[ItemT]):
+    """Items that a thread makes; one that was taken is not held."""
+
+    def __init__(self, pool: ThreadPoolExecutor, items: Iterator[ItemT], depth: int) -> None:
+        self._pool, self._items = pool, items
+        self._made: deque[Future[object]] = deque(self._make() for _ in range(depth))
+
+    def _make(self) -> Future[object]:
+        return self._pool.submit(next, self._items, _END)
+
+    def __next__(self) -> ItemT:
+        item = self._made[0].result()
+        if item is _END:
+            raise StopIteration
+        self._made.popleft()
+        self._made.append(self._make())
+        return cast(ItemT, item)
 
 
 class OneThread:

@@ -21,6 +21,8 @@ from raytrain.scoring.ahead import ahead
 
 ROWS_AHEAD = 1
 """Rows of windows that are read while one is computed."""
+PASSES_AT_ONCE = 2
+"""Forward passes that nets are asked for at once: the layers of more need not be held."""
 
 
 class Source(Protocol):
@@ -121,55 +123,81 @@ def blended_strips(
     inner = slice(region.column - columns.starts[0], end_column - columns.starts[0])
     sums: NDArray[np.float32] = np.zeros((nets.num_layers, rows.window_px, columns.end - columns.starts[0]), np.float32)
     bounds = [*rows.starts[1:], rows.end]
-    with ahead(_read_rows(source, rows, columns), ROWS_AHEAD) as strips:
-        for start, following, weights, strip in zip(rows.starts, bounds, rows.weights, strips, strict=True):
-            _add_windows(sums, strip, bands, columns, weights, nets)
+    held = _Rows.empty(len(bands), rows.window_px, columns.end - columns.starts[0])
+    with ahead(_fresh_rows(source, rows, columns), ROWS_AHEAD) as fresh:
+        for start, following, weights in zip(rows.starts, bounds, rows.weights, strict=True):
+            held.add(next(fresh))
+            _add_windows(sums, held, bands, columns, weights, nets, settings.windows_per_pass * PASSES_AT_ONCE)
             top, bottom = max(start, region.row), min(following, end_row)
             done = slice(top - start, bottom - start)
-            yield Strip(top, region.column, sums[:, done, inner].copy(), strip.valid[done, inner])
-            moved = following - start
-            sums[:, : rows.window_px - moved] = sums[:, moved:]
-            sums[:, rows.window_px - moved :] = 0
+            yield Strip(top, region.column, sums[:, done, inner].copy(), held.valid[done, inner].copy())
+            for layer in sums:
+                _move_up(layer, following - start)
+            sums[:, rows.window_px - (following - start) :] = 0
 
 
-def _read_rows(source: Source, rows: _Axis, columns: _Axis) -> Generator[Raster]:
-    """Yield the pixels of each row of windows; what two rows share is read once."""
+def _fresh_rows(source: Source, rows: _Axis, columns: _Axis) -> Generator[Raster]:
+    """Yield the pixels of the first row of windows, and then those that each next one has beside the one before it.
+
+    What was yielded is not held: it is the most that reading takes.
+    """
     left, width = columns.starts[0], columns.end - columns.starts[0]
-    strip = source.read(rows.starts[0], left, rows.window_px, width)
-    yield strip
+    yield source.read(rows.starts[0], left, rows.window_px, width)
     for before, start in zip(rows.starts, rows.starts[1:], strict=False):
-        fresh = source.read(before + rows.window_px, left, start - before, width)
-        strip = Raster(
-            np.concatenate([strip.pixels[:, start - before :], fresh.pixels], axis=1),
-            np.concatenate([strip.valid[start - before :], fresh.valid]),
-            strip.georeference,
-        )
-        yield strip
+        yield source.read(before + rows.window_px, left, start - before, width)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The pixels `[C, H, W]` and the no-data mask `[H, W]` of the row of windows that is computed."""
+
+    pixels: NDArray[np.uint16]
+    valid: NDArray[np.bool_]
+
+    @classmethod
+    def empty(cls, num_bands: int, height: int, width: int) -> _Rows:
+        return cls(np.zeros((num_bands, height, width), np.uint16), np.zeros((height, width), bool))
+
+    def add(self, fresh: Raster) -> None:
+        """Put `fresh` rows below those that are still needed; the uppermost ones go."""
+        count = len(fresh.valid)
+        for plane, below in zip((*self.pixels, self.valid), (*fresh.pixels, fresh.valid), strict=True):
+            _move_up(plane, count)
+            plane[len(plane) - count :] = below
+
+
+def _move_up(plane: NDArray[np.generic], count: int) -> None:
+    """Move the rows of `plane` `[H, W]` up by `count`; the last ones stay as they were."""
+    plane[: len(plane) - count] = plane[count:]
 
 
 def _add_windows(
     sums: NDArray[np.float32],
-    strip: Raster,
+    held: _Rows,
     bands: Sequence[str],
     columns: _Axis,
     row_weights: NDArray[np.float32],
     nets: Nets,
+    at_once: int,
 ) -> None:
-    """Add the weighted layers of a row of windows to `sums`, in the order of the windows."""
+    """Add the weighted layers of a row of windows to `sums`, in the order of the windows, `at_once` of them asked."""
     boxes = [
         slice(start - columns.starts[0], start - columns.starts[0] + columns.window_px) for start in columns.starts
     ]
-    asked = [(box, weights) for box, weights in zip(boxes, columns.weights, strict=True) if strip.valid[:, box].any()]
-    if not asked:
-        return
-    pixels, valid = [strip.pixels[:, :, box] for box, _ in asked], [strip.valid[:, box] for box, _ in asked]
-    for (box, weights), layers in zip(asked, nets.layers(pixels, valid, bands), strict=True):
-        sums[:, :, box] += layers * (row_weights[:, None] * weights)
+    asked = [(box, weights) for box, weights in zip(boxes, columns.weights, strict=True) if held.valid[:, box].any()]
+    for some in (asked[first : first + at_once] for first in range(0, len(asked), at_once)):
+        pixels, valid = [held.pixels[:, :, box] for box, _ in some], [held.valid[:, box] for box, _ in some]
+        for (box, weights), layers in zip(some, nets.layers(pixels, valid, bands), strict=True):
+            sums[:, :, box] += layers * (row_weights[:, None] * weights)
 
 
-def strip_bytes(num_bands: int, num_layers: int, width_px: int, settings: ScoreSettings) -> int:
-    """Return about how much memory a region of this width takes: rows read and read ahead, sums, strips handed on."""
-    width_px = width_px + 2 * settings.window_px
-    pixels = settings.window_px * width_px
-    rows_held = 2 + ROWS_AHEAD  # the one computed, those read ahead, the one being put together
-    return pixels * (rows_held * (2 * num_bands + 1) + 3 * 4 * num_layers)
+def region_bytes(num_bands: int, num_layers: int, width_px: int, settings: ScoreSettings) -> int:
+    """Return the most memory that blending a region of this width takes, and who uses its strips one by one.
+
+    Rows of windows are held: the one computed, what was just read, what is being read; and in float32, for each layer,
+    the sums, the strip handed on, and the one before it. Windows beside the region are read, too. Beside these there
+    are the layers of the windows that are asked for at once.
+    """
+    asked = 4 * num_layers * settings.window_px**2 * settings.windows_per_pass * PASSES_AT_ONCE
+    row_px = settings.window_px * (width_px + 2 * settings.window_px)
+    return row_px * ((2 + ROWS_AHEAD) * (2 * num_bands + 1) + 3 * 4 * num_layers) + asked

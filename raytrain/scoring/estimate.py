@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from raytrain.config import ScoreSettings
-from raytrain.scoring.blending import needed_windows, strip_bytes
+from raytrain.scoring.blending import needed_windows, region_bytes
 from raytrain.scoring.layers import Layers
 from raytrain.scoring.units import blocks_of
 
@@ -39,7 +39,7 @@ def windows_of(height: int, width: int, settings: ScoreSettings) -> int:
 def unit_bytes(sample: Sample, num_bands: int, num_layers: int, settings: ScoreSettings) -> int:
     """Return about how much memory a unit of a scene takes beside the nets."""
     widest = max(block.width for block in blocks_of(sample.height, sample.width, settings.block_px))
-    return strip_bytes(num_bands, num_layers, widest, settings)
+    return region_bytes(num_bands, num_layers, widest, settings)
 
 
 def disk_bytes(sample: Sample, layers: Layers) -> int:

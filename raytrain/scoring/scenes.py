@@ -8,6 +8,7 @@ disk until they are one Cloud Optimized GeoTIFF each. Must not know who asks for
 from __future__ import annotations
 
 import hashlib
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -36,8 +37,8 @@ if TYPE_CHECKING:  # it imports torch, which the driver does without
     from raytrain.scoring.work import Work
 
 BLOCKS = "blocks"
-ROWS_COPIED = 2048
-"""Rows of a block in memory at a time, as it is put into its scene: a multiple of the rows of a tile."""
+ROWS_COPIED = 512
+"""Rows of a block in memory at a time, as it is put into its scene: those of a tile."""
 
 
 class Counts(Settings):
@@ -142,7 +143,7 @@ def assemble(scene: SceneSource, blocks: Sequence[Region], work: Work) -> Record
             for block in blocks:
                 for kind, target in targets.items():
                     piece = Path(temporary) / "piece.tif"
-                    piece.write_bytes(storage.read_bytes(storage.join(folder, f"{_block_name(block)}-{kind}.tif")))
+                    _fetch(storage.join(folder, f"{_block_name(block)}-{kind}.tif"), piece)
                     counts = _copy(piece, block, target, counts if kind == "mask" else None) or counts
         return _finish(source, paths, counts, work)
 
@@ -176,6 +177,12 @@ def _striped(path: Path, kind: Kind, source: OpenScene, work: Work, region: Regi
     """Open the local file of a layer for writing, of the size of `region`, or of the whole scene."""
     height, width = (region.height, region.width) if region is not None else (source.height, source.width)
     return create_striped(path, work.layers.layer(kind), height, width, *source.reader.georeference.of_rasterio())
+
+
+def _fetch(uri: str, target: Path) -> None:
+    """Copy an object into a local file, piece by piece: the layer of a block may be larger than memory."""
+    with storage.open_ranged(uri) as source, target.open("wb") as file:
+        shutil.copyfileobj(source, file, storage.ranged.BLOCK_BYTES)
 
 
 def _copy(piece: Path, block: Region, target: Any, counts: Counts | None) -> Counts | None:
