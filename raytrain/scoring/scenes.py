@@ -54,10 +54,9 @@ class Counts(Settings):
 
 
 class BlockRecord(Settings):
-    """A finished block: the hash of each layer, and what its mask counts."""
+    """A finished block: the hash of each layer."""
 
     layers: dict[Kind, str]
-    counts: Counts
 
 
 @dataclass(frozen=True)
@@ -110,12 +109,12 @@ def score_block(scene: SceneSource, block: Region, work: Work) -> None:
     """Score a block of a scene; its layers stand at the destination, and are recorded, when this returns."""
     folder = _blocks_uri(scene, work)
     with opened(scene, work) as source, tempfile.TemporaryDirectory(prefix="raytrain-") as temporary:
-        paths, counts = _write_layers(source, block, work, Path(temporary))
+        paths, _ = _write_layers(source, block, work, Path(temporary))
         hashes = {}
         for kind, path in paths.items():
             hashes[kind] = _sha256(path)
             storage.write_file(storage.join(folder, f"{_block_name(block)}-{kind}.tif"), path)
-    record = BlockRecord(layers=hashes, counts=counts)
+    record = BlockRecord(layers=hashes)
     storage.write_bytes(storage.join(folder, f"{_block_name(block)}.json"), record.model_dump_json().encode())
 
 
@@ -130,7 +129,7 @@ def score_whole(source: OpenScene, work: Work) -> Record:
 def assemble(scene: SceneSource, blocks: Sequence[Region], work: Work) -> Record:
     """Put the layers of a scene together from its blocks and return its record; its outputs stand then.
 
-    Raises `FileNotFoundError` if a block is gone; the blocks are removed by `remove_blocks`, once the record stands.
+    Raises `FileNotFoundError` if a block is gone or damaged; the blocks are removed by `remove_blocks`, once the record stands.
     """
     folder = _blocks_uri(scene, work)
     with opened(scene, work) as source, tempfile.TemporaryDirectory(prefix="raytrain-") as temporary:
@@ -143,7 +142,7 @@ def assemble(scene: SceneSource, blocks: Sequence[Region], work: Work) -> Record
             for block in blocks:
                 for kind, target in targets.items():
                     piece = Path(temporary) / "piece.tif"
-                    _fetch(storage.join(folder, f"{_block_name(block)}-{kind}.tif"), piece)
+                    _fetch(folder, block, kind, piece)
                     counts = _copy(piece, block, target, counts if kind == "mask" else None) or counts
         return _finish(source, paths, counts, work)
 
@@ -179,10 +178,17 @@ def _striped(path: Path, kind: Kind, source: OpenScene, work: Work, region: Regi
     return create_striped(path, work.layers.layer(kind), height, width, *source.reader.georeference.of_rasterio())
 
 
-def _fetch(uri: str, target: Path) -> None:
-    """Copy an object into a local file, piece by piece: the layer of a block may be larger than memory."""
+def _fetch(folder: str, block: Region, kind: Kind, target: Path) -> None:
+    """Copy a layer of a block into a local file, piece by piece: it may be larger than memory.
+
+    One that is not what the block's record says is to be done again: raises `FileNotFoundError`.
+    """
+    uri, record_uri = (storage.join(folder, f"{_block_name(block)}{end}") for end in (f"-{kind}.tif", ".json"))
     with storage.open_ranged(uri) as source, target.open("wb") as file:
         shutil.copyfileobj(source, file, storage.ranged.BLOCK_BYTES)
+    if _sha256(target) != BlockRecord.model_validate_json(storage.read_bytes(record_uri)).layers.get(kind):
+        storage.remove(record_uri)
+        raise FileNotFoundError(f"{uri}: damaged, not what its record says; the block is done again")
 
 
 def _copy(piece: Path, block: Region, target: Any, counts: Counts | None) -> Counts | None:

@@ -203,6 +203,25 @@ def test_blocks_that_stand_are_not_done_again_and_those_of_other_work_are(tmp_pa
     assert perform(Unit(kind="scene", scene=changed), work).missing == blocks
 
 
+def test_damaged_block_is_done_again_and_changes_nothing(tmp_path: Path) -> None:
+    write_scene(tmp_path / "in" / "s.tif", noise(600, 600))
+    settings = change(SETTINGS, {**LARGE_WINDOWS, "block_px": 512})
+    score(tmp_path / "in", work_at(tmp_path / "whole", settings))
+    work = work_at(tmp_path / "out", settings)
+    (scene,) = scenes_of(tmp_path / "in")
+    blocks = perform(Unit(kind="scene", scene=scene), work).blocks
+    for block in blocks:
+        perform(Unit(kind="block", scene=scene, regions=(block,)), work)
+    (layer,) = (tmp_path / "out" / "blocks").rglob("0-512-mask.tif")
+    layer.write_bytes(layer.read_bytes()[:-1] + b"x")
+    assembly = Unit(kind="assembly", scene=scene, regions=blocks)
+    with pytest.raises(FileNotFoundError, match=r"0-512-mask\.tif: damaged"):
+        perform(assembly, work)
+    assert perform(assembly, work).missing == (blocks[1],)
+    score(tmp_path / "in", work)
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
+
+
 def test_scene_of_no_data_is_all_255_and_asks_no_net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_scene(tmp_path / "in" / "s.tif", np.zeros((4, 100, 100), np.uint16))
     monkeypatch.setattr(Neighbours, "forward", None)
