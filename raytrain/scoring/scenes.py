@@ -129,7 +129,7 @@ def score_whole(source: OpenScene, work: Work) -> Record:
 def assemble(scene: SceneSource, blocks: Sequence[Region], work: Work) -> Record:
     """Put the layers of a scene together from its blocks and return its record; its outputs stand then.
 
-    Raises `FileNotFoundError` if a block is gone or damaged; the blocks are removed by `remove_blocks`, once the record stands.
+    Raises `FileNotFoundError` if a block is gone or damaged. `remove_blocks` removes them, once the record stands.
     """
     folder = _blocks_uri(scene, work)
     with opened(scene, work) as source, tempfile.TemporaryDirectory(prefix="raytrain-") as temporary:

@@ -1,0 +1,68 @@
+"""The straightforward way to an ensemble's probability, to measure ours against, and random nets fit to be measured.
+
+Straightforward: every member and each flip in turn, read and normalised for each, float32, one chip at a time, by the
+net as it was trained. Must not know how ours does it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from raytrain.config import MemberSettings
+from raytrain.imagery.normalisation import normalise, scale_of
+from raytrain.recipes import members
+from raytrain.tiles.archive import Chip, read_chip
+from raytrain.training.models import build_model
+
+Members = Sequence[tuple[MemberSettings, nn.Module]]
+
+
+def straightforward(chip: Chip, nets: Members) -> NDArray[np.float32]:
+    """Return the mean probability `[H, W] float32` of a chip over members and flips."""
+    total: NDArray[np.float32] | None = None
+    for member, net in nets:
+        for flip in (False, True):
+            raster = read_chip(chip.chip_id, {band: chip.bands[band] for band in member.bands})
+            scale = scale_of(raster.pixels, raster.valid, member.bands, member.normalisation)
+            image = torch.from_numpy(normalise(raster.pixels, raster.valid, scale))[None]
+            with torch.no_grad():
+                probability = torch.sigmoid(net(image.flip(-1) if flip else image))
+            found = (probability.flip(-1) if flip else probability)[0, 0].numpy()
+            total = found if total is None else total + found
+    assert total is not None, "there is a member"
+    return total / np.float32(2 * len(nets))
+
+
+def random_nets(names: tuple[str, ...], chips: Sequence[Chip]) -> list[tuple[MemberSettings, nn.Module]]:
+    """Return members with random weights whose maps stay of the size of those of trained ones.
+
+    The statistics of batch normalisation are those of `chips`, and logits have a deviation of 3 around 0: else values
+    run off, over the layers, to where rounding alone decides.
+    """
+    nets = []
+    for member in members(names):
+        torch.manual_seed(0)
+        net = build_model(member, with_encoder_weights=False).train()
+        for module in net.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = None  # the mean over all passes
+        images = torch.stack([_image(chip, member) for chip in chips])
+        with torch.no_grad():
+            net(images)
+            logits = net.eval()(images)
+            head = net.segmentation_head[0]
+            head.weight *= 3 / logits.std()
+            head.bias -= 3 * logits.mean() / logits.std()
+        nets.append((member, net))
+    return nets
+
+
+def _image(chip: Chip, member: MemberSettings) -> torch.Tensor:
+    raster = read_chip(chip.chip_id, {band: chip.bands[band] for band in member.bands})
+    scale = scale_of(raster.pixels, raster.valid, member.bands, member.normalisation)
+    return torch.from_numpy(normalise(raster.pixels, raster.valid, scale))
