@@ -2,7 +2,8 @@
 
     python -m tests.bench.score ensemble [--members all] [--runs 5]
     python -m tests.bench.score agreement --ensemble URI --archive DIR
-    python -m tests.bench.score peer --ensemble URI
+    python -m tests.bench.score peer
+    python -m tests.bench.score pipeline [--with-ray]
 
 `--machine NAME` writes the tables to infra/benchmarks, too. Figures of a busy machine mislead: what is compared is run
 in turn, and ratios and medians count.
@@ -12,9 +13,9 @@ from __future__ import annotations
 
 import argparse
 
-from tests.bench import score_agreement, score_ensemble, score_peer
+from tests.bench import score_agreement, score_ensemble, score_peer, score_pipeline
 
-PARTS = {"ensemble": score_ensemble, "agreement": score_agreement, "peer": score_peer}
+PARTS = {"ensemble": score_ensemble, "agreement": score_agreement, "peer": score_peer, "pipeline": score_pipeline}
 """Each has `DOC`, `add_options(parser)` and `main(options)`."""
 
 
