@@ -82,14 +82,14 @@ class Score(ClusterCommand):
         """Print what there is to do and what it takes."""
         from raytrain.cluster.score_plan import plan_score
 
-        with narrator.step(f"plan: {job.src}"):
+        with narrator.step(f"plan: {storage.shown(job.src)}"):
             plan = plan_score(job, self._cluster)
         narrator.problems(plan.problems, consequence="can't be scored")
         rows = [[name, value] for name, value in plan.lines()]
         if self.json_output:
             self._print(plan.as_json(), [])
         else:
-            print_table(f"To score {job.src}", ["", ""], rows)
+            print_table(f"To score {storage.shown(job.src)}", ["", ""], rows)
         return EXIT_DATA_WRONG if plan.problems else EXIT_DONE
 
     def uris(self) -> list[str]:

@@ -6,6 +6,7 @@ destination, and the same command does the rest.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -89,37 +90,46 @@ def score(job: ScoreJob, cluster: session.Cluster, on_progress: OnProgress | Non
     if job.src == job.dst:
         raise ConfigError(f"{job.dst}: the source itself; choose another destination")
     check_destination(job.dst, scoring, (name for name, _ in storage.walk(job.dst)))
-    with session.joined(cluster, [job.src, job.dst, job.ensemble]):
+    joined = session.joined(cluster, [job.src, job.dst, job.ensemble])
+    with contextlib.ExitStack() as stack:
+        if cluster.address != session.LOCAL:  # on several nodes a local path is refused before anything is written
+            stack.enter_context(joined)
         ledger.compact(job.dst)
         known = ledger.Known(job.dst, scoring.digest(), ledger.Standing(name for name, _ in storage.walk(job.dst)))
         listing = Listing(job.src, job.dst, manifest.bands, job.settings, job.selection, known)
         is_open = is_started(job.dst)
         total = write_plan(job.dst, listing.units())
-        if total:
-            claim_destination(job.dst, scoring)
-            start(job.dst)
         schedule = Schedule(read_parts(job.dst), total, job.max_failures)
         books = _Books(job.dst, schedule, on_progress)
         try:
             for problem in listing.problems:
                 schedule.add(Casualty(problem, in_data=True))
-            room, begin = partial(actors_at_once, job.settings.threads), partial(start_actor, job, scoring, manifest)
-            Pool(begin, room).run(schedule, books.add)
+            if total:
+                if cluster.address == session.LOCAL:  # it takes seconds to start, and may not be needed
+                    stack.enter_context(joined)
+                claim_destination(job.dst, scoring)
+                start(job.dst)
+                _run(job, scoring, manifest, schedule, books)
         finally:
             books.roll()
             books.write_casualties()
         if total or is_open or schedule.casualties:
             books.close(scoring)
-        return ScoreReport(
-            num_masks=listing.num_done + schedule.num_finished,
-            num_skipped=listing.num_done,
-            problems=[
-                DataError(each.problem.item_id, each.problem.found) for each in schedule.casualties if each.in_data
-            ],
-            unfinished={each.problem.item_id: each.problem.found for each in schedule.casualties if not each.in_data},
-            notes=dict(books.notes),
-            rate=books.rate,
-        )
+    casualties = schedule.casualties
+    return ScoreReport(
+        num_masks=listing.num_done + schedule.num_finished,
+        num_skipped=listing.num_done,
+        problems=[DataError(each.problem.item_id, each.problem.found) for each in casualties if each.in_data],
+        unfinished={each.problem.item_id: each.problem.found for each in casualties if not each.in_data},
+        notes=dict(books.notes),
+        rate=books.rate,
+    )
+
+
+def _run(job: ScoreJob, scoring: Scoring, manifest: EnsembleManifest, schedule: Schedule, books: _Books) -> None:
+    """Do all units of `schedule` on the cluster."""
+    room, begin = partial(actors_at_once, job.settings.threads), partial(start_actor, job, scoring, manifest)
+    Pool(begin, room).run(schedule, books.add)
 
 
 def scoring_of(job: ScoreJob) -> tuple[EnsembleManifest, Scoring]:
@@ -152,7 +162,7 @@ class _Books:
         self._num_rolled = 0
         self.notes: Counter[str] = Counter()
         self.rate = Rate()
-        self._gauges = ScoringGauges(destination)
+        self._gauges: ScoringGauges | None = None
 
     def add(self, task: Task, text: str, where: dict[str, Any]) -> None:
         """Note what came of a task, in the schedule and in the books."""
@@ -177,6 +187,7 @@ class _Books:
             self.roll()
         self._schedule.finished(task, answer)
         progress = self._schedule.progress(self.rate)
+        self._gauges = self._gauges or ScoringGauges(self._destination)  # where Ray runs
         self._gauges.set(progress)
         if self._on_progress is not None:
             self._on_progress(progress)
