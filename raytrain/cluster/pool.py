@@ -116,11 +116,10 @@ class Pool:
                 ray.kill(actor.handle)
 
     def _grow(self, schedule: Schedule) -> None:
-        wanted = min(self._room(), schedule.most_workers)
+        wanted, nodes, now = min(self._room(), schedule.most_workers), session.alive_nodes(), time.monotonic()
         while len(self._actors) < max(1, wanted):
             handle = self._start()
-            now = time.monotonic()
-            self._actors.append(_Actor(handle, handle.ready.remote(), now, now, session.alive_nodes()))
+            self._actors.append(_Actor(handle, handle.ready.remote(), now, now, nodes))
 
     def _hand_out(self, schedule: Schedule) -> None:
         """Give each actor that is ready what it may have; those with the least first."""

@@ -28,6 +28,7 @@ from raytrain import storage
 from raytrain.imagery import synth
 from raytrain.scoring import ledger
 from tests.bench.record import Table, keep_tables
+from tests.chaos.trace import WhenImported
 from tests.chaos.trainings import LIMIT_S
 from tests.making import make_ensemble
 from tests.multinode.lab import BUCKET, ENDED, Lab
@@ -43,6 +44,9 @@ NODES = 3
 OUTAGE_S = 15.0
 SLOW_S = 0.3
 JITTER_S = 1.0
+TURN, PERFORM = "RAYTRAIN_HOG_TURN", "raytrain.scoring.perform"
+ROOM_BYTES, PIECE_BYTES = 6 * 2**30, 2**28
+"""What may be taken on the machine beyond what it uses before the lab is there, and in which pieces it is taken."""
 POLL_S = 0.02
 WRITES = ("PUT", "POST", "DELETE")
 OF_THE_RUN = ("plan/", "blocks/", "ledger/new/", "ledger/rolled/")
@@ -83,7 +87,7 @@ class Fault:
 
     It comes while units are done or, if it may come `anytime`, also before and after. Where the job does not outlive it
     (`ends_job`), the same command is submitted once more, at once. `blames`: a unit may be held to have brought its
-    actor down.
+    actor down. `hook` runs in each worker of the job. It comes before the part `latest` of what units write.
     """
 
     happen: Callable[[Lab, random.Random], str]
@@ -91,6 +95,8 @@ class Fault:
     anytime: bool = False
     ends_job: bool = False
     blames: bool = False
+    hook: str | None = None
+    latest: float = 0.9
 
 
 def kill_worker(lab: Lab, chance: random.Random) -> str:
@@ -100,12 +106,19 @@ def kill_worker(lab: Lab, chance: random.Random) -> str:
     return f"an actor on node {lab.node_of(pid)}"
 
 
-def kill_node(lab: Lab, chance: random.Random) -> str:
-    """Lose a node with an actor that scores, for good or until another takes its place at once."""
+def lose_node(lab: Lab, chance: random.Random) -> str:
+    """Lose a node with an actor that scores, until the end of the scoring."""
     node = lab.node_of(chance.choice(scorers(lab)))
     lab.kill(node)
+    return f"node {node}, for good"
+
+
+def kill_node(lab: Lab, chance: random.Random) -> str:
+    """Lose a node with an actor that scores, for good or until another takes its place at once."""
     if chance.random() < 0.5:
-        return f"node {node}, for good"
+        return lose_node(lab, chance)
+    node = lab.node_of(chance.choice(scorers(lab)))
+    lab.kill(node)
     lab.bring_back(node)
     return f"node {node}, back at once"
 
@@ -137,12 +150,53 @@ def quicken(lab: Lab) -> None:
     lab.store.latency_s = 0.0
 
 
+def hog(lab: Lab, chance: random.Random) -> str:
+    """Let the actor that begins the next unit take all memory that its node may."""
+    turn = lab.folder / TURN
+    turn.touch()
+    deadline = time.monotonic() + LIMIT_S
+    while turn.exists() and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+    return "no actor" if turn.exists() else "an actor that takes all memory"
+
+
+def install() -> None:
+    """Let an actor of this worker take a turn to hog memory (a `worker_process_setup_hook`)."""
+    if os.environ.get(TURN) and PERFORM not in sys.modules:
+        sys.meta_path.insert(0, WhenImported(_watch, PERFORM))
+
+
+def _watch(module: Any) -> None:
+    perform = module.perform
+
+    def hogging(unit: Any, work: Any) -> Any:
+        with contextlib.suppress(FileNotFoundError):
+            Path(os.environ[TURN]).unlink()  # one can
+            held = []
+            while len(held) * PIECE_BYTES < 2 * ROOM_BYTES:
+                held.append(b"\1" * PIECE_BYTES)
+                time.sleep(0.05)
+            time.sleep(60)  # until Ray's monitor has seen it
+        return perform(unit, work)
+
+    module.perform = hogging
+
+
+def memory_limits() -> dict[str, str]:
+    """Return what lets Ray end an actor once `ROOM_BYTES` more are taken on this machine than now."""
+    lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+    memory = {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines}
+    limit = (memory["MemTotal"] - memory["MemAvailable"] + ROOM_BYTES) / memory["MemTotal"]
+    return {"RAY_memory_usage_threshold": f"{limit:.3f}", "RAY_memory_monitor_refresh_ms": "100"}
+
+
 FAULTS = {
     "worker": Fault(kill_worker, blames=True),
     "node": Fault(kill_node, Lab.repair),
     "driver": Fault(kill_driver, anytime=True, ends_job=True),
     "outage": Fault(outage, anytime=True),
     "slow": Fault(slow, quicken, anytime=True),
+    "memory": Fault(hog, blames=True, hook="tests.chaos.scorings.install", latest=0.4),
 }
 
 
@@ -189,7 +243,9 @@ def score(
     lab.repair()
     first, begun = len(lab.store.requests), time.monotonic()
     command = [archive.source, destination, "--ensemble", archive.ensemble, "--set", *SETTINGS]
-    job = lab.submit("score", *command)
+    hook = fault.hook if fault is not None else None
+    turn = {TURN: str(lab.folder / TURN)} if hook else {}
+    job = lab.submit("score", *command, hook=hook, environment=turn)
     struck = None
     try:
         if fault is not None:
@@ -228,12 +284,13 @@ def _strike(
 ) -> str:
     """Let the fault happen after a number of writes; return what it met. Raise RuntimeError if the job ends before."""
     of_units = [i for i, key in enumerate(like.writes) if _is_of_a_unit(key)]
-    moment = chance.randint(1, len(like.writes) - 1) if fault.anytime else chance.randint(of_units[0], of_units[-1])
+    first_write, last_write = of_units[0], of_units[int(fault.latest * (len(of_units) - 1))]
+    moment = chance.randint(1, len(like.writes) - 1) if fault.anytime else chance.randint(first_write, last_write)
     _until(lab, job, lambda: len(_writes(lab, first, destination)) >= moment)
     time.sleep(chance.uniform(0, JITTER_S))
-    if not fault.anytime:
-        _until(lab, job, lambda: bool(scorers(lab)))
-    met = fault.happen(lab, chance)
+    if not fault.anytime:  # an actor may be on its way
+        _until(lab, job, lambda: bool(scorers(lab)) or lab.job(job)["status"] in ENDED)
+    met = fault.happen(lab, chance) if fault.anytime or scorers(lab) else "nothing: it was over"
     return f"{met}; write {moment} of {len(like.writes)}"
 
 
@@ -288,6 +345,8 @@ def store_of(lab: Lab) -> Iterator[None]:
 def problems(archive: Archive, outcome: Outcome, reference: Outcome, fault: Fault | None = None) -> list[str]:
     """Return what is wrong with a scoring, where it should have left what the reference did."""
     found = []
+    if fault is not None and fault.hook and "out of memory on a node" not in outcome.log:
+        found.append("no actor was told to be out of memory")
     if outcome.exit_code != 0:
         found.append(f"exit code {outcome.exit_code}: {outcome.log[-3000:]}")
     ours, theirs = outcome.objects, reference.objects
@@ -332,7 +391,8 @@ def main(options: list[str]) -> int:
     chosen = parser.parse_args(options)
     rows: list[list[str]] = []
     wrong: list[str] = []
-    with Lab(workers=NODES) as lab, tempfile.TemporaryDirectory() as folder:
+    variables = memory_limits() if "memory" in chosen.fault else {}
+    with Lab(workers=NODES, variables=variables) as lab, tempfile.TemporaryDirectory() as folder:
         archives = {"scenes": make_scenes(lab, Path(folder)), "chips": make_chips(lab, Path(folder))}
         references = {kind: score(archive, kind) for kind, archive in archives.items()}
         for kind, reference in references.items():

@@ -203,13 +203,13 @@ def install() -> None:
 
 
 class WhenImported:
-    """Finds the loop's module as it is found otherwise, and hands it to `watch` as soon as it is there."""
+    """Finds a module, the loop's, as it is found otherwise, and hands it to `watch` as soon as it is there."""
 
-    def __init__(self, watch: Callable[[Any], None]) -> None:
-        self._watch = watch
+    def __init__(self, watch: Callable[[Any], None], module: str = LOOP) -> None:
+        self._watch, self._module = watch, module
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        if name != LOOP:
+        if name != self._module:
             return None
         sys.meta_path.remove(self)  # type: ignore[arg-type]  # or it would find itself
         spec = importlib.util.find_spec(name)

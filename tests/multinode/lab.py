@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from itertools import filterfalse
 from pathlib import Path
@@ -55,11 +55,15 @@ HEALTH_CHECKS = {
 
 
 class Lab:
-    """A cluster with `workers` nodes of `cpus` CPUs beside its head, in a `with`; at its end nothing is left of it."""
+    """A cluster with `workers` nodes of `cpus` CPUs beside its head, in a `with`; at its end nothing is left of it.
 
-    def __init__(self, workers: int = 2, cpus: int = 1) -> None:
+    `variables` are of Ray, in the environment of the nodes.
+    """
+
+    def __init__(self, workers: int = 2, cpus: int = 1, variables: Mapping[str, str] | None = None) -> None:
         self.workers = range(1, workers + 1)
         self._cpus = cpus
+        self._variables = dict(variables or {})
         self._stack = ExitStack()
         self._nodes: dict[int, subprocess.Popen[bytes]] = {}
 
@@ -296,7 +300,7 @@ class Lab:
         with (self.folder / f"node-{node}.log").open("ab") as log:
             self._nodes[node] = subprocess.Popen(
                 [*self.network.inside(node), "bash", "-c", NODE, "node", *command],
-                env=self._environment | own | (HEALTH_CHECKS if node == 0 else {}),
+                env=self._environment | own | (HEALTH_CHECKS if node == 0 else {}) | self._variables,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -140,6 +140,33 @@ def test_lost_node_is_nobodys_fault_however_often() -> None:
     assert plan.is_over
 
 
+def test_block_of_a_lost_node_comes_before_further_scenes() -> None:
+    plan = schedule([scene("large"), scene("next")])
+    blocks = blocks_of(1000, 1000, 512)
+    plan.finished(taken(plan), Answer(blocks=blocks, missing=blocks))
+    lost = [taken(plan) for _ in blocks][1]
+    assert taken(plan).unit.item_ids == ("next",)
+    plan.lost(lost, "the node is gone", by_itself=False)
+    plan.parts = iter([[scene("further")]])
+    assert taken(plan) is lost
+
+
+def test_assembly_that_finds_blocks_gone_comes_again_after_them() -> None:
+    plan = schedule([scene("large")])
+    blocks = blocks_of(1000, 1000, 512)
+    plan.finished(taken(plan), Answer(blocks=blocks))
+    plan.finished(taken(plan), Answer(blocks=blocks, missing=blocks[:1]))
+    block = taken(plan)
+    assert (block.unit.kind, block.unit.regions) == ("block", blocks[:1])
+    assert plan.take(alone=True) is None
+    plan.finished(block, Answer())
+    assembly = taken(plan)
+    assert (assembly.unit.kind, assembly.unit.regions) == ("assembly", blocks)
+    plan.finished(assembly, answer(assembly.unit))
+    assert plan.is_over
+    assert (plan.num_done, plan.num_finished) == (1, 1)
+
+
 def test_scene_in_blocks_is_put_together_after_the_last_and_before_the_next_scene() -> None:
     plan = schedule([scene("large"), scene("next")])
     blocks = blocks_of(2000, 1000, 512)
