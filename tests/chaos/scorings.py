@@ -43,7 +43,7 @@ NODES = 3
 """With a CPU each: two actors, and a node to go to."""
 OUTAGE_S = 15.0
 SLOW_S = 0.3
-JITTER_S = 1.0
+JITTER_S = 0.3
 TURN, PERFORM = "RAYTRAIN_HOG_TURN", "raytrain.scoring.perform"
 ROOM_BYTES, PIECE_BYTES = 6 * 2**30, 2**28
 """What may be taken on the machine beyond what it uses before the lab is there, and in which pieces it is taken."""
@@ -96,7 +96,7 @@ class Fault:
     ends_job: bool = False
     blames: bool = False
     hook: str | None = None
-    latest: float = 0.9
+    latest: float = 0.8
 
 
 def kill_worker(lab: Lab, chance: random.Random) -> str:
@@ -250,7 +250,7 @@ def score(
     try:
         if fault is not None:
             assert like is not None
-            struck = _strike(lab, job, fault, random.Random(f"{name}-{seed}"), first, destination, like)
+            struck = _strike(lab, job, fault, random.Random(f"{seed} of {name}"), first, destination, like)
             if fault.ends_job:
                 job = lab.submit("score", *command)
         found = lab.wait(job, LIMIT_S)

@@ -12,19 +12,12 @@ import pytest
 from raytrain import storage
 from raytrain.config import change
 from raytrain.imagery.scene_files import BandFile, SceneSource
-from raytrain.scoring.ahead import OneThread
 from raytrain.scoring.perform import perform
 from raytrain.scoring.plan import PLAN, STARTED, is_started, remove_plan, start, write_plan
 from raytrain.scoring.scenes import missing_blocks
 from raytrain.scoring.units import Unit
 from raytrain.storage import objects
 from tests.unit.test_perform import LARGE_WINDOWS, SETTINGS, do_all, files_of, noise, scenes_of, work_at, write_scene
-
-
-@pytest.fixture
-def thread() -> Iterator[OneThread]:
-    with OneThread("nets") as one:
-        yield one
 
 
 class Death(Exception):
@@ -62,13 +55,13 @@ def deaths(times: Callable[[int], list[str]]) -> int:
 
 
 @pytest.mark.parametrize("by", ["the same run", "the next run"])
-def test_assembly_that_dies_anywhere_is_brought_to_the_same_end(tmp_path: Path, thread: OneThread, by: str) -> None:
+def test_assembly_that_dies_anywhere_is_brought_to_the_same_end(tmp_path: Path, by: str) -> None:
     write_scene(tmp_path / "in" / "s.tif", noise(64, 520))
     settings = change(SETTINGS, {**LARGE_WINDOWS, "block_px": 512})
     (scene,) = scenes_of(tmp_path / "in")
     whole = Unit(kind="scene", scene=scene)
-    do_all([whole], work_at(tmp_path / "reference", thread, settings))
-    before = work_at(tmp_path / "before", thread, settings)
+    do_all([whole], work_at(tmp_path / "reference", settings))
+    before = work_at(tmp_path / "before", settings)
     regions = perform(whole, before).blocks
     for region in regions:
         perform(Unit(kind="block", scene=scene, regions=(region,)), before)
@@ -76,7 +69,7 @@ def test_assembly_that_dies_anywhere_is_brought_to_the_same_end(tmp_path: Path, 
 
     def die_and_go_on(number: int) -> list[str]:
         out = Path(shutil.copytree(tmp_path / "before", tmp_path / by / str(number)))
-        work = work_at(out, thread, settings)
+        work = work_at(out, settings)
         with dying_before(number) as done:
             perform(assembly, work)
         do_all([assembly if by == "the same run" else whole], work)
@@ -88,9 +81,9 @@ def test_assembly_that_dies_anywhere_is_brought_to_the_same_end(tmp_path: Path, 
     assert deaths(die_and_go_on) == 3 + 2 * 2
 
 
-def test_assembly_that_is_recorded_needs_its_blocks_no_more(tmp_path: Path, thread: OneThread) -> None:
+def test_assembly_that_is_recorded_needs_its_blocks_no_more(tmp_path: Path) -> None:
     write_scene(tmp_path / "in" / "s.tif", noise(64, 520))
-    work = work_at(tmp_path / "out", thread, change(SETTINGS, {**LARGE_WINDOWS, "block_px": 512}))
+    work = work_at(tmp_path / "out", change(SETTINGS, {**LARGE_WINDOWS, "block_px": 512}))
     (scene,) = scenes_of(tmp_path / "in")
     whole = Unit(kind="scene", scene=scene)
     regions = perform(whole, work).blocks
@@ -102,9 +95,9 @@ def test_assembly_that_is_recorded_needs_its_blocks_no_more(tmp_path: Path, thre
     assert missing_blocks(scene, regions, work) == ()
 
 
-def test_block_with_a_layer_gone_is_missing(tmp_path: Path, thread: OneThread) -> None:
+def test_block_with_a_layer_gone_is_missing(tmp_path: Path) -> None:
     write_scene(tmp_path / "in" / "s.tif", noise(64, 520))
-    work = work_at(tmp_path / "out", thread, change(SETTINGS, {**LARGE_WINDOWS, "block_px": 512}))
+    work = work_at(tmp_path / "out", change(SETTINGS, {**LARGE_WINDOWS, "block_px": 512}))
     (scene,) = scenes_of(tmp_path / "in")
     regions = perform(Unit(kind="scene", scene=scene), work).blocks
     for region in regions:
