@@ -219,7 +219,6 @@ class ScoreSettings(Settings):
     """What a mask depends on besides the ensemble and the source, and what else is made; recorded with the outputs.
 
     `windows_per_pass` is for a GPU; a CPU takes one window at a time, and `threads` passes side by side. `precision`
-    `windows_per_pass` is for a GPU; a CPU takes one window at a time, and `threads` passes side by side. `precision`
     `auto` is for speed: bfloat16 on a GPU or CPU that computes in it by itself, float16 on another GPU, float32 on
     another CPU. It moves pixels near the threshold, and on machines of several kinds not the same ones. `compile` has
     torch compile each net for windows of `window_px`, which takes minutes at the start. A scene with a side above
