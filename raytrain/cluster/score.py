@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import itertools
 import json
 import time
 import uuid
@@ -26,10 +27,10 @@ from raytrain.cluster.pool import UNITS_IN_FLIGHT, Pool, actors_at_once, cpus_ea
 from raytrain.cluster.scorer import Scorer
 from raytrain.cluster.tracking import ScoringGauges
 from raytrain.config import ScoreSettings, Settings
-from raytrain.errors import ConfigError, DataError
+from raytrain.errors import DataError
 from raytrain.scoring import ledger
 from raytrain.scoring.catalogue import write_catalogue
-from raytrain.scoring.destination import Scoring, check_destination, claim_destination
+from raytrain.scoring.destination import Scoring, check_destination, check_source, claim_destination
 from raytrain.scoring.manifest import EnsembleManifest, read_manifest
 from raytrain.scoring.plan import is_started, read_parts, remove_plan, start, write_plan
 from raytrain.scoring.planning import Listing
@@ -87,19 +88,18 @@ def score(job: ScoreJob, cluster: session.Cluster, on_progress: OnProgress | Non
     outputs of other work, `TooManyFailures` past the limit, `WorkNotFinished` where the cluster can't go on.
     """
     manifest, scoring = scoring_of(job)
-    if job.src == job.dst:
-        raise ConfigError(f"{job.dst}: the source itself; choose another destination")
+    check_source(job.src, job.dst)
     check_destination(job.dst, scoring, (name for name, _ in storage.walk(job.dst)))
     joined = session.joined(cluster, [job.src, job.dst, job.ensemble])
     with contextlib.ExitStack() as stack:
         if cluster.address != session.LOCAL:  # on several nodes a local path is refused before anything is written
             stack.enter_context(joined)
         ledger.compact(job.dst)
-        known = ledger.Known(job.dst, scoring.digest(), ledger.Standing(name for name, _ in storage.walk(job.dst)))
+        known = ledger.Known(job.dst, scoring.digest(), ledger.standing_at(job.dst))
         listing = Listing(job.src, job.dst, manifest.bands, job.settings, job.selection, known)
-        is_open = is_started(job.dst)
-        total = write_plan(job.dst, listing.units())
-        schedule = Schedule(read_parts(job.dst), total, job.max_failures)
+        is_open, run = is_started(job.dst), uuid.uuid4().hex[:8]
+        total = _plan(job, scoring, listing, run)
+        schedule = Schedule(read_parts(job.dst, run, total), total, job.max_failures)
         books = _Books(job.dst, schedule, on_progress)
         try:
             for problem in listing.problems:
@@ -107,14 +107,12 @@ def score(job: ScoreJob, cluster: session.Cluster, on_progress: OnProgress | Non
             if total:
                 if cluster.address == session.LOCAL:  # it takes seconds to start, and may not be needed
                     stack.enter_context(joined)
-                claim_destination(job.dst, scoring)
-                start(job.dst)
                 _run(job, scoring, manifest, schedule, books)
         finally:
             books.roll()
             books.write_casualties()
         if total or is_open or schedule.casualties:
-            books.close(scoring)
+            books.close(scoring, listing)
     casualties = schedule.casualties
     return ScoreReport(
         num_masks=listing.num_done + schedule.num_finished,
@@ -124,6 +122,17 @@ def score(job: ScoreJob, cluster: session.Cluster, on_progress: OnProgress | Non
         notes=dict(books.notes),
         rate=books.rate,
     )
+
+
+def _plan(job: ScoreJob, scoring: Scoring, listing: Listing, run: str) -> int:
+    """Write the plan of what is to be done, if there is anything, to a destination that is ours; return its units."""
+    units = listing.units()
+    first = next(units, None)
+    if first is None:
+        return 0
+    claim_destination(job.dst, scoring)
+    start(job.dst)
+    return write_plan(job.dst, run, itertools.chain([first], units))
 
 
 def _run(job: ScoreJob, scoring: Scoring, manifest: EnsembleManifest, schedule: Schedule, books: _Books) -> None:
@@ -217,14 +226,28 @@ class _Books:
             writer.writerow(row)
         storage.write_bytes(target, text.getvalue().encode())
 
-    def close(self, scoring: Scoring) -> None:
+    def close(self, scoring: Scoring, listing: Listing) -> None:
         """Bring the ledger into its canonical form and write the catalogue of it; nothing else is left of the run."""
-        bad = (each.problem.item_id for each in self._schedule.casualties if each.in_data)
-        gone = {item_id for item_id in bad if storage.is_plain_name(item_id)}
+        gone = self._gone(listing)
         for item_id in gone:
             remove_outputs(self._destination, item_id)
         ledger.compact(self._destination, dropped=gone)
+        for record in ledger.records_of(self._destination, listing.redone):
+            remove_outputs(self._destination, record.item_id, but=record.outputs)
         write_catalogue(self._destination, scoring)
         if not self._schedule.casualties:
             storage.remove_below(storage.join(self._destination, BLOCKS), persistent=True)
         remove_plan(self._destination)  # last: a driver that is lost before it closes the books again
+
+    def _gone(self, listing: Listing) -> set[str]:
+        """Return the ids of items that can't be scored, by what is wrong with their data.
+
+        What a listing finds wrong may bear the id of another item, with which nothing is.
+        """
+        bad = {each.problem.item_id for each in self._schedule.casualties if each.in_data}
+        only_listed = {problem.item_id for problem in listing.problems}
+        return {
+            item_id
+            for item_id in bad
+            if storage.is_plain_name(item_id) and (item_id not in only_listed or item_id not in listing.good)
+        }

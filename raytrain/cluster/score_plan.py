@@ -74,7 +74,7 @@ def plan_score(job: ScoreJob, cluster: session.Cluster) -> ScorePlan:
     manifest, scoring = scoring_of(job)
     check_destination(job.dst, scoring, (name for name, _ in storage.walk(job.dst)))
     with session.joined(cluster, [job.src, job.dst, job.ensemble]):
-        known = ledger.Known(job.dst, scoring.digest(), ledger.Standing(name for name, _ in storage.walk(job.dst)))
+        known = ledger.Known(job.dst, scoring.digest(), ledger.standing_at(job.dst))
         listing = Listing(job.src, job.dst, manifest.bands, job.settings, job.selection, known)
         chosen = _Sampler()
         for unit in listing.units():

@@ -13,6 +13,20 @@ from raytrain.config import ScoreSettings, Settings, differences, parse
 from raytrain.errors import ConfigError
 
 SCORING_FILE = "scoring.json"
+OWN_NAMES = (
+    "blocks",
+    "casualties.csv",
+    "collection.json",
+    "disagreement",
+    "items.parquet",
+    "ledger",
+    "log",
+    "plan",
+    "probability",
+    SCORING_FILE,
+    "stac",
+)
+"""What scoring writes at a destination, beside masks: objects, and folders of objects."""
 SPEED_SETTINGS = ("block_px",)
 """May change when the work goes on: no output depends on them."""
 
@@ -35,20 +49,30 @@ class Scoring(Settings):
 def check_destination(uri: str, scoring: Scoring, names: Iterable[str]) -> None:
     """Raise `ConfigError` if `uri`, which holds the objects `names`, has outputs made with anything but `scoring`.
 
-    Rasters that came from elsewhere are no outputs, and are not overwritten either.
+    Nor may it hold what came from elsewhere and bears a name of ours: it would be overwritten, or removed.
     """
     found = read_scoring(uri)
-    if found is not None:
-        changed = _changes(found, scoring)
-        if changed and (masks := _masks(names)):
+    if found is None:
+        foreign = [name for name in names if _is_mask(name) or name.partition("/")[0] in OWN_NAMES]
+        if foreign:
             raise ConfigError(
-                f"{uri} holds {masks[1]} masks of other work ({'; '.join(changed)}); choose another destination"
+                f"{uri} holds {len(foreign)} files that are not ours (no {SCORING_FILE}) and would be overwritten, "
+                f"among them {foreign[0]}; choose another destination"
             )
-    elif masks := _masks(names):
-        raise ConfigError(
-            f"{uri} holds {masks[1]} .tif files that are no masks of ours (no {SCORING_FILE}), among them {masks[0]}; "
-            "choose another destination"
-        )
+    elif changed := _changes(found, scoring):
+        outputs = [name for name in names if _is_mask(name) or name.startswith("ledger/")]
+        if outputs:
+            raise ConfigError(
+                f"{uri} holds masks of other work ({'; '.join(changed)}), among them {outputs[0]}; "
+                "choose another destination"
+            )
+
+
+def check_source(source: str, uri: str) -> None:
+    """Raise `ConfigError` if the outputs at the destination `uri` would take the place of the source."""
+    below = source.removeprefix(f"{uri.rstrip('/')}/")
+    if source == uri or (below != source and (_is_mask(below) or below.partition("/")[0] in OWN_NAMES)):
+        raise ConfigError(f"{uri}: outputs would take the place of the source {source}; choose another destination")
 
 
 def claim_destination(uri: str, scoring: Scoring) -> None:
@@ -71,7 +95,5 @@ def _changes(found: Scoring, scoring: Scoring) -> list[str]:
     return [text for text in differences(found, scoring) if not text.startswith(ignored)]
 
 
-def _masks(names: Iterable[str]) -> tuple[str, int] | None:
-    """Return the first mask among the objects of a destination, and how many there are; None for none."""
-    masks = [name for name in names if name.endswith(".tif") and "/" not in name]
-    return (masks[0], len(masks)) if masks else None
+def _is_mask(name: str) -> bool:
+    return name.endswith(".tif") and "/" not in name

@@ -144,10 +144,18 @@ def read_records(uri: str) -> Iterator[Record]:
             yield from map(_record, batch.to_pylist())
 
 
+def records_of(uri: str, item_ids: Iterable[str]) -> Iterator[Record]:
+    """Yield the records of these ids, as far as the canonical tables have them."""
+    wanted = pa.array(sorted(item_ids), pa.string())
+    for digit in sorted({bucket_of(item_id) for item_id in wanted.to_pylist()}):
+        table = read_table(uri, digit)
+        yield from map(_record, table.filter(pc.is_in(table["item_id"], value_set=wanted)).to_pylist())
+
+
 class Known:
     """What a destination has records of: by id, what each was made from, and whether all of it still stands.
 
-    Holds 24 bytes a record. `num_done` counts those whose outputs stand, made with the settings asked for.
+    Holds 24 bytes a record. `num_done` counts those made with the settings asked for whose outputs stand, in their size.
     """
 
     def __init__(self, uri: str, settings_digest: str, standing: Standing) -> None:
@@ -160,6 +168,10 @@ class Known:
         """Tell whether all outputs of an item stand, made of a source of this identity."""
         at = self._at(item_id)
         return at is not None and int(self._identities[at]) == _hash(identity)
+
+    def has_record(self, item_id: str) -> bool:
+        """Tell whether there is a record of this id, of whatever it was made."""
+        return self._at(item_id) is not None
 
     def is_of_another(self, item_id: str, source_uri: str) -> bool:
         """Tell whether there is a record of this id that was made from another source."""
@@ -183,7 +195,9 @@ def _rows(uri: str, digit: str, settings_digest: str, standing: Standing) -> Ite
     table = read_table(uri, digit, _KNOWN_COLUMNS)
     for batch in table.to_batches(max_chunksize=65536):
         outputs = batch["outputs"]
-        gone = ~standing.has(outputs.flatten().field("key").to_pylist())
+        values = outputs.flatten()
+        keys, sizes = values.field("key").to_pylist(), values.field("num_bytes").to_pylist()
+        gone = ~standing.has(list(map(_sized, keys, sizes)))
         gone_before = np.concatenate([[0], np.cumsum(gone)])[outputs.offsets.to_numpy() - outputs.offsets[0].as_py()]
         ours = pc.equal(batch["settings_digest"], settings_digest).to_numpy(zero_copy_only=False)
         rows = np.stack([_hashes(batch[name].to_pylist()) for name in _KNOWN_COLUMNS[:3]])
@@ -191,8 +205,17 @@ def _rows(uri: str, digit: str, settings_digest: str, standing: Standing) -> Ite
         yield rows
 
 
+def standing_at(uri: str) -> Standing:
+    """Return the objects of the destination `uri` with their sizes, as one listing shows them."""
+    return Standing(_sized(name, info["size"]) for name, info in storage.walk(uri))
+
+
+def _sized(key: str, num_bytes: int) -> str:
+    return f"{key} {num_bytes}"
+
+
 class Standing:
-    """The keys of the objects of a destination, as one listing shows them; holds 8 bytes a key."""
+    """Names, at 8 bytes each: of a destination's objects, each with its size behind it."""
 
     def __init__(self, names: Iterable[str]) -> None:
         hashes = array("Q", (_hash(name) for name in names))
@@ -202,7 +225,7 @@ class Standing:
         return bool(self.has([name])[0])
 
     def has(self, names: Sequence[str]) -> NDArray[np.bool_]:
-        """Tell of each of `names` whether it is among the keys."""
+        """Tell of each of `names` whether it is among them."""
         wanted = _hashes(names)
         if not len(self._hashes):
             return np.zeros(len(wanted), bool)

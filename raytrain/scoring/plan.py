@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raytrain import storage
+from raytrain.errors import WorkNotFinished
 from raytrain.scoring.units import Unit
 
 PLAN, STARTED = "plan", "started"
@@ -18,8 +19,11 @@ UNITS_PER_PART = 1000
 _SCHEMA = pa.schema([("unit_id", pa.string()), ("unit", pa.string())])
 
 
-def write_plan(uri: str, units: Iterable[Unit]) -> int:
-    """Write the plan of the destination `uri`, in place of an older one, and return its number of units."""
+def write_plan(uri: str, run: str, units: Iterable[Unit]) -> int:
+    """Write the plan of the destination `uri`, in place of an older one, and return its number of units.
+
+    `run` names the plan, so that a command which reads an older one finds it gone, not changed.
+    """
     for name in storage.find(storage.join(uri, PLAN)):
         if name != STARTED:
             storage.remove(storage.join(uri, PLAN, name))
@@ -29,20 +33,24 @@ def write_plan(uri: str, units: Iterable[Unit]) -> int:
         batch.append(unit)
         count += 1
         if len(batch) == UNITS_PER_PART:
-            _write_part(uri, count // UNITS_PER_PART - 1, batch)
+            _write_part(uri, run, count // UNITS_PER_PART - 1, batch)
             batch = []
     if batch:
-        _write_part(uri, count // UNITS_PER_PART, batch)
+        _write_part(uri, run, count // UNITS_PER_PART, batch)
     return count
 
 
-def read_parts(uri: str) -> Iterator[list[Unit]]:
-    """Yield the units of each part of the plan."""
-    folder = storage.join(uri, PLAN)
-    for name in storage.find(folder):
-        if name == STARTED:
-            continue
-        table = pq.read_table(pa.BufferReader(storage.read_bytes(storage.join(folder, name))))
+def read_parts(uri: str, run: str, num_units: int) -> Iterator[list[Unit]]:
+    """Yield the units of each part of the plan `run`, which has `num_units`; raise `WorkNotFinished` if it is gone."""
+    for number in range(-(-num_units // UNITS_PER_PART)):
+        part = _part_uri(uri, run, number)
+        try:
+            data = storage.read_listed(part)
+        except FileNotFoundError as error:
+            raise WorkNotFinished(
+                f"{part}: the plan is gone; does another command score to {uri}? Only one may: the same command goes on"
+            ) from error
+        table = pq.read_table(pa.BufferReader(data))
         yield [Unit.model_validate_json(text) for text in table["unit"].to_pylist()]
 
 
@@ -61,8 +69,12 @@ def remove_plan(uri: str) -> None:
     storage.remove_below(storage.join(uri, PLAN), persistent=True)  # `part-...` comes before `started`
 
 
-def _write_part(uri: str, number: int, units: list[Unit]) -> None:
+def _part_uri(uri: str, run: str, number: int) -> str:
+    return storage.join(uri, PLAN, f"part-{run}-{number:05d}.parquet")
+
+
+def _write_part(uri: str, run: str, number: int, units: list[Unit]) -> None:
     rows = [{"unit_id": unit.unit_id, "unit": unit.model_dump_json()} for unit in units]
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), sink, compression="zstd")
-    storage.write_bytes(storage.join(uri, PLAN, f"part-{number:05d}.parquet"), bytes(sink.getvalue()))
+    storage.write_bytes(_part_uri(uri, run, number), bytes(sink.getvalue()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 
 from raytrain import storage
@@ -22,13 +23,13 @@ def verify_outputs(uri: str, outputs: Sequence[Output]) -> list[DataError]:
 def _verify(uri: str, output: Output) -> Iterator[DataError]:
     where = storage.join(uri, output.key)
     try:
-        data = storage.read_bytes(where)
+        with storage.open_ranged(where) as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         yield DataError(where, "missing, but the ledger names it; score again")
         return
-    found = storage.sha256_of(data)
     if found != output.sha256:
-        yield DataError(where, f"sha256 is {found} ({len(data)} bytes), where the ledger says {output.sha256}")
+        yield DataError(where, f"sha256 is {found}, the ledger says {output.sha256}; remove it and score again")
 
 
 def unknown_outputs(uri: str, known: Standing) -> Iterator[DataError]:

@@ -6,10 +6,11 @@ Must not know Ray.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from raytrain import storage
@@ -104,7 +105,9 @@ def output_keys(item_id: str) -> list[str]:
     return [*(_EVERY.layer(kind).key(item_id) for kind in KINDS), item_key(item_id)]
 
 
-def remove_outputs(destination: str, item_id: str) -> None:
-    """Remove all outputs of an item, of whatever kind, that stand at a destination."""
+def remove_outputs(destination: str, item_id: str, but: Mapping[str, Output] = MappingProxyType({})) -> None:
+    """Remove the outputs of an item, of whatever kind, that stand at a destination; all `but` these."""
+    kept = {output.key for output in but.values()}
     for key in output_keys(item_id):
-        storage.remove(storage.join(destination, key))
+        if key not in kept:
+            storage.remove(storage.join(destination, key))

@@ -11,7 +11,7 @@ import torch
 from raytrain.config import MemberSettings, ScoreSettings, change
 from raytrain.errors import ConfigError
 from raytrain.recipes import members
-from raytrain.scoring.destination import Scoring, check_destination, claim_destination
+from raytrain.scoring.destination import Scoring, check_destination, check_source, claim_destination
 from raytrain.scoring.ensemble import Ensemble
 from raytrain.scoring.manifest import EnsembleManifest, TrainedMember, read_manifest, write_manifest
 
@@ -64,7 +64,7 @@ def test_destination_of_another_ensemble_or_other_settings_is_refused(tmp_path: 
     check_destination(uri, scoring(), ["scoring.json"])  # nothing was made yet
     claim_destination(uri, scoring())
     check_destination(uri, scoring(), masks)
-    with pytest.raises(ConfigError, match=r"1 masks of other work \(ensemble: a -> b\)"):
+    with pytest.raises(ConfigError, match=r"masks of other work \(ensemble: a -> b\), among them scene\.tif"):
         check_destination(uri, other, masks)
     for name, value, found in (
         ("threshold", 0.4, r"settings\.threshold: 0\.5 -> 0\.4"),
@@ -80,9 +80,31 @@ def test_destination_of_another_ensemble_or_other_settings_is_refused(tmp_path: 
 
 
 def test_rasters_that_are_no_masks_of_ours_are_never_overwritten(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"holds 2 \.tif files that are no masks of ours .*, among them a\.tif"):
+    with pytest.raises(ConfigError, match=r"holds 2 files that are not ours .*, among them a\.tif"):
         check_destination(str(tmp_path), scoring(), ["a.tif", "b.tif", "x.json"])
     check_destination(str(tmp_path), scoring(), ["scenes/a.tif"])  # rasters in folders below are not in the way
+
+
+@pytest.mark.parametrize("name", ["plan/x.json", "casualties.csv", "collection.json", "ledger/new/x", "stac/s.json"])
+def test_what_bears_a_name_of_ours_and_came_from_elsewhere_is_never_touched(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"holds 1 files that are not ours .*, among them {name}"):
+        check_destination(str(tmp_path), scoring(), [name, "readme.md"])
+    claim_destination(str(tmp_path), scoring())
+    check_destination(str(tmp_path), scoring(), [name])
+
+
+def test_records_of_other_settings_count_where_masks_were_removed(tmp_path: Path) -> None:
+    claim_destination(str(tmp_path), scoring())
+    with pytest.raises(ConfigError, match="masks of other work"):
+        check_destination(str(tmp_path), scoring(threshold=0.4), ["ledger/records-3.parquet"])
+
+
+def test_outputs_never_take_the_place_of_the_source() -> None:
+    for source in ("/a/cat", "/a/cat/collection.json", "/a/cat/stac/x.json", "/a/cat/one.tif"):
+        with pytest.raises(ConfigError, match="would take the place of the source"):
+            check_source(source, "/a/cat")
+    for source in ("/a/cat/scenes", "/a/catalogue/collection.json", "/a/cat/in/collection.json", "/a"):
+        check_source(source, "/a/cat")
 
 
 def test_damaged_record_of_a_destination_is_named(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def test_plan_that_is_half_removed_is_still_under_way(tmp_path: Path) -> None:
 
     def die(number: int) -> list[str]:
         uri = str(tmp_path / str(number))
-        write_plan(uri, units)
+        write_plan(uri, "run", units)
         start(uri)
         with dying_before(number) as done:
             remove_plan(uri)

@@ -1,0 +1,119 @@
+"""As the books of a scoring are closed, nothing good goes, nothing stale stays, and a plan is read by its own run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from raytrain import storage
+from raytrain.cluster.score import ScoreJob, _Books, _plan
+from raytrain.config import change
+from raytrain.errors import WorkNotFinished
+from raytrain.scoring import ledger
+from raytrain.scoring.ledger import Known
+from raytrain.scoring.perform import perform
+from raytrain.scoring.plan import is_started, read_parts, write_plan
+from raytrain.scoring.planning import Listing
+from raytrain.scoring.schedule import Casualty, Schedule
+from raytrain.scoring.units import Problem, Unit
+from raytrain.scoring.work import Work
+from raytrain.tiles.selection import Selection
+from tests.unit.test_perform import BANDS, SETTINGS, files_of, noise, scenes_of, work_at, write_scene
+
+
+def run(source: Path, work: Work, *problems: Problem) -> Listing:
+    """Do what `score` does, in this process; `problems` are what a listing finds beside the scenes."""
+    known = Known(work.destination, work.digest, ledger.standing_at(work.destination))
+    listing = Listing(str(source), work.destination, BANDS, work.scoring.settings, Selection(), known)
+    job = ScoreJob(src=str(source), dst=work.destination, ensemble="e", settings=work.scoring.settings)
+    total = _plan(job, work.scoring, listing, "run")
+    listing.problems += problems
+    schedule = Schedule(read_parts(work.destination, "run", total), total)
+    books = _Books(work.destination, schedule, None)
+    for problem in listing.problems:
+        schedule.add(Casualty(problem, in_data=True))
+    while not schedule.is_over:
+        task = schedule.take(alone=True)
+        assert task is not None
+        schedule.finished(task, perform(task.unit, work))
+    books.write_casualties()
+    books.close(work.scoring, listing)
+    return listing
+
+
+def test_second_bad_item_of_an_id_costs_the_good_one_nothing(tmp_path: Path) -> None:
+    write_scene(tmp_path / "in" / "s.tif", noise(70, 60))
+    work = work_at(tmp_path / "out")
+    twice = Problem(item_id="s", source_uri="x", found="not a valid date")
+    for _ in range(2):
+        run(tmp_path / "in", work, twice)
+        assert {"s.tif", "stac/s.json", "casualties.csv"} <= files_of(tmp_path / "out").keys()
+        assert [record.item_id for record in ledger.read_records(work.destination)] == ["s"]
+
+
+def test_item_that_went_bad_loses_its_outputs_and_its_record(tmp_path: Path) -> None:
+    for name in "ab":
+        write_scene(tmp_path / "in" / f"{name}.tif", noise(70, 60))
+    work = work_at(tmp_path / "out")
+    run(tmp_path / "in", work)
+    (tmp_path / "in" / "a.tif").unlink()
+    run(tmp_path / "in", work, Problem(item_id="a", source_uri="x", found="no such file"))
+    assert [record.item_id for record in ledger.read_records(work.destination)] == ["b"]
+    found = files_of(tmp_path / "out")
+    assert not {"a.tif", "stac/a.json"} & found.keys()
+    assert {"b.tif", "stac/b.json"} <= found.keys()
+
+
+def test_output_that_a_source_has_no_more_goes_with_its_change(tmp_path: Path) -> None:
+    settings = change(SETTINGS, {"datetime": "2022-05-06"})
+    write_scene(tmp_path / "in" / "s.tif", noise(70, 60))
+    work = work_at(tmp_path / "out", settings)
+    run(tmp_path / "in", work)
+    assert "stac/s.json" in files_of(tmp_path / "out")
+    write_scene(tmp_path / "in" / "s.tif", noise(70, 60, seed=1), crs=None)
+    run(tmp_path / "in", work)
+    fresh = work_at(tmp_path / "fresh", settings)
+    run(tmp_path / "in", fresh)
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "fresh")
+
+
+def test_output_that_was_cut_short_is_done_again(tmp_path: Path) -> None:
+    write_scene(tmp_path / "in" / "s.tif", noise(70, 60))
+    work = work_at(tmp_path / "out")
+    run(tmp_path / "in", work)
+    whole = files_of(tmp_path / "out")
+    (tmp_path / "out" / "s.tif").write_bytes(whole["s.tif"][:100])
+    assert run(tmp_path / "in", work).num_done == 0
+    assert files_of(tmp_path / "out") == whole
+    assert run(tmp_path / "in", work).num_done == 1
+
+
+def test_plan_of_another_command_ends_work_that_reads_this_one(tmp_path: Path) -> None:
+    write_scene(tmp_path / "in" / "s.tif", np.ones((4, 8, 8), np.uint16))
+    (scene,) = scenes_of(tmp_path / "in")
+    units = [Unit(kind="scene", scene=scene.model_copy(update={"scene_id": f"s{i}"})) for i in range(1500)]
+    write_plan(str(tmp_path / "out"), "one", units)
+    parts = read_parts(str(tmp_path / "out"), "one", 1500)
+    assert [unit.item_ids[0] for unit in next(parts)] == [f"s{i}" for i in range(1000)]
+    write_plan(str(tmp_path / "out"), "two", units[1000:])
+    with pytest.raises(WorkNotFinished, match="the plan is gone; does another command score"):
+        next(parts)
+    (part,) = read_parts(str(tmp_path / "out"), "two", 500)
+    assert part == units[1000:]
+
+
+def test_nothing_is_written_where_there_is_nothing_to_do(tmp_path: Path) -> None:
+    write_scene(tmp_path / "in" / "s.tif", noise(70, 60))
+    work = work_at(tmp_path / "out")
+    run(tmp_path / "in", work)
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    known = Known(work.destination, work.digest, ledger.standing_at(work.destination))
+    listing = Listing(str(tmp_path / "in"), work.destination, BANDS, SETTINGS, Selection(), known)
+    job = ScoreJob(src=str(tmp_path / "in"), dst=work.destination, ensemble="e", settings=SETTINGS)
+    assert _plan(job, work.scoring, listing, "again") == 0
+    assert not is_started(work.destination)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == times
+    assert json.loads(storage.read_bytes(storage.join(work.destination, "scoring.json")))["members"]
