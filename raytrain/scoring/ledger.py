@@ -155,7 +155,7 @@ def records_of(uri: str, item_ids: Iterable[str]) -> Iterator[Record]:
 class Known:
     """What a destination has records of: by id, what each was made from, and whether all of it still stands.
 
-    Holds 24 bytes a record. `num_done` counts those made with the settings asked for whose outputs stand, in their size.
+    Holds 24 bytes a record. `num_done` counts those made with the settings asked for whose outputs all stand.
     """
 
     def __init__(self, uri: str, settings_digest: str, standing: Standing) -> None:

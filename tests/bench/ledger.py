@@ -112,7 +112,7 @@ def asked(uri: str, count: int) -> Times:
 def _known(uri: str, count: int, *, ask: bool) -> Times:
     from raytrain.scoring import ledger
 
-    keys = (key for i in range(count) for key in (f"{_name(i)}.tif", f"stac/{_name(i)}.json"))
+    keys = (f"{key} {10**6 + i}" for i in range(count) for key in (f"{_name(i)}.tif", f"stac/{_name(i)}.json"))
     items = [(_name(i), _uri(i), _identity(i)) for i in range(count)] if ask else []
     clock = Clock()
     found = ledger.Known(uri, _digest("settings"), ledger.Standing(keys))
