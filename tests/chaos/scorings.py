@@ -403,8 +403,9 @@ def main(options: list[str]) -> int:
             archive, reference, what = archives[kind], references[kind], FAULTS[fault]
             outcome = score(archive, f"{fault}-{seed}", what, seed, reference)
             rows.append(row(outcome, reference, fault, seed, kind))
-            print(" | ".join(rows[-1]), flush=True)
-            wrong += [f"{fault}, seed {seed}: {each}" for each in problems(archive, outcome, reference, what)]
+            found = [f"{fault}, seed {seed}: {each}" for each in problems(archive, outcome, reference, what)]
+            print(" | ".join(rows[-1]), *found, sep="\n", flush=True)
+            wrong += found
     note = "; ".join(
         f"{archives[kind].num_items} {kind}: {reference.seconds:.0f} s, {len(reference.answers)} units, "
         f"{len(reference.writes)} writes"
