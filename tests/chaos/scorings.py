@@ -102,8 +102,9 @@ class Fault:
 def kill_worker(lab: Lab, chance: random.Random) -> str:
     """Kill an actor that scores."""
     pid = chance.choice(scorers(lab))
+    node = lab.node_of(pid)
     os.kill(pid, signal.SIGKILL)
-    return f"an actor on node {lab.node_of(pid)}"
+    return f"an actor on node {node}"
 
 
 def lose_node(lab: Lab, chance: random.Random) -> str:
