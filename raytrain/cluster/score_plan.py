@@ -13,10 +13,11 @@ from raytrain.cluster import session
 from raytrain.cluster.pool import UNITS_IN_FLIGHT, actors_at_once
 from raytrain.cluster.score import ScoreJob, scoring_of, start_actor
 from raytrain.errors import ConfigError, DataError
+from raytrain.imagery.rasters import is_jp2
 from raytrain.imagery.scene_reader import open_scene
 from raytrain.scoring import ledger
 from raytrain.scoring.destination import check_destination
-from raytrain.scoring.estimate import Calibration, Sample, disk_bytes, unit_bytes, windows_of
+from raytrain.scoring.estimate import Calibration, Sample, disk_bytes, unit_bytes, windows_of, worker_bytes
 from raytrain.scoring.planning import Listing
 from raytrain.scoring.units import ChipSource, Unit, blocks_of
 from raytrain.scoring.work import layers_of
@@ -93,8 +94,7 @@ def plan_score(job: ScoreJob, cluster: session.Cluster) -> ScorePlan:
     pixels = sum(each.height * each.width for each in samples) * share
     windows = sum(windows_of(each.height, each.width, job.settings) for each in samples) * share
     blocks = sum(len(blocks_of(each.height, each.width, job.settings.block_px)) for each in samples) * share
-    num_layers = 1 + (job.settings.disagreement != "none")
-    at_once = max((unit_bytes(each, len(manifest.bands), num_layers, job.settings) for each in samples), default=0)
+    largest = max((unit_bytes(each, len(manifest.bands), job.settings) for each in samples), default=0)
     return ScorePlan(
         num_items=listing.num_items,
         num_done=listing.num_done,
@@ -103,7 +103,7 @@ def plan_score(job: ScoreJob, cluster: session.Cluster) -> ScorePlan:
         megapixels=pixels / 1e6,
         bytes_to_read=round(sum(each.num_bytes for each in samples) * share),
         bytes_to_write=round(sum(layers.temporary_bytes(each.height, each.width) for each in samples) * share),
-        memory_per_worker=calibration.resident_bytes + UNITS_IN_FLIGHT * at_once,
+        memory_per_worker=worker_bytes(calibration, largest, UNITS_IN_FLIGHT),
         disk_per_worker=UNITS_IN_FLIGHT * max((disk_bytes(each, layers) for each in samples), default=0),
         workers=workers,
         window_s=calibration.window_s,
@@ -141,11 +141,18 @@ def _look(item: ChipSource | Unit, job: ScoreJob, bands: tuple[str, ...]) -> Sam
             chip = read_chip(item.chip_id, item.files)
             size = sum(storage.size_of(uri) for uri in item.files.values())
             height, width = chip.valid.shape
-            return Sample(height, width, size)
+            return Sample(height, width, size, is_chip=True)
         assert item.scene is not None, "a unit of scenes"
-        size = sum(storage.size_of(uri) for uri in {file.uri for file in item.scene.files.values()})
+        sizes = {uri: storage.size_of(uri) for uri in {file.uri for file in item.scene.files.values()}}
+        remote = [uri for uri in sizes if not storage.is_local(uri)]
         with open_scene(item.scene, bands, job.settings.baseline) as reader:
-            return Sample(reader.height, reader.width, size)
+            return Sample(
+                reader.height,
+                reader.width,
+                sum(sizes.values()),
+                num_remote_files=len(remote),
+                copied_bytes=sum(sizes[uri] for uri in remote if is_jp2(uri)),
+            )
     except DataError as error:
         return error
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import resource
 import socket
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raytrain.config import parse
 from raytrain.errors import ConfigError, DataError, first_line
 from raytrain.scoring.destination import Scoring
 from raytrain.scoring.manifest import EnsembleManifest
 from raytrain.scoring.units import Answer, Unit
+
+if TYPE_CHECKING:  # it imports torch
+    from raytrain.scoring.work import Work
 
 
 class Scorer:
@@ -62,18 +66,27 @@ class Scorer:
         return answer.model_dump_json(), ""
 
     def calibrate(self) -> tuple[float, int]:
-        """Return the seconds that a window takes, and the memory of this process with it computed."""
-        import numpy as np
+        """Return the seconds that a window takes, and the memory of this process with some computed."""
+        return calibrate(self._work)
 
-        settings, nets = self._work.scoring.settings, self._work.nets
-        count, side = settings.windows_per_pass, settings.window_px
-        generator = np.random.default_rng(0)
-        windows = [generator.integers(1, 10000, (len(nets.bands), side, side)).astype(np.uint16)] * count
-        valid = [np.ones((side, side), bool)] * count
-        taken_s = 0.0
-        for _ in range(2):  # the first pass pays for what is made once
-            start = time.monotonic()
-            nets.layers(windows, valid, nets.bands)
-            taken_s = time.monotonic() - start
-        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return taken_s / count, peak_bytes
+
+def calibrate(work: Work) -> tuple[float, int]:
+    """Return the seconds that a window takes, and the most memory of this process so far, in bytes.
+
+    All that units import is imported, and passes of the nets are behind it; it has read no raster.
+    """
+    import numpy as np
+
+    importlib.import_module("raytrain.scoring.perform")
+    settings, nets = work.scoring.settings, work.nets
+    count, side = settings.windows_per_pass, settings.window_px
+    generator = np.random.default_rng(0)
+    windows = [generator.integers(1, 10000, (len(nets.bands), side, side)).astype(np.uint16)] * count
+    valid = [np.ones((side, side), bool)] * count
+    taken_s = 0.0
+    for _ in range(2):  # the first pass pays for what is made once
+        start = time.monotonic()
+        nets.layers(windows, valid, nets.bands)
+        taken_s = time.monotonic() - start
+    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return taken_s / count, peak_bytes

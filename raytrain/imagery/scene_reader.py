@@ -24,6 +24,7 @@ from raytrain import storage
 from raytrain.config import Baseline
 from raytrain.errors import DataError
 from raytrain.imagery import rasters
+from raytrain.imagery.arrays import mapped_array
 from raytrain.imagery.baseline import REMEDY, Conversion, Evidence, decide
 from raytrain.imagery.scene_files import ALL_BANDS, BandFile, SceneSource, shown, utc_text
 
@@ -87,8 +88,9 @@ class SceneReader:
         assert column + width <= self.width, "a window right of the scene"
         stored = self._stored(row, column, height, width)
         valid = rasters.valid_pixels(stored, self._nodata)
-        # In place where it can be: windows may be as wide as a scene.
-        pixels = self.conversion.apply(stored, valid, out=stored if stored.dtype == np.uint16 else None)
+        # In place where it can be, also of int16: windows may be as wide as a scene.
+        out = stored.view(np.uint16) if stored.dtype.itemsize == 2 else None
+        pixels = self.conversion.apply(stored, valid, out)
         return rasters.Raster(pixels, valid, self._place(row, column))
 
     def _stored(self, row: int, column: int, height: int, width: int) -> NDArray[Any]:
@@ -96,7 +98,7 @@ class SceneReader:
         files = list(self._by_file.values())
         if len(files) == 1:
             return _read_file(files[0], row, column, height, width)
-        stored = np.empty((len(self.bands), height, width), self._dtype)
+        stored = mapped_array((len(self.bands), height, width), self._dtype)
         for bands in files:
             planes = _read_file(bands, row, column, height, width)
             for band, plane in zip(bands, planes, strict=True):
@@ -116,8 +118,9 @@ def _read_file(bands: Sequence[_Band], row: int, column: int, height: int, width
     first_row, first_column = row // ratio, column // ratio
     end_row, end_column = -(-(row + height) // ratio), -(-(column + width) // ratio)
     window = Window(first_column, first_row, end_column - first_column, end_row - first_row)
+    pixels = mapped_array((len(bands), window.height, window.width), np.dtype(dataset.dtypes[bands[0].index - 1]))
     try:
-        pixels: NDArray[np.integer[Any]] = dataset.read([band.index for band in bands], window=window)
+        dataset.read([band.index for band in bands], window=window, out=pixels)
     except RasterioError as error:
         raise rasters.unreadable(shown(bands[0].file.uri), f"scene from row {row} on", error) from error
     if ratio == 1:

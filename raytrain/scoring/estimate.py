@@ -4,24 +4,42 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from raytrain import storage
 from raytrain.config import ScoreSettings
 from raytrain.scoring.blending import needed_windows, region_bytes
+from raytrain.scoring.chips import CHIPS_AHEAD
 from raytrain.scoring.layers import Layers
 from raytrain.scoring.units import blocks_of
+
+WASTE = 1.5
+"""What resident memory grows by for each byte of a unit's arrays, at most: malloc keeps some of what is freed.
+
+Found were 1.4 (6000 px wide, windows of 512), 1.2 (10,000 px, 512) and 0.9 (10,000 px, 1024); most where arrays are
+below 32 MiB, which glibc does not map one by one.
+"""
+RASTER_BYTES = 32 * 2**20
+"""What GDAL and PROJ take beside the cache: their tables, some 9 MiB, and 10 MiB in which overviews are made."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """An item that was looked at: its size in pixels, and the bytes of its files."""
+    """An item that was looked at: its size in pixels, and the bytes of its files.
+
+    Of a scene, `num_remote_files` are read by ranges, and `copied_bytes` are of files that lie on the local disk while
+    it is read (remote JPEG 2000).
+    """
 
     height: int
     width: int
     num_bytes: int
+    is_chip: bool = False
+    num_remote_files: int = 0
+    copied_bytes: int = 0
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What one worker takes: seconds a window, and its memory with the nets loaded and a window computed."""
+    """What one worker takes: seconds a window, and its memory with the nets loaded and windows computed."""
 
     window_s: float
     resident_bytes: int
@@ -36,12 +54,43 @@ def windows_of(height: int, width: int, settings: ScoreSettings) -> int:
     )
 
 
-def unit_bytes(sample: Sample, num_bands: int, num_layers: int, settings: ScoreSettings) -> int:
-    """Return about how much memory a unit of a scene takes beside the nets."""
-    widest = max(block.width for block in blocks_of(sample.height, sample.width, settings.block_px))
-    return region_bytes(num_bands, num_layers, widest, settings)
+def worker_bytes(calibration: Calibration, unit_bytes: int, units_in_flight: int) -> int:
+    """Return how much memory a worker takes that has this many units at once, each of at most `unit_bytes`.
+
+    GDAL's cache is one for all of a process. No raster was read yet when a worker is calibrated.
+    """
+    of_rasters = storage.GDAL_CACHE_BYTES + RASTER_BYTES
+    return calibration.resident_bytes + of_rasters + units_in_flight * unit_bytes
+
+
+def unit_bytes(sample: Sample, num_bands: int, settings: ScoreSettings) -> int:
+    """Return how much memory a unit takes beside the nets and GDAL's cache, with what malloc wastes on the way."""
+    num_layers = 1 + (settings.disagreement != "none")
+    if sample.is_chip:
+        arrays = _chips_bytes(sample, num_bands, num_layers, settings)
+    else:
+        widest = max(block.width for block in blocks_of(sample.height, sample.width, settings.block_px))
+        encoded = settings.window_px * widest * _encoding_bytes(settings)
+        arrays = region_bytes(num_bands, num_layers, widest, settings) + encoded
+    caches = sample.num_remote_files * storage.ranged.BLOCKS * storage.ranged.BLOCK_BYTES
+    return round(WASTE * arrays) + caches
+
+
+def _chips_bytes(sample: Sample, num_bands: int, num_layers: int, settings: ScoreSettings) -> int:
+    """Return what a unit of chips takes: those read ahead, those scored together, their layers, one being read."""
+    pixels, together = sample.height * sample.width, settings.windows_per_pass
+    held = (CHIPS_AHEAD + 2 + 2 * together) * pixels * (2 * num_bands + 1) + 2 * sample.num_bytes
+    layers = together * pixels * (4 * num_layers + _encoding_bytes(settings))
+    blended = max(sample.height, sample.width) > settings.window_px
+    return held + layers + (region_bytes(num_bands, num_layers, sample.width, settings) if blended else 0)
+
+
+def _encoding_bytes(settings: ScoreSettings) -> int:
+    """Return the bytes a pixel that `layers.encode` takes for one layer, its result included."""
+    encodings = {settings.probability, settings.disagreement}
+    return 12 if "uint8" in encodings else 8 if "float32" in encodings else 3
 
 
 def disk_bytes(sample: Sample, layers: Layers) -> int:
     """Return how much local disk a scene takes while it is put together: its layers, and as COGs at most as much."""
-    return 2 * layers.temporary_bytes(sample.height, sample.width)
+    return 2 * layers.temporary_bytes(sample.height, sample.width) + sample.copied_bytes

@@ -159,7 +159,8 @@ def finish_cog(temporary: Path, target: Path, layer: Layer, threads: int = 1) ->
     up to half as long again. `threads` change nothing but the time; memory is GDAL's cache and little else. Raises
     `OSError` where a file could not be written, `temporary` included.
     """
-    with rasterio.Env(GDAL_CACHEMAX=storage.GDAL_CACHE_BYTES, GDAL_NUM_THREADS=threads):
+    storage.limit_gdal_cache()
+    with rasterio.Env(GDAL_NUM_THREADS=threads):
         _check_written(temporary)
         try:
             factors = _add_overviews(temporary, layer)

@@ -4,7 +4,7 @@ Endpoint and credentials of a store come from the table of stores (`use_stores`)
 Must not know what the bytes mean.
 """
 
-from raytrain.storage.gdal import GDAL_CACHE_BYTES, gdal_environment
+from raytrain.storage.gdal import GDAL_CACHE_BYTES, gdal_environment, limit_gdal_cache
 from raytrain.storage.objects import (
     FileInfo,
     arrow_filesystem,
@@ -65,6 +65,7 @@ __all__ = [
     "is_passing",
     "is_plain_name",
     "join",
+    "limit_gdal_cache",
     "name_of",
     "normalise",
     "open_ranged",

@@ -17,5 +17,16 @@ def gdal_environment() -> Iterator[None]:
     """
     import rasterio
 
-    with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR", GDAL_CACHEMAX=GDAL_CACHE_BYTES, GDAL_NUM_THREADS="1"):
+    limit_gdal_cache()
+    with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR", GDAL_NUM_THREADS="1"):
         yield
+
+
+def limit_gdal_cache() -> None:
+    """Limit the cache of blocks that all of the process shares, from now on.
+
+    Not by an `Env`: the one that was entered first would give the others the default as it is left.
+    """
+    from rasterio.env import set_gdal_config
+
+    set_gdal_config("GDAL_CACHEMAX", GDAL_CACHE_BYTES)

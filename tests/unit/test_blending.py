@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import tracemalloc
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 
@@ -16,7 +17,7 @@ from raytrain.config import ScoreSettings
 from raytrain.imagery.rasters import Georeference, Raster
 from raytrain.imagery.windows import axis_weights, window_starts
 from raytrain.scoring.ahead import OneThread, ahead
-from raytrain.scoring.blending import Region, blended_strips
+from raytrain.scoring.blending import Region, blended_strips, region_bytes
 from raytrain.scoring.units import blocks_of
 
 SETTINGS = ScoreSettings(window_px=64, overlap_px=16)
@@ -157,6 +158,35 @@ def test_error_of_a_source_is_raised_and_leaves_no_thread() -> None:
     with pytest.raises(OSError, match="truncated"):
         blended(Broken(whole.values, whole.valid), Region(row=0, column=0, height=300, width=100), Wave())
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("window", [64, 128])
+@pytest.mark.parametrize("width", [1000, 3000])
+@pytest.mark.parametrize("nets", [Wave(), Constant()], ids=["two layers", "one layer"])
+def test_memory_is_what_is_stated_for_the_width_and_no_more_for_more_rows(
+    window: int, width: int, nets: Wave | Constant
+) -> None:
+    asked = ScoreSettings(window_px=window, overlap_px=window // 4)
+
+    class Drawn(Pixels):
+        def read(self, row: int, column: int, height: int, width: int) -> Raster:
+            return Raster(np.ones((2, height, width), np.uint16), np.ones((height, width), bool), NOWHERE)
+
+    def peak(rows: int) -> int:
+        whole = np.broadcast_to(np.True_, (rows + 2 * window, width + 2 * window))
+        region = Region(row=window, column=window, height=rows, width=width)
+        tracemalloc.start()
+        try:
+            for strip in blended_strips(Drawn(whole, whole), BANDS, region, nets, asked):
+                assert strip.layers.shape[2] == width
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    stated = region_bytes(len(BANDS), nets.num_layers, width, asked)
+    peaks = [peak(rows) for rows in (4 * window, 16 * window)]
+    assert 0.6 * stated < max(peaks) <= stated
+    assert peaks[1] < 1.05 * peaks[0]
 
 
 def test_reading_ahead_keeps_order_is_bounded_and_ends_with_its_reader() -> None:

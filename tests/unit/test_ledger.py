@@ -105,6 +105,24 @@ def test_no_record_is_lost_wherever_compaction_stops(tmp_path: Path, monkeypatch
             return
 
 
+def test_tables_do_not_depend_on_how_many_records_are_held_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = [record(i) for i in range(60)]
+    for uri, lot in ((str(tmp_path / "one"), 1000), (str(tmp_path / "many"), 7)):
+        with monkeypatch.context() as patch:
+            patch.setattr(ledger, "RECORDS_AT_ONCE", lot)
+            patch.setattr(ledger, "READ_TOGETHER", 2)
+            enter_all(uri, [record(i, identity="old") for i in range(10)])
+            ledger.compact(uri)
+            names = enter_all(uri, records)
+            ledger.roll(uri, records[:30], names[:10])
+            ledger.compact(uri, dropped=["scene0003", "scene0055"])
+    assert tables(tmp_path / "many") == tables(tmp_path / "one")
+    kept = {each.item_id: each.identity for each in ledger.read_records(str(tmp_path / "many"))}
+    assert kept == {f"scene{i:04d}": "1" for i in range(60) if i not in (3, 55)}
+
+
 def test_later_record_of_an_item_takes_the_place_of_the_older(tmp_path: Path) -> None:
     uri = str(tmp_path)
     ledger.enter(uri, [record(1), record(2)])

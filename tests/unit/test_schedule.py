@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from raytrain.imagery.scene_files import BandFile, SceneSource
+from raytrain.scoring.plan import UNITS_PER_PART, read_parts, write_plan
 from raytrain.scoring.records import Record
 from raytrain.scoring.schedule import ATTEMPTS, Progress, Rate, Schedule, Task, TooManyFailures
 from raytrain.scoring.units import Answer, ChipSource, Problem, Unit, blocks_of, units_of_chips
@@ -208,6 +211,41 @@ def test_work_stops_at_the_casualty_above_the_limit() -> None:
     plan.finished(taken(plan), Answer(problems=(problem("a"),)))
     with pytest.raises(TooManyFailures, match=r"2 items can't be scored, more than --max-failures 1 .*b: bad"):
         plan.finished(taken(plan), Answer(problems=(problem("b"),)))
+
+
+def test_plan_is_written_and_worked_off_with_one_part_in_memory(tmp_path: Path) -> None:
+    total, alive = 3 * UNITS_PER_PART + 7, weakref.WeakValueDictionary[int, Unit]()
+    most = 0
+
+    def listed() -> Iterator[Unit]:
+        nonlocal most
+        for i in range(total):
+            unit = alive[i] = scene(f"s{i}")
+            most = max(most, len(alive))
+            yield unit
+            del unit
+
+    assert write_plan(str(tmp_path), listed()) == total
+    assert UNITS_PER_PART <= most <= UNITS_PER_PART + 1
+    assert not alive
+    read = []
+
+    def counted(part: list[Unit]) -> list[Unit]:
+        read.append(len(part))
+        return part
+
+    plan = Schedule(map(counted, read_parts(str(tmp_path))), total)
+    most = done = 0
+    while not plan.is_over:
+        task = taken(plan)
+        alive[done] = task.unit
+        assert sum(read) - done <= UNITS_PER_PART
+        plan.finished(task, answer(task.unit))
+        del task
+        done += 1
+        most = max(most, len(alive))
+    assert (read, done) == ([UNITS_PER_PART] * 3 + [7], total)
+    assert most <= 1
 
 
 @pytest.mark.parametrize(
