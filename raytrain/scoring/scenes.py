@@ -30,7 +30,7 @@ from raytrain.scoring.ahead import OneThread
 from raytrain.scoring.blending import Region, blended_strips
 from raytrain.scoring.layers import NO_DATA, Kind, create_striped, encode, finish_cog
 from raytrain.scoring.records import Output, Record
-from raytrain.scoring.units import shown_source
+from raytrain.scoring.units import shown_item, shown_source
 from raytrain.scoring.work import layer_number
 
 if TYPE_CHECKING:  # it imports torch, which the driver does without
@@ -216,7 +216,7 @@ def _finish(source: OpenScene, paths: dict[Kind, Path], counts: Counts, work: Wo
         item_id=scene.scene_id,
         kind="scene",
         source_uri=shown_source(scene),
-        source_item_uri=scene.item_uri,
+        source_item_uri=shown_item(scene),
         identity=scene.identity,
         settings_digest=work.digest,
         outputs=outputs,

@@ -114,4 +114,9 @@ def folder_of(chip: ChipSource) -> str:
 
 def shown_source(scene: SceneSource) -> str:
     """Return the URI that stands for a scene: its STAC item, or else its first file; without secrets."""
-    return storage.shown(scene.item_uri or next(iter(scene.files.values())).uri)
+    return shown_item(scene) or storage.shown(next(iter(scene.files.values())).uri)
+
+
+def shown_item(scene: SceneSource) -> str | None:
+    """Return the URI of a scene's STAC item without secrets; None where it has none."""
+    return None if scene.item_uri is None else storage.shown(scene.item_uri)

@@ -397,3 +397,13 @@ def test_generated_scenes_need_no_setting_for_their_baseline_or_date(scenes: Pat
     link = json.loads((tmp_path / "items" / items[0].outputs["item"].key).read_bytes())["links"][-1]
     assert link["rel"] == "derived_from"
     shutil.rmtree(tmp_path / "items")
+
+
+def test_signatures_of_items_stand_nowhere_at_the_destination(tmp_path: Path) -> None:
+    write_scene(tmp_path / "in" / "s.tif", noise(70, 60))
+    (scene,) = scenes_of(tmp_path / "in")
+    signed = scene.model_copy(update={"item_uri": "https://host/items/s.json?X-Signature=verysecret"})
+    do_all([Unit(kind="scene", scene=signed)], work_at(tmp_path / "out"))
+    (record,) = ledger.read_records(str(tmp_path / "out"))
+    assert record.source_item_uri == record.source_uri == "https://host/items/s.json"
+    assert not [name for name, data in files_of(tmp_path / "out").items() if b"verysecret" in data]
