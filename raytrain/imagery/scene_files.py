@@ -33,7 +33,7 @@ class SceneSource(Settings):
     `identity` changes when a file of the scene, or what its values mean, changes; it depends on neither place nor time.
     `datetime` is RFC 3339 in UTC. `offset_applied` says that the shift of baseline 04.00 is off the values already;
     `processing_baseline` is like `05.10`. Both are None where the source says nothing. `item_uri` is where its STAC
-    item lies.
+    item lies, by its own word; else the document that it is, or the document that it is in, `#` and its id.
     """
 
     scene_id: str

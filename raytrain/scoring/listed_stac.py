@@ -6,6 +6,7 @@ One document at a time is held. Must not know pixels.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from functools import partial
 from typing import Any
 
 from raytrain import storage
-from raytrain.errors import DataError
+from raytrain.errors import ConfigError, DataError
 from raytrain.imagery.band_names import first_band
 from raytrain.imagery.baseline import baseline_in_name, baseline_number
 from raytrain.imagery.rasters import is_jp2
@@ -80,7 +81,7 @@ def _page_works(uri: str, document: Json, bands: Sequence[str], visited: SeenNam
         features = document["features"]
         for number, item in enumerate(features if isinstance(features, list) else [features]):
             if isinstance(item, dict):
-                yield Work(str(item.get("id")), partial(item_scene, item, uri, bands))
+                yield Work(str(item.get("id")), partial(item_scene, item, uri, bands, is_alone=False))
             else:
                 yield DataError(f"{shown(uri)}, feature {number}", "not a STAC item: expected a JSON object")
         try:
@@ -143,19 +144,21 @@ class _Candidate:
     checksum: str | None
 
 
-def item_scene(item: Json, uri: str, bands: Sequence[str], scene_id: str | None = None) -> SceneSource:
-    """Return the scene of a STAC item that lies in the document at `uri`; raise `DataError`.
+def item_scene(
+    item: Json, uri: str, bands: Sequence[str], scene_id: str | None = None, *, is_alone: bool = True
+) -> SceneSource:
+    """Return the scene of a STAC item that is the document at `uri`, or one of those in it; raise `DataError`.
 
     The identity is that of the used assets (their `file:checksum`, else what their store says), of what is said of
     their values, and of the datetime. A band that no asset has is left out.
     """
     try:
-        return _scene(item, uri, bands, scene_id)
+        return _scene(item, uri, bands, scene_id, is_alone=is_alone)
     except (TypeError, ValueError, AttributeError, KeyError) as error:
         raise DataError(str(item.get("id")), f"not a valid STAC item, {shown(uri)}: {error}") from error
 
 
-def _scene(item: Json, uri: str, bands: Sequence[str], scene_id: str | None) -> SceneSource:
+def _scene(item: Json, uri: str, bands: Sequence[str], scene_id: str | None, *, is_alone: bool) -> SceneSource:
     if not isinstance(item["id"], str):
         raise TypeError(f"id is {item['id']!r}")
     scene_id = checked_id(item["id"] if scene_id is None else scene_id)
@@ -169,7 +172,7 @@ def _scene(item: Json, uri: str, bands: Sequence[str], scene_id: str | None) -> 
         files={band: each.file for band, each in chosen.items()},
         identity="",
         datetime=_datetime(scene_id, properties),
-        item_uri=uri,
+        item_uri=_own_uri(item, uri) or (uri if is_alone else f"{shown(uri)}#{scene_id}"),
         offset_applied=next((properties[name] for name in _FLAGS if isinstance(properties.get(name), bool)), None),
         processing_baseline=_baseline(item, properties, chosen),
     )
@@ -182,6 +185,15 @@ def _scene(item: Json, uri: str, bands: Sequence[str], scene_id: str | None) -> 
         "processing_baseline": facts.processing_baseline,
     }
     return facts.model_copy(update={"identity": hashed(meant)})
+
+
+def _own_uri(item: Json, uri: str) -> str | None:
+    """Return where an item says that it lies, in whichever document it was found; None if it does not, or in vain."""
+    for link in _links(item):
+        if link.get("rel") == "self" and isinstance(link.get("href"), str):
+            with contextlib.suppress(DataError, ConfigError):
+                return storage.shown(storage.normalise(resolved(link["href"], uri)))
+    return None
 
 
 def _datetime(scene_id: str, properties: Json) -> str | None:

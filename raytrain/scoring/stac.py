@@ -186,7 +186,11 @@ def _file(output: Output) -> dict[str, Any]:
 
 def _links(record: Record) -> list[dict[str, str]]:
     collection = {"href": posixpath.relpath(COLLECTION_KEY, ITEM_FOLDER), "type": JSON_TYPE}
-    source = {"rel": "derived_from", "href": _without_secrets(record.source_item_uri or record.source_uri)}
+    uri = record.source_item_uri or record.source_uri
+    href = _without_secrets(uri)
+    if "://" in uri and uri.endswith(f"#{record.item_id}"):  # an item in a document of several
+        href += f"#{record.item_id}"
+    source = {"rel": "derived_from", "href": href}
     if record.source_item_uri:
         source["type"] = GEOJSON_TYPE
     return [{"rel": rel, **collection} for rel in ("root", "parent", "collection")] + [source]

@@ -118,5 +118,11 @@ def shown_source(scene: SceneSource) -> str:
 
 
 def shown_item(scene: SceneSource) -> str | None:
-    """Return the URI of a scene's STAC item without secrets; None where it has none."""
-    return None if scene.item_uri is None else storage.shown(scene.item_uri)
+    """Return the URI of a scene's STAC item without secrets; None where it has none.
+
+    Of an item that has no URI of its own, `#` and its id stay behind that of its document.
+    """
+    if scene.item_uri is None:
+        return None
+    shown, mark = storage.shown(scene.item_uri), f"#{scene.scene_id}"
+    return shown + mark if scene.item_uri.endswith(mark) and not shown.endswith(mark) else shown

@@ -23,6 +23,7 @@ from raytrain.scoring import listed_stac, listing
 from raytrain.scoring.listed import resolved
 from raytrain.scoring.listing import list_scenes
 from raytrain.scoring.seen import SeenNames
+from raytrain.scoring.units import shown_source
 
 BANDS = ("B02", "B03", "B04", "B08")
 PRODUCT = "S2B_MSIL2A_20220413T150759_N0400_R025_T33XWJ_20220414T082126"
@@ -483,6 +484,33 @@ def page(name: str, ids: list[Any], next_link: dict[str, Any] | None) -> dict[st
     features = [make_item({"B02": {"href": f"{each}.tif"}}, each) if isinstance(each, str) else each for each in ids]
     links = [{"rel": "self", "href": name}] + ([{"rel": "next"} | next_link] if next_link else [])
     return {"type": "FeatureCollection", "features": features, "links": links}
+
+
+def test_an_item_has_one_source_through_whichever_document_it_is_found(tmp_path: Path) -> None:
+    item = make_item({"B02": {"href": "https://h/B02.tif"}}, "a")
+    item["links"] = [{"rel": "self", "href": "https://api/items/a?sig=secret"}]
+    search = {"type": "FeatureCollection", "features": [item]}
+    for name, document in (("item.json", item), ("search.json", search), ("other/search.json", search)):
+        assert shown_source(only(put(tmp_path / name, document))) == "https://api/items/a"
+    item["links"] = [{"rel": "self", "href": "../items/a.json"}]
+    assert shown_source(only(put(tmp_path / "deep/search.json", search))) == str(tmp_path / "items/a.json")
+
+
+@pytest.mark.parametrize("href", ["gs://bucket/a.json", "https://name:word@host/a.json", "", 7])
+def test_an_item_without_a_uri_of_its_own_is_named_within_its_document(
+    href: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = [make_item({"B02": {"href": f"{each}.tif"}}, each) for each in ("a", "b")]
+    for item in items:
+        item["links"] = [{"rel": "self", "href": href}] if href else []
+    search = json.dumps({"type": "FeatureCollection", "features": items}).encode()
+    monkeypatch.setattr(listed_stac.storage, "read_bytes", lambda uri: search)
+    found = listed("https://api/search?sig=secret")
+    assert {each: shown_source(scene) for each, scene in found.items()} == {
+        "a": "https://api/search#a",
+        "b": "https://api/search#b",
+    }
+    assert found["a"].files["B02"].uri == "https://api/a.tif"
 
 
 def test_pages_of_an_answer_are_followed(tmp_path: Path) -> None:

@@ -179,6 +179,12 @@ def test_signatures_and_passwords_of_sources_never_appear(uri: str, href: str) -
         assert b"word" not in to_bytes(found)
 
 
+def test_an_item_in_a_document_of_several_is_linked_by_its_id() -> None:
+    uri = f"https://host/search#{record().item_id}"
+    (link,) = [each for each in item(source_item_uri=uri)["links"] if each["rel"] == "derived_from"]
+    assert link["href"] == uri
+
+
 def test_equal_records_give_equal_bytes() -> None:
     assert to_bytes(item()) == to_bytes(scene_item(Record.model_validate_json(record().model_dump_json()), MAKING))
     assert to_bytes({"b": 1, "a": {"d": 2.5, "c": "ü"}}) == '{"a":{"c":"ü","d":2.5},"b":1}\n'.encode()
