@@ -207,6 +207,8 @@ def _open(uri: str) -> Iterator[DatasetReader]:
     try:
         if storage.is_local(uri) and not os.path.exists(storage.path_of(uri)):
             raise FileNotFoundError(uri)
+        if storage.is_special(uri):
+            raise DataError(shown(uri), "a device or a pipe, expected a file")
         with rasters.open_geotiff(uri, "scene") as dataset:
             try:
                 yield dataset

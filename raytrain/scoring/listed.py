@@ -15,24 +15,45 @@ from typing import Any
 from urllib.parse import urljoin
 
 from raytrain import storage
-from raytrain.errors import DataError
+from raytrain.errors import ConfigError, DataError
 from raytrain.imagery.baseline import baseline_in_name
 from raytrain.imagery.scene_files import ALL_BANDS, BandFile, SceneSource, shown
 
 _RASTER = re.compile(r"\.(tiff?|jp2)$", re.IGNORECASE)
 
 
+class Unlisted(DataError):
+    """What is wrong with a scene of a listing, which is named by its id where that is known and its own alone.
+
+    `place` is where it lies, or what names it.
+    """
+
+    def __init__(self, subject: str, found: str, place: str) -> None:
+        super().__init__(subject, found)
+        self.args = (subject, found, place)
+        self.place = place
+
+
 @dataclass(frozen=True)
 class Work:
-    """A scene that is known by `subject` and still has to be asked for; `make` may raise `DataError`."""
+    """A scene that lies at `place`, or is named there, and still has to be asked for.
 
-    subject: str
+    `make` may raise `DataError` and `StoreOutOfReach`. `scene_id` is None where only the scene's document tells it.
+    """
+
+    place: str
     make: Callable[[], SceneSource]
+    scene_id: str | None = None
 
 
 def is_raster(uri: str) -> bool:
     """Tell whether `uri` is a GeoTIFF or a JPEG 2000 file, by its name."""
     return bool(_RASTER.search(shown(uri)))
+
+
+def id_by_name(uri: str) -> str:
+    """Return the id of the scene of one file, by its name."""
+    return _RASTER.sub("", storage.name_of(shown(uri)))
 
 
 def checked_id(scene_id: str) -> str:
@@ -47,18 +68,25 @@ def checked_id(scene_id: str) -> str:
 
 def file_identity(uri: str, info: storage.FileInfo | None = None) -> str:
     """Return what changes when the bytes of the file at `uri` do; `info` is what a listing had. Raise `DataError`."""
+    refuse_special(uri)
     try:
         return storage.identity_of(uri, info)
     except IsADirectoryError as error:
         raise DataError(shown(uri), "a folder, expected a file") from error
     except FileNotFoundError as error:
         raise DataError(shown(uri), "no such file") from error
-    except PermissionError as error:
+    except (OSError, ConfigError) as error:
         raise refusal(uri, error) from error
 
 
-def refusal(uri: str, error: PermissionError) -> DataError:
-    """Return what a store, or our own limits, said of a file that may not be read."""
+def refuse_special(uri: str) -> None:
+    """Raise `DataError` for what is no regular file."""
+    if storage.is_special(uri):
+        raise DataError(shown(uri), "a device or a pipe, expected a file")
+
+
+def refusal(uri: str, error: OSError | ConfigError) -> DataError:
+    """Return what a disk, a server, a store, or our own limits, said of a file that can't be read."""
     return DataError(shown(uri), str(error).removeprefix(f"{shown(uri)}: "))
 
 
@@ -69,7 +97,7 @@ def hashed(facts: Any) -> str:
 
 def file_scene(uri: str, scene_id: str | None = None, info: storage.FileInfo | None = None) -> SceneSource:
     """Return the scene of one file of all bands, by default of the file's name."""
-    scene_id = checked_id(_RASTER.sub("", storage.name_of(shown(uri))) if scene_id is None else scene_id)
+    scene_id = checked_id(id_by_name(uri) if scene_id is None else scene_id)
     return SceneSource(
         scene_id=scene_id,
         files={ALL_BANDS: BandFile(uri=uri)},
@@ -90,17 +118,50 @@ def band_scene(
     )
 
 
+def _local_path(href: str, rest: str, base: str) -> str:
+    """Return the path of a `file://` URI; raise `DataError` where it is another machine that names it."""
+    if not storage.is_local(base):
+        raise DataError(href, f"a file of this machine, named by {shown(base)}, which is not on it")
+    path = rest.removeprefix("localhost")
+    if not path.startswith("/"):
+        raise DataError(href, "expected file:///path")
+    return posixpath.normpath(path)
+
+
+def _joined(href: str, base: str) -> str:
+    """Return the URL that `href` means in the document at the URL `base`."""
+    try:
+        found = urljoin(base, href)
+    except ValueError as error:
+        raise DataError(shown(href), f"no URL: {error}") from error
+    if not storage.is_http(found):
+        raise DataError(shown(href), f"no URL, but named by {shown(base)}: expected s3://, http:// or https://")
+    return _plain_url(found)
+
+
+def _plain_url(url: str) -> str:
+    """Return `url`; raise `DataError`, without a password that stands in it, where nobody can ask for it."""
+    try:
+        storage.normalise(url)
+    except ConfigError as error:
+        raise DataError(*str(error).split(": ", 1)) from error
+    return url
+
+
 def resolved(href: str, base: str) -> str:
     """Return the URI that `href` in the document at `base` means; raise `DataError` for a scheme nobody can open."""
     scheme, separator, rest = href.partition("://")
+    if "\0" in href:
+        raise DataError(repr(href), "no URI: it has a zero byte")
     if separator:
         if scheme.lower() == "file":
-            return posixpath.normpath(rest)
+            return _local_path(href, rest, base)
         if scheme.lower() not in ("s3", "http", "https"):
             raise DataError(shown(href), f"scheme {scheme}://: expected a local path, s3://, http:// or https://")
-        return f"{scheme.lower()}://{rest}"
+        found = f"{scheme.lower()}://{rest}"
+        return _plain_url(found) if storage.is_http(found) else found
     if base.startswith(("http://", "https://")):
-        return urljoin(base, href)
+        return _joined(href, base)
     if base.startswith("s3://"):
         bucket, _, key = base.removeprefix("s3://").partition("/")
         path = posixpath.normpath(posixpath.join("/", posixpath.dirname(key), href))

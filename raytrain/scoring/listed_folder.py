@@ -14,7 +14,7 @@ from itertools import groupby
 from raytrain import storage
 from raytrain.errors import DataError
 from raytrain.imagery.band_names import SENTINEL_2
-from raytrain.scoring.listed import Work, band_scene, file_scene, is_raster
+from raytrain.scoring.listed import Work, band_scene, file_scene, id_by_name, is_raster
 
 _RESOLUTION_FOLDER = re.compile(r"R\d+m")
 _GRANULE, _IMAGES, _PRODUCT = "GRANULE", "IMG_DATA", ".SAFE"
@@ -107,7 +107,7 @@ def _file_work(root: str, raster: _Raster, pattern: re.Pattern[str]) -> Work | D
     match = pattern.match(raster.name)
     if match is not None and match.start("band") == 0:
         return DataError(uri, "a file of one band right in the archive; name the folder above, where this is a scene")
-    return Work(uri, partial(file_scene, uri, info=raster.info))
+    return Work(uri, partial(file_scene, uri, info=raster.info), id_by_name(uri))
 
 
 def _band_work(root: str, rasters: list[_Raster], pattern: re.Pattern[str], bands: Sequence[str]) -> Work | None:
@@ -130,4 +130,4 @@ def _band_work(root: str, rasters: list[_Raster], pattern: re.Pattern[str], band
     scene_id = folder[-1].removesuffix(_PRODUCT)
     place = storage.join(root, rasters[0].name)
     ordered = {band: found.uris[band] for band in bands if band in found.uris}
-    return Work(scene_id, partial(band_scene, scene_id, ordered, found.infos, place))
+    return Work(place, partial(band_scene, scene_id, ordered, found.infos, place), scene_id)

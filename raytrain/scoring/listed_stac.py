@@ -16,12 +16,21 @@ from functools import partial
 from typing import Any
 
 from raytrain import storage
-from raytrain.errors import ConfigError, DataError
+from raytrain.errors import ConfigError, DataError, StoreOutOfReach
 from raytrain.imagery.band_names import first_band
 from raytrain.imagery.baseline import baseline_in_name, baseline_number
 from raytrain.imagery.rasters import is_jp2
 from raytrain.imagery.scene_files import ALL_BANDS, BandFile, SceneSource, shown, utc_text
-from raytrain.scoring.listed import Work, checked_id, file_identity, hashed, is_raster, refusal, resolved
+from raytrain.scoring.listed import (
+    Work,
+    checked_id,
+    file_identity,
+    hashed,
+    is_raster,
+    refusal,
+    refuse_special,
+    resolved,
+)
 from raytrain.scoring.seen import SeenNames
 
 Json = Mapping[str, Any]
@@ -39,15 +48,16 @@ _PRODUCTS = ("s2:product_uri", "sentinel:product_id")
 
 def read_document(uri: str) -> dict[str, Any]:
     """Return the JSON object at `uri`; raise `DataError` for anything else."""
+    refuse_special(uri)
     try:
         document = json.loads(storage.read_bytes(uri))
     except FileNotFoundError as error:
         raise DataError(shown(uri), "no such file") from error
-    except PermissionError as error:
-        raise refusal(uri, error) from error
     except IsADirectoryError as error:
         raise DataError(shown(uri), "a folder, expected a STAC document") from error
-    except ValueError as error:
+    except (OSError, ConfigError) as error:
+        raise refusal(uri, error) from error
+    except (ValueError, RecursionError) as error:
         raise DataError(shown(uri), f"not a JSON document: {error}") from error
     if not isinstance(document, dict):
         raise DataError(shown(uri), "not a STAC document: expected a JSON object")
@@ -65,7 +75,7 @@ def document_works(
     visited = visited or SeenNames()
     visited.add(uri)
     if document.get("type") == "Feature":
-        yield Work(str(document.get("id")), partial(item_scene, document, uri, bands))
+        yield Work(shown(uri), partial(item_scene, document, uri, bands))
     elif "features" in document:
         yield from _page_works(uri, document, bands, visited)
     elif document.get("type") in ("Catalog", "Collection") or "stac_version" in document:
@@ -81,7 +91,8 @@ def _page_works(uri: str, document: Json, bands: Sequence[str], visited: SeenNam
         features = document["features"]
         for number, item in enumerate(features if isinstance(features, list) else [features]):
             if isinstance(item, dict):
-                yield Work(str(item.get("id")), partial(item_scene, item, uri, bands, is_alone=False))
+                make = partial(item_scene, item, uri, bands, is_alone=False)
+                yield Work(shown(uri), make, None if item.get("id") is None else str(item["id"]))
             else:
                 yield DataError(f"{shown(uri)}, feature {number}", "not a STAC item: expected a JSON object")
         try:
@@ -123,7 +134,14 @@ def _link_works(uri: str, document: Json, bands: Sequence[str], visited: SeenNam
         except DataError as error:
             yield error
             continue
+        except StoreOutOfReach as error:
+            yield Work(shown(at), partial(_fail, error))
+            continue
         yield from document_works(at, child, bands, visited)
+
+
+def _fail(error: StoreOutOfReach) -> SceneSource:
+    raise error
 
 
 def _links(document: Json) -> list[Json]:
@@ -152,10 +170,13 @@ def item_scene(
     The identity is that of the used assets (their `file:checksum`, else what their store says), of what is said of
     their values, and of the datetime. A band that no asset has is left out.
     """
+    name = str(item.get("id")) if scene_id is None else scene_id
     try:
         return _scene(item, uri, bands, scene_id, is_alone=is_alone)
-    except (TypeError, ValueError, AttributeError, KeyError) as error:
-        raise DataError(str(item.get("id")), f"not a valid STAC item, {shown(uri)}: {error}") from error
+    except DataError as error:
+        raise error if error.subject == name else DataError(name, str(error)) from error
+    except (TypeError, ValueError, AttributeError, LookupError, OverflowError) as error:
+        raise DataError(name, f"not a valid STAC item, {shown(uri)}: {error}") from error
 
 
 def _scene(item: Json, uri: str, bands: Sequence[str], scene_id: str | None, *, is_alone: bool) -> SceneSource:

@@ -12,6 +12,7 @@ import posixpath
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -20,51 +21,83 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raytrain import storage
-from raytrain.errors import ConfigError, DataError, first_line
+from raytrain.errors import ConfigError, DataError, StoreOutOfReach, first_line
 from raytrain.imagery.scene_files import SceneSource, shown, utc_text
-from raytrain.scoring.listed import Work, file_scene, is_raster, resolved
+from raytrain.scoring.listed import Unlisted, Work, file_scene, id_by_name, is_raster, resolved
 from raytrain.scoring.listed_folder import folder_works
 from raytrain.scoring.listed_stac import document_works, item_scene, read_document
 from raytrain.scoring.seen import SeenNames
 
 THREADS = 16
 """Requests for identities and items at the same time."""
+OUT_OF_REACH = 20
+"""So many scenes out of reach one after the other, and it is their store that is."""
 AHEAD = 4
 """Scenes asked for and not yet taken, for each thread."""
 LIST_BYTES, LIST_ROWS = 2**20, 4096
 """What is held of a list: of a text, and of Parquet."""
 
 
-def list_scenes(uri: str, bands: Sequence[str], *, threads: int = THREADS) -> Iterator[SceneSource | DataError]:
+def list_scenes(uri: str, bands: Sequence[str], *, threads: int = THREADS) -> Iterator[SceneSource | Unlisted]:
     """Yield the scenes at `uri` with the files of those of `bands` that they have, in the order of the listing.
 
     `uri` is a folder, a STAC document (item, collection of items, static catalog, an API's answer), a list of scene
     files and STAC items (`.txt`, `.csv`: one column; `.parquet`: columns uri, id, datetime), or a scene's file.
-    A scene's own trouble, and the second scene of an id, is a `DataError` in its place. Raises `ConfigError` where
-    there is nothing like that at `uri`, and `StoreOutOfReach`.
+    A scene's own trouble is an `Unlisted` in its place, by its id; the second of an id, and one whose files are out of
+    reach, is one by its place. Raises `ConfigError` where there is nothing like that at `uri`, and `StoreOutOfReach`
+    where `uri` itself, or all scenes, or `OUT_OF_REACH` one after the other are.
     """
     seen = SeenNames()
-    some = False
-    with contextlib.closing(_made_in_order(_works(uri, tuple(bands)), threads)) as scenes:
-        for scene in scenes:
-            some = True
-            if isinstance(scene, SceneSource) and not seen.add(scene.scene_id):
-                place = scene.item_uri or next((file.uri for file in scene.files.values()), uri)
-                # By its place: the scene of this id is another one, which is not to suffer for it.
-                yield DataError(shown(place), f"a second scene of the id {scene.scene_id}: the first counts")
-            else:
-                yield scene
-    if not some:
+    count = in_a_row = 0
+    last: object = None
+    with contextlib.closing(_made_in_order(_works(uri, tuple(bands)), threads)) as all_made:
+        for made in all_made:
+            count += 1
+            in_a_row = in_a_row + 1 if isinstance(made.outcome, StoreOutOfReach) else 0
+            if isinstance(made.outcome, StoreOutOfReach) and in_a_row == OUT_OF_REACH:
+                raise made.outcome
+            yield _judged(made, seen)
+            last = made.outcome
+    if count == in_a_row and isinstance(last, StoreOutOfReach):
+        raise last
+    if not count:
         raise ConfigError(
             f"{shown(uri)}: no scenes found (expected <id>.tif, scenes/<id>.tif, <scene>/B02.tif, *.SAFE, "
             "a STAC document, or a list of URIs)"
         )
 
 
-def _made_in_order(works: Iterable[Work | DataError], threads: int) -> Generator[SceneSource | DataError]:
+@dataclass(frozen=True)
+class _Made:
+    """What came of a work."""
+
+    place: str
+    scene_id: str | None
+    outcome: SceneSource | DataError | StoreOutOfReach
+
+
+def _judged(made: _Made, seen: SeenNames) -> SceneSource | Unlisted:
+    """Return a scene, or what is wrong: by the id only where no other of the listing has it, which would suffer too."""
+    outcome, place = made.outcome, made.place
+    if isinstance(outcome, SceneSource):
+        if seen.add(outcome.scene_id):
+            return outcome
+        return Unlisted(place, f"a second scene of the id {outcome.scene_id}: the first counts", place)
+    if isinstance(outcome, StoreOutOfReach):
+        if made.scene_id is not None:
+            seen.add(made.scene_id)
+        # By its place: the outputs of an id that is wrong are removed, and those of this one may be right.
+        name = "" if made.scene_id is None else f"{made.scene_id}: "
+        return Unlisted(place, f"{name}{outcome}; run again for it", place)
+    if storage.is_plain_name(outcome.subject) and not seen.add(outcome.subject):
+        return Unlisted(place, f"a second scene of the id {outcome}; the first counts", place)
+    return Unlisted(outcome.subject, outcome.found, place)
+
+
+def _made_in_order(works: Iterable[Work | DataError], threads: int) -> Generator[_Made]:
     """Yield what comes of `works`, done by so many threads, in their order; only a few are ahead."""
     pool = ThreadPoolExecutor(threads, thread_name_prefix="listing")
-    ahead: deque[Future[SceneSource | DataError]] = deque()
+    ahead: deque[Future[_Made]] = deque()
     try:
         for work in works:
             ahead.append(pool.submit(_made, work))
@@ -76,15 +109,18 @@ def _made_in_order(works: Iterable[Work | DataError], threads: int) -> Generator
         pool.shutdown(cancel_futures=True)
 
 
-def _made(work: Work | DataError) -> SceneSource | DataError:
+def _made(work: Work | DataError) -> _Made:
     if isinstance(work, DataError):
-        return work
+        return _Made(work.subject, None, work)
+    outcome: SceneSource | DataError | StoreOutOfReach
     try:
-        return work.make()
+        outcome = work.make()
+    except StoreOutOfReach as error:
+        outcome = error
     except DataError as error:
-        return error
-    except ConfigError as error:  # a URI that nobody can open
-        return DataError(work.subject, str(error))
+        is_named = work.scene_id in (None, error.subject)
+        outcome = error if is_named else DataError(str(work.scene_id), str(error))
+    return _Made(work.place, work.scene_id, outcome)
 
 
 def _works(uri: str, bands: tuple[str, ...]) -> Iterator[Work | DataError]:
@@ -94,7 +130,7 @@ def _works(uri: str, bands: tuple[str, ...]) -> Iterator[Work | DataError]:
     if kind == ".parquet":
         return _listed_works(uri, _parquet_rows(uri), bands)
     if is_raster(uri):
-        return iter([Work(shown(uri), partial(file_scene, uri))])
+        return iter([Work(shown(uri), partial(file_scene, uri), id_by_name(uri))])
     if kind in (".json", ".geojson") or uri.startswith(("http://", "https://")):
         try:
             document = read_document(uri)
@@ -119,8 +155,10 @@ def _listed_works(uri: str, rows: Iterator[Row | DataError], bands: tuple[str, .
         except DataError as error:
             yield error
             continue
-        make = partial(file_scene, at) if is_raster(at) else partial(_single_item, at, bands)
-        yield Work(shown(at), partial(_with_row, make, row))
+        make, scene_id = partial(_single_item, at, bands), row[1]
+        if is_raster(at):
+            make, scene_id = partial(file_scene, at), id_by_name(at) if row[1] is None else row[1]
+        yield Work(shown(at), partial(_with_row, make, row), scene_id)
 
 
 def _single_item(uri: str, bands: tuple[str, ...], scene_id: str | None = None) -> SceneSource:

@@ -70,7 +70,7 @@ class Listing:
     def _scenes(self) -> Iterator[SceneSource]:
         for scene in list_scenes(self.uri, self.bands):
             if isinstance(scene, DataError):
-                self._add(scene, scene.subject)
+                self._add(scene, scene.place)
             elif not self._is_done(scene.scene_id, shown_source(scene), scene.identity):
                 if storage.join(self.destination, f"{scene.scene_id}.tif") in {
                     file.uri for file in scene.files.values()

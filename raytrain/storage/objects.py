@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator
 from functools import cache, partial
@@ -65,6 +66,17 @@ def exists(uri: str) -> bool:
     if is_http(uri):
         return persistently(uri, lambda: http.exists(normalise(uri)))
     return persistently(uri, lambda: bool(filesystem(uri).exists(path_of(uri))))
+
+
+def is_special(uri: str) -> bool:
+    """Tell whether a device, a pipe or a socket stands at `uri`, which may have no end."""
+    if not is_local(uri):
+        return False
+    try:
+        mode = os.stat(path_of(uri)).st_mode
+    except OSError:  # who reads it will say so
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
 def read_bytes(uri: str) -> bytes:

@@ -62,11 +62,11 @@ def test_scenes_of_two_stores_and_a_server_go_to_a_third_and_what_is_refused_is_
     assert (report.num_masks, report.unfinished) == (4, {})
     assert (again.num_masks, again.num_skipped) == (4, 4)
     found = {problem.subject.rsplit("/", 1)[-1]: problem.found for problem in report.problems}
-    assert found.keys() == {"cut", "secret.tif", "absent.tif", "web2.tif"}
+    assert found.keys() == {"cut", "secret", "absent", "web2"}
     assert "is not a readable GeoTIFF" in found["cut"]
-    assert "403" in found["secret.tif"] or "refused" in found["secret.tif"]
-    assert "no such file" in found["absent.tif"]
-    assert "private_address" in found["web2.tif"]
+    assert "403" in found["secret"] or "refused" in found["secret"]
+    assert "no such file" in found["absent"]
+    assert "private_address" in found["web2"]
     masks = {record.item_id: record for record in ledger.read_records(job.dst)}
     assert masks.keys() == {"one", "two", "item", "web"}
     assert masks["one"].outputs["mask"].sha256 == masks["web"].outputs["mask"].sha256

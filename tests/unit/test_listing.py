@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 import tracemalloc
@@ -16,11 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from raytrain import storage
-from raytrain.errors import ConfigError, DataError
+from raytrain.errors import ConfigError, DataError, StoreOutOfReach
 from raytrain.imagery.scene_files import ALL_BANDS, SceneSource
 from raytrain.imagery.scene_reader import open_scene
 from raytrain.scoring import listed_stac, listing
-from raytrain.scoring.listed import resolved
+from raytrain.scoring.listed import Unlisted, resolved
 from raytrain.scoring.listing import list_scenes
 from raytrain.scoring.seen import SeenNames
 from raytrain.scoring.units import shown_source
@@ -435,7 +436,7 @@ def test_the_identity_of_an_asset_without_a_checksum_is_its_files(tmp_path: Path
     (tmp_path / "B02.tif").write_bytes(b"other")
     assert only(path).identity != before
     (tmp_path / "B02.tif").unlink()
-    assert problems(path) == [f"{tmp_path / 'B02.tif'}: no such file"]
+    assert problems(path) == [f"scene: {tmp_path / 'B02.tif'}: no such file"]
 
 
 def test_a_static_catalog_is_followed_to_its_items(tmp_path: Path) -> None:
@@ -599,7 +600,8 @@ def test_items_in_a_store_lead_to_their_assets(s3: str, tmp_path: Path) -> None:
     [
         ("./x.tif", "/a/b/c.json", "/a/b/x.tif"),
         ("../x.tif", "/a/b/c.json", "/a/x.tif"),
-        ("file:///q/x.tif", "s3://b/c.json", "/q/x.tif"),
+        ("file:///q/x.tif", "/a/c.json", "/q/x.tif"),
+        ("file://localhost/q/x.tif", "/a/c.json", "/q/x.tif"),
         ("x.tif", "s3://b/c.json", "s3://b/x.tif"),
         ("../../x.tif", "s3://b/k/c.json", "s3://b/x.tif"),
         ("x.tif", "https://h/a/c.json?token=1", "https://h/a/x.tif"),
@@ -609,6 +611,89 @@ def test_items_in_a_store_lead_to_their_assets(s3: str, tmp_path: Path) -> None:
 )
 def test_hrefs_are_from_where_their_document_lies(href: str, base: str, uri: str) -> None:
     assert resolved(href, base) == uri
+
+
+@pytest.mark.parametrize("base", ["s3://b/c.json", "https://h/c.json", "HTTPS://h/c.json"])
+@pytest.mark.parametrize("href", ["file:///etc/passwd", "FILE:///etc/passwd", "file://localhost/etc/passwd"])
+def test_no_document_of_elsewhere_names_a_file_of_this_machine(href: str, base: str) -> None:
+    with pytest.raises(DataError, match="a file of this machine, named by"):
+        resolved(href, base)
+
+
+@pytest.mark.parametrize("href", ["file:/etc/passwd", "mailto:x", "//[x", "a\0b", "file://host/x.tif"])
+def test_what_is_no_uri_of_a_document_is_refused(href: str) -> None:
+    with pytest.raises(DataError):
+        resolved(href, "https://h/c.json")
+
+
+def test_a_pipe_is_no_scene_and_no_item(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.tif")
+    os.mkfifo(tmp_path / "pipe.json")
+    text = problems(put(tmp_path / "list.txt", "pipe.tif\npipe.json\n"))
+    assert text == [
+        f"pipe: {tmp_path}/pipe.tif: a device or a pipe, expected a file",
+        f"{tmp_path}/pipe.json: a device or a pipe, expected a file",
+    ]
+
+
+# What one scene has no other suffers from.
+
+
+def test_one_odd_url_is_one_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def identity(uri: str, info: object = None) -> str:
+        if "away" in uri:
+            raise StoreOutOfReach(f"{uri}: out of reach")
+        if "odd" in uri:
+            raise OSError(f"{uri}: its server answers 451")
+        return uri
+
+    monkeypatch.setattr(listing.storage, "identity_of", identity)
+    text = "https://h/a.tif\nhttps://h/odd.tif\nhttps://h/away.tif\nhttps://name:word@h/x.json\nhttps://h/b.tif\n"
+    found = list(list_scenes(str(put(tmp_path / "list.txt", text)), BANDS))
+    assert [each.scene_id if isinstance(each, SceneSource) else each.subject for each in found] == [
+        "a",
+        "odd",
+        "https://h/away.tif",  # not by its id: what stands of it is as good as before
+        "https://...@...",
+        "b",
+    ]
+    assert str(found[1]) == "odd: https://h/odd.tif: its server answers 451"
+    assert str(found[2]).endswith("out of reach; run again for it")
+
+
+@pytest.mark.parametrize(("away", "there"), [(20, 1), (3, 0)])
+def test_a_store_that_is_away_ends_the_listing(
+    away: int, there: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def identity(uri: str, info: object = None) -> str:
+        if "away" in uri:
+            raise StoreOutOfReach(uri)
+        return uri
+
+    monkeypatch.setattr(listing.storage, "identity_of", identity)
+    names = [f"https://h/{number}.tif" for number in range(there)] + [f"https://h/away{n}.tif" for n in range(away)]
+    with pytest.raises(StoreOutOfReach):
+        list(list_scenes(str(put(tmp_path / "list.txt", "\n".join(names))), BANDS))
+    names.insert(there + 2, "https://h/between.tif")
+    assert len(list(list_scenes(str(put(tmp_path / "list.txt", "\n".join(names))), BANDS))) == len(names)
+
+
+def test_a_second_scene_of_an_id_is_told_of_by_its_place_though_it_is_broken(tmp_path: Path) -> None:
+    touch(tmp_path, "a.tif", "B02.tif")
+    put(tmp_path / "item.json", make_item({"B02": {"href": "gs://x/B02.tif"}}, "a"))
+    put(tmp_path / "first.json", make_item({"B02": {"href": "gs://x/B02.tif"}}, "b"))
+    put(tmp_path / "second.json", make_item({"B02": {"href": "B02.tif"}}, "b"))
+    text = "a.tif\nitem.json\nfirst.json\nsecond.json"
+    found = list(list_scenes(str(put(tmp_path / "list.txt", text)), BANDS))
+    assert [each.subject if isinstance(each, DataError) else each.scene_id for each in found] == [
+        "a",
+        str(tmp_path / "item.json"),
+        "b",
+        str(tmp_path / "second.json"),
+    ]
+    assert "gs://x/B02.tif" in str(found[1])
+    assert isinstance(found[2], Unlisted)
+    assert found[2].place == str(tmp_path / "first.json")
 
 
 # Lists
@@ -622,7 +707,7 @@ def test_a_text_lists_files_and_items(tmp_path: Path) -> None:
     assert [each.scene_id for each in found if isinstance(each, SceneSource)] == ["a", "b", "item"]
     assert found[1].files[ALL_BANDS].uri == str(tmp_path / "deep/b.tif")  # type: ignore[union-attr]
     assert [str(each) for each in found if isinstance(each, DataError)] == [
-        f"{tmp_path}/none.tif: no such file",
+        f"none: {tmp_path}/none.tif: no such file",
         "mailto://x: scheme mailto://: expected a local path, s3://, http:// or https://",
         f"{tmp_path}/deep: a folder, expected a STAC document",
     ]
@@ -691,7 +776,7 @@ def test_a_parquet_list_needs_a_column_of_uris(tmp_path: Path) -> None:
 def test_one_file_is_one_scene(tmp_path: Path) -> None:
     touch(tmp_path, "a.tif")
     assert only(tmp_path / "a.tif").scene_id == "a"
-    assert problems(tmp_path / "none.tif") == [f"{tmp_path / 'none.tif'}: no such file"]
+    assert problems(tmp_path / "none.tif") == [f"none: {tmp_path / 'none.tif'}: no such file"]
 
 
 @pytest.mark.parametrize("kind", ["txt", "parquet"])
