@@ -19,12 +19,14 @@ class BandFile(Settings):
     """Where a band lies: a file and the number of the band in it, from 1; None where the file's descriptions say it.
 
     Reflectance is `scale` times the stored value plus `offset`, where a catalogue says so; None where it says nothing.
+    `nodata` is the stored value of no data by a catalogue, for a file that names none.
     """
 
     uri: str
     index: int | None = Field(default=None, ge=1)
     scale: float | None = None
     offset: float | None = None
+    nodata: float | None = None
 
 
 class SceneSource(Settings):

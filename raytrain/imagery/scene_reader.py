@@ -45,7 +45,7 @@ class _Band:
     @property
     def nodata(self) -> float | None:
         value: float | None = self.dataset.nodatavals[self.index - 1]
-        return value
+        return self.file.nodata if value is None else value
 
 
 class SceneReader:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -199,7 +200,8 @@ def _scene(item: Json, uri: str, bands: Sequence[str], scene_id: str | None, *, 
     )
     meant = {
         "files": {
-            band: [identities[file.uri], file.index, file.scale, file.offset] for band, file in facts.files.items()
+            band: [identities[file.uri], file.index, file.scale, file.offset, file.nodata]
+            for band, file in facts.files.items()
         },
         "datetime": facts.datetime,
         "offset_applied": facts.offset_applied,
@@ -313,7 +315,14 @@ def _candidate(scene_id: str, key: str, asset: Json, uri: str, band: Json, place
     except DataError as error:
         raise DataError(scene_id, f"asset {key}: {error}") from error
     roles = set(asset.get("roles") or ())
-    file = BandFile(uri=at, index=number + 1, scale=_number(band, "scale"), offset=_number(band, "offset"))
+    nodata = _number(band, "nodata")
+    file = BandFile(
+        uri=at,
+        index=number + 1,
+        scale=_number(band, "scale"),
+        offset=_number(band, "offset"),
+        nodata=nodata if nodata is not None and math.isfinite(nodata) else None,  # no integer is NaN
+    )
     is_other = bool(roles) and not roles & {"data", "reflectance"}
     return _Candidate((is_other, _pixel_m(key, band), is_jp2(at), count, position), file, asset.get("file:checksum"))
 

@@ -420,11 +420,30 @@ def test_the_identity_of_an_item_depends_on_all_that_its_pixels_do(tmp_path: Pat
     different = [
         identity(data={"file:checksum": "other"}),
         identity(data={"raster:bands": [{"scale": 0.0001, "offset": 0}]}),
+        identity(data={"raster:bands": [{"nodata": 7, "scale": 0.0001, "offset": -0.1}]}),
         identity(properties={"datetime": "2023-07-01T10:46:31Z"}),
         identity(properties={"earthsearch:boa_offset_applied": False}),
         identity(properties={"s2:processing_baseline": "05.10"}),
     ]
-    assert len({same, *different}) == 6
+    assert len({same, *different}) == 7
+
+
+@pytest.mark.parametrize(
+    ("facts", "nodata"),
+    [
+        ({"raster:bands": [{"nodata": 0}]}, 0),
+        ({"bands": [{"name": "B02", "nodata": -9999}]}, -9999),
+        ({"nodata": 7}, 7),
+        ({"nodata": 7, "bands": [{"name": "B02", "nodata": 8}]}, 8),
+        ({"raster:bands": [{"nodata": "nan"}]}, None),
+        ({}, None),
+    ],
+)
+def test_the_value_of_no_data_is_that_of_the_band_or_the_asset(
+    tmp_path: Path, facts: dict[str, Any], nodata: float | None
+) -> None:
+    item = make_item({"B02": {"href": "https://h/B02.tif", **facts}})
+    assert only(put(tmp_path / "item.json", item)).files["B02"].nodata == nodata
 
 
 def test_the_identity_of_an_asset_without_a_checksum_is_its_files(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -181,6 +182,24 @@ def test_no_data_is_by_the_files_that_name_it(tmp_path: Path) -> None:
         found = whole(reader)
     np.testing.assert_array_equal(found.valid[:, 0], [False, True, True, True])
     np.testing.assert_array_equal(found.pixels[1, :, 0], [0, 1, 7, 7])
+
+
+def test_no_data_is_what_the_catalogue_says_where_the_file_says_nothing(tmp_path: Path) -> None:
+    pixels = np.array([[0, 5, 7]], np.uint16)
+    silent, saying = write(tmp_path / "silent.tif", pixels), write(tmp_path / "saying.tif", pixels, nodata=7)
+
+    def valid(uri: str, nodata: float | None) -> list[bool]:
+        with opened(scene({"B02": BandFile(uri=uri, nodata=nodata)})) as reader:
+            return list(whole(reader).valid[0])
+
+    assert valid(silent, None) == [False, True, True]
+    assert valid(silent, 5) == [True, False, True]
+    assert valid(saying, 5) == [True, True, False]
+
+
+def test_a_pipe_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "B02.tif")
+    assert "a device or a pipe" in refusal(scene({"B02": str(tmp_path / "B02.tif")}))
 
 
 def test_int16_is_read_and_negative_values_become_one(tmp_path: Path) -> None:
