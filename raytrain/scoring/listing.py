@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from raytrain import storage
 from raytrain.errors import ConfigError, DataError, StoreOutOfReach, first_line
 from raytrain.imagery.scene_files import SceneSource, shown, utc_text
-from raytrain.scoring.listed import Unlisted, Work, file_scene, id_by_name, is_raster, resolved
+from raytrain.scoring.listed import Unlisted, Work, file_scene, hashed, id_by_name, is_raster, resolved
 from raytrain.scoring.listed_folder import folder_works
 from raytrain.scoring.listed_stac import document_works, item_scene, read_document
 from raytrain.scoring.seen import SeenNames
@@ -169,7 +169,7 @@ def _single_item(uri: str, bands: tuple[str, ...], scene_id: str | None = None) 
 
 
 def _with_row(make: Callable[..., SceneSource], row: Row) -> SceneSource:
-    """Return the scene with the id and the datetime that its row gives it."""
+    """Return the scene with the id and the datetime that its row gives it; the identity depends on the latter."""
     scene = make(scene_id=row[1])
     if row[2] is None:
         return scene
@@ -177,7 +177,10 @@ def _with_row(make: Callable[..., SceneSource], row: Row) -> SceneSource:
         moment = row[2] if isinstance(row[2], datetime) else datetime.fromisoformat(row[2])
     except ValueError as error:
         raise DataError(scene.scene_id, f"datetime {row[2]!r} of the list is not like 2024-05-31T10:20:30Z") from error
-    return scene.model_copy(update={"datetime": utc_text(moment)})
+    text = utc_text(moment)
+    if text == scene.datetime:
+        return scene
+    return scene.model_copy(update={"datetime": text, "identity": hashed([scene.identity, text])})
 
 
 def _text_rows(uri: str, *, with_commas: bool) -> Iterator[Row | DataError]:

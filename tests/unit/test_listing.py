@@ -769,6 +769,21 @@ def test_a_parquet_list_gives_ids_and_datetimes(tmp_path: Path, monkeypatch: pyt
     assert len(found) == 5
 
 
+def test_the_identity_depends_on_the_datetime_of_a_list(tmp_path: Path) -> None:
+    touch(tmp_path, "a.tif")
+    put(tmp_path / "item.json", make_item({"B02": {"href": "b.tif"}}, "item"))
+
+    def identities(moment: datetime | None) -> list[str]:
+        moments = pa.array([moment, moment], pa.timestamp("us", "UTC"))
+        pq.write_table(pa.table({"uri": ["a.tif", "item.json"], "datetime": moments}), tmp_path / "list.parquet")
+        return [scene.identity for scene in listed(tmp_path / "list.parquet").values()]
+
+    undated, dated = identities(None), identities(datetime(2024, 5, 31, 10, tzinfo=UTC))
+    assert dated == identities(datetime(2024, 5, 31, 10, tzinfo=UTC))
+    assert len({*undated, *dated, *identities(datetime(2024, 5, 31, 11, tzinfo=UTC))}) == 6
+    assert identities(datetime(2023, 7, 1, 10, 46, 30, 262000, tzinfo=UTC))[1] == undated[1], "what the item says, too"
+
+
 @pytest.mark.parametrize(
     ("name", "data", "says"),
     [
