@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from raytrain import storage
 from raytrain.errors import ConfigError, DataError, StoreOutOfReach, first_line
 from raytrain.imagery.scene_files import SceneSource, shown, utc_text
-from raytrain.scoring.listed import Unlisted, Work, file_scene, hashed, id_by_name, is_raster, resolved
+from raytrain.scoring.listed import Unlisted, Work, file_scene, hashed, id_by_name, is_raster, refusal, resolved
 from raytrain.scoring.listed_folder import folder_works
 from raytrain.scoring.listed_stac import document_works, item_scene, read_document
 from raytrain.scoring.seen import SeenNames
@@ -209,11 +209,17 @@ def _lines(uri: str) -> Iterator[str]:
         raise ConfigError(f"no such list: {shown(uri)}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{shown(uri)}: not a UTF-8 text file, expected a list of URIs") from error
+    except OSError as error:
+        raise _unreadable_list(uri, error) from error
+
+
+def _unreadable_list(uri: str, error: OSError) -> ConfigError:
+    return ConfigError(f"a list that can't be read: {refusal(uri, error)}")
 
 
 def _parquet_rows(uri: str) -> Iterator[Row | DataError]:
     try:
-        with storage.arrow_filesystem(uri).open_input_file(storage.path_of(uri)) as file:
+        with storage.open_ranged(uri) as file:
             table = pq.ParquetFile(file)
             names = [name for name in ("uri", "id", "datetime") if name in table.schema_arrow.names]
             if "uri" not in names:
@@ -228,6 +234,8 @@ def _parquet_rows(uri: str) -> Iterator[Row | DataError]:
         raise ConfigError(f"no such list: {shown(uri)}") from error
     except pa.ArrowInvalid as error:
         raise ConfigError(f"{shown(uri)}: not a readable Parquet file: {first_line(error)}") from error
+    except OSError as error:
+        raise _unreadable_list(uri, error) from error
 
 
 def _parquet_row(place: str, row: dict[str, Any]) -> Row | DataError:

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 import tracemalloc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from raytrain.scoring.listed import Unlisted, resolved
 from raytrain.scoring.listing import list_scenes
 from raytrain.scoring.seen import SeenNames
 from raytrain.scoring.units import shown_source
+from raytrain.storage import Stores, StoreSettings
+from tests.webserver import WebServer
 
 BANDS = ("B02", "B03", "B04", "B08")
 PRODUCT = "S2B_MSIL2A_20220413T150759_N0400_R025_T33XWJ_20220414T082126"
@@ -799,6 +801,36 @@ def test_a_list_that_is_none_is_the_callers_mistake(tmp_path: Path, name: str, d
         (tmp_path / name).write_bytes(data)
     with pytest.raises(ConfigError, match=says):
         list(list_scenes(str(tmp_path / name), BANDS))
+
+
+@pytest.fixture
+def web() -> Iterator[WebServer]:
+    with WebServer({}) as web:
+        storage.use_stores(Stores(stores={web.origin: StoreSettings(private_address=True)}))
+        yield web
+    storage.use_stores(Stores())
+
+
+@pytest.mark.parametrize("kind", ["txt", "parquet"])
+def test_a_list_on_a_web_server_leads_to_its_scenes(web: WebServer, kind: str) -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"uri": ["a.tif", "deep/b.tif"]}), sink)
+    web.files["/lists/x"] = bytes(sink.getvalue()) if kind == "parquet" else b"a.tif\ndeep/b.tif\n"
+    web.files |= {f"/lists/x.{kind}": web.files["/lists/x"], "/lists/a.tif": b"a", "/lists/deep/b.tif": b"b"}
+    found = listed(f"{web.origin}/lists/x.{kind}?sig=secret")
+    assert [scene.files[ALL_BANDS].uri for scene in found.values()] == [
+        f"{web.origin}/lists/a.tif",
+        f"{web.origin}/lists/deep/b.tif",
+    ]
+
+
+@pytest.mark.parametrize("kind", ["txt", "parquet"])
+@pytest.mark.parametrize("status", [400, 403])
+def test_a_list_that_its_server_refuses_is_the_callers_mistake(web: WebServer, kind: str, status: int) -> None:
+    web.answers[f"/x.{kind}"] = [(status, {}, b"")] * 20
+    with pytest.raises(ConfigError, match=f"a list that can't be read: .*{status}") as caught:
+        list(list_scenes(f"{web.origin}/x.{kind}?sig=secret", BANDS))
+    assert "secret" not in str(caught.value)
 
 
 def test_a_parquet_list_needs_a_column_of_uris(tmp_path: Path) -> None:
