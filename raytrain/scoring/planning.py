@@ -52,10 +52,11 @@ class Listing:
 
     def _chips(self) -> Iterator[ChipSource]:
         bands = self.bands
-        if self.settings.missing_bands == "leave-out":
+        all_bands = self.settings.missing_bands == "error"
+        if not all_bands:
             found = bands_of_chips(self.uri)
             bands = tuple(band for band in bands if band in found) or bands
-        archive = select_chips(open_archive(self.uri, bands, for_training=False), self.selection)
+        archive = select_chips(open_archive(self.uri, bands, for_training=False, all_bands=all_bands), self.selection)
         for problem in archive.problems:
             self._add(problem, self.uri)
         # In the order of the archive; what a local file is changes with its bytes alone, so it is read for that.

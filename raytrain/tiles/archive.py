@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 from raytrain import storage
 from raytrain.errors import ConfigError, DataError
@@ -121,11 +122,12 @@ def bands_of_chips(uri: str) -> set[str]:
     return {match["band"] for name, _ in storage.walk(uri) if (match := _FEATURE.match(name))}
 
 
-def open_archive(uri: str, bands: Sequence[str], *, for_training: bool = True) -> ChipArchive:
+def open_archive(uri: str, bands: Sequence[str], *, for_training: bool = True, all_bands: bool = True) -> ChipArchive:
     """List the chips at `uri`; each chip that lacks a file or a row, or has a bad one, is a problem of the result.
 
-    Labels are looked at, and locations are needed, only where `for_training`. Raises `ConfigError` if `uri` holds no
-    chips, or chips of more than one split.
+    Labels are looked at, and locations are needed, only where `for_training`. A chip lacks a file if it has not all of
+    `bands`, or, where not `all_bands`, if it has none: else its bands are those that it has. Raises `ConfigError` if
+    `uri` holds no chips, or chips of more than one split.
     """
     listing = _list(uri, set(bands), with_labels=for_training)
     metadata = read_metadata(storage.join(uri, f"{listing.prefix}_metadata.csv"), with_location=for_training)
@@ -141,7 +143,8 @@ def open_archive(uri: str, bands: Sequence[str], *, for_training: bool = True) -
     metadata.rows.sort(key=lambda row: row.chip_id)
     for row in metadata.rows:
         try:
-            archive.chips.append(_listed_chip(layout, row, listing.chips.pop(row.chip_id, None)))
+            listed = listing.chips.pop(row.chip_id, None)
+            archive.chips.append(_listed_chip(layout, row, listed, all_bands=all_bands))
         except DataError as error:
             archive.problems.append(error)
     return archive
@@ -189,14 +192,22 @@ def _check_bands(uri: str, listing: _Listing, bands: Sequence[str]) -> None:
         raise ConfigError(f"{uri}: no chip has a band {', '.join(nowhere)} (found: {', '.join(sorted(found))})")
 
 
-def _listed_chip(layout: Layout, row: MetadataRow, listed: _Listed | None) -> Chip:
+@lru_cache
+def _with_bands(layout: Layout, bands: tuple[str, ...]) -> Layout:
+    """Return the layout of chips that have only `bands`: one for all of them."""
+    return replace(layout, bands=bands)
+
+
+def _listed_chip(layout: Layout, row: MetadataRow, listed: _Listed | None, *, all_bands: bool) -> Chip:
     if listed is None:
         raise DataError(row.chip_id, "a row in the metadata, but no files")
     missing = [band for band in layout.bands if band not in listed.bands]
-    if missing:
+    if missing and (all_bands or len(missing) == len(layout.bands)):
         raise DataError(row.chip_id, f"no band {', '.join(missing)} (found: {', '.join(sorted(listed.bands))})")
     if layout.labelled and not listed.has_label:
         raise DataError(row.chip_id, "no label, where other chips have one")
+    if missing:
+        layout = _with_bands(layout, tuple(band for band in layout.bands if band not in missing))
     return Chip(row, layout, listed.digest)
 
 

@@ -28,11 +28,13 @@ from raytrain.scoring.destination import Scoring
 from raytrain.scoring.ensemble import Ensemble
 from raytrain.scoring.listing import list_scenes
 from raytrain.scoring.perform import perform
+from raytrain.scoring.planning import Listing
 from raytrain.scoring.records import Record
 from raytrain.scoring.schedule import Schedule
 from raytrain.scoring.units import Answer, ChipSource, Unit, units_of_chips
 from raytrain.scoring.work import Work
 from raytrain.tiles.archive import open_archive
+from raytrain.tiles.selection import Selection
 
 SETTINGS = ScoreSettings(window_px=64, overlap_px=16, threads=1, baseline="before-04.00", datetime="2022-05-06")
 LARGE_WINDOWS = {"window_px": 256, "overlap_px": 64}
@@ -407,3 +409,35 @@ def test_signatures_of_items_stand_nowhere_at_the_destination(tmp_path: Path) ->
     (record,) = ledger.read_records(str(tmp_path / "out"))
     assert record.source_item_uri == record.source_uri == "https://host/items/s.json"
     assert not [name for name, data in files_of(tmp_path / "out").items() if b"verysecret" in data]
+
+
+def test_chip_that_lacks_a_band_is_scored_by_the_members_that_remain_if_asked_for(
+    own_chips: Path, tmp_path: Path
+) -> None:
+    first, second = chips_of(own_chips)[:2]
+    Path(first.files["B08"]).unlink()
+    for uri in second.files.values():
+        Path(uri).unlink()
+    three = change(members(("v2b0-3b",))[0], {"name": "three"})
+
+    def records_and_problems(missing_bands: str) -> tuple[dict[str, Record], dict[str, str]]:
+        settings = change(SETTINGS, {"missing_bands": missing_bands})
+        scoring = Scoring(ensemble="e", members=("four", "three"), settings=settings)
+        both = [(member(name="four"), Neighbours()), (three, Neighbours())]
+        work = Work(str(tmp_path / missing_bands), scoring, Ensemble(both, settings, torch.device("cpu")))
+        known = ledger.Known(work.destination, scoring.digest(), ledger.Standing([]))
+        listing = Listing(str(own_chips), work.destination, BANDS, settings, Selection(), known)
+        answers = do_all(list(listing.units()), work)
+        problems = [*listing.problems, *(problem for answer in answers for problem in answer.problems)]
+        records = {record.item_id: record for answer in answers for record in answer.records}
+        return records, {problem.item_id: problem.found for problem in problems}
+
+    strict, refused = records_and_problems("error")
+    records, problems = records_and_problems("leave-out")
+    assert refused.keys() == {first.chip_id, second.chip_id}
+    assert problems.keys() == {second.chip_id}
+    assert records.keys() == {first.chip_id, *strict}
+    assert records[first.chip_id].members_left_out == ("four",)
+    for chip_id, record in strict.items():
+        assert records[chip_id].outputs["mask"].sha256 == record.outputs["mask"].sha256
+        assert records[chip_id].identity == record.identity
