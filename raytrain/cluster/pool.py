@@ -1,7 +1,8 @@
 """A pool of actors that do the units of a scoring: as many as the cluster has room for, replaced when they die.
 
 Ray Data's own pool retries a unit that brings its actor down for ever, and gives the reason to no one; here the units
-of a dead actor are counted, and tried alone. A CPU of the cluster is kept free. Must not know what a unit is made of.
+of a dead actor are counted, and tried alone. An actor on which one unit after the other fails is made anew. A CPU of
+the cluster is kept free. Must not know what a unit is made of.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import ray.exceptions
 from raytrain.cluster import session
 from raytrain.cluster.deaths import Cause, Kind, cause_of_death, last_cause
 from raytrain.errors import ConfigError, WorkNotFinished
-from raytrain.scoring.schedule import Schedule, Task
+from raytrain.scoring.schedule import NOBODY, Schedule, Task, Worker
+from raytrain.scoring.setbacks import Setbacks
 
 UNITS_IN_FLIGHT = 2
 """Units that an actor has at once: one computes while the other reads or writes."""
@@ -27,7 +29,11 @@ LOOK_EVERY_S = 10.0
 START_LIMIT_S = 600.0
 """How long to wait for a first actor; a cluster that is taken by others is told so."""
 SICK_STARTS = 5
-"""Actors that may die one after the other before one is ready."""
+"""Actors that may die one after the other before one is ready, while there is no other."""
+SICK_FAILURES = 3
+"""Units that may fail on an actor one after the other before it is made anew."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 30.0, 300.0
+"""How long the place of an actor stays empty if the one before it ended the same way."""
 RENEW_S = 60.0
 """How old an actor is that never was ready, when a lost node is reason enough to make it anew: what it waits for may be
 gone for good."""
@@ -45,7 +51,8 @@ _logger = logging.getLogger(__name__)
 class _Actor:
     """An actor: whether it is ready, what it was asked for that, where it computes, what it has under way.
 
-    `nodes` are those of the cluster when it was made. It is `silent_since` it was out of reach, with tasks that
+    `nodes` are those of the cluster when it was made; `ended_before` counts those in its place that were sick without a
+    success since. It is `silent_since` it was out of reach, with tasks that
     are `unanswered`: only once the cluster knows what became of it, it is known whether a task is to blame.
     """
 
@@ -59,6 +66,9 @@ class _Actor:
     tasks: dict[Any, Task] = field(default_factory=dict)
     unanswered: list[Task] = field(default_factory=list)
     silent_since: float | None = None
+    worker: Worker = NOBODY
+    failures: int = 0
+    ended_before: int = 0
 
     @property
     def takes_tasks(self) -> bool:
@@ -76,6 +86,14 @@ class _Actor:
         return [*self.tasks.values(), *self.unanswered]
 
 
+@dataclass(frozen=True)
+class _Vacancy:
+    """A place that stays empty until a time; `ended_before` actors in it were sick, one after the other."""
+
+    until: float
+    ended_before: int
+
+
 class Pool:
     """Does all units of a schedule on actors that `start` makes; `room` is how many the cluster can hold now.
 
@@ -86,6 +104,9 @@ class Pool:
     def __init__(self, start: Callable[[], Any], room: Callable[[], int]) -> None:
         self._start, self._room = start, room
         self._actors: list[_Actor] = []
+        self._vacancies: list[_Vacancy] = []
+        self._setbacks = Setbacks()
+        self._num_ready = 0
         self._sick_starts = 0
         self._last_ready = time.monotonic()
 
@@ -117,18 +138,33 @@ class Pool:
 
     def _grow(self, schedule: Schedule) -> None:
         wanted, nodes, now = min(self._room(), schedule.most_workers), session.alive_nodes(), time.monotonic()
-        while len(self._actors) < max(1, wanted):
+        num_empty = sum(each.until > now for each in self._vacancies)
+        while len(self._actors) + num_empty < max(1, wanted):
             handle = self._start()
-            self._actors.append(_Actor(handle, handle.ready.remote(), now, now, nodes))
+            actor = _Actor(handle, handle.ready.remote(), now, now, nodes)
+            for place in [each for each in self._vacancies if each.until <= now][:1]:
+                self._vacancies.remove(place)
+                actor.ended_before = place.ended_before
+            self._actors.append(actor)
 
     def _hand_out(self, schedule: Schedule) -> None:
         """Give each actor that is ready what it may have; those with the least first."""
+        workers = self._workers()
         for depth in range(UNITS_IN_FLIGHT):
             for actor in self._actors:
-                if actor.takes_tasks and len(actor.tasks) == depth and not actor.has_suspect:
-                    task = schedule.take(alone=not actor.tasks)
-                    if task is not None:
-                        actor.tasks[actor.handle.perform.remote(task.unit.model_dump_json())] = task
+                if not actor.takes_tasks or len(actor.tasks) != depth or actor.has_suspect:
+                    continue
+                waits = self._setbacks.is_wait
+                if waits and actor.worker in self._setbacks.workers:
+                    continue
+                task = schedule.take(alone=not actor.tasks, worker=actor.worker, others=workers, fresh_only=waits)
+                if task is not None:
+                    self._setbacks.tried(actor.worker, task.failures)
+                    actor.tasks[actor.handle.perform.remote(task.unit.model_dump_json())] = task
+
+    def _workers(self) -> list[Worker]:
+        """Return the names of all actors that take tasks."""
+        return [actor.worker for actor in self._actors if actor.takes_tasks]
 
     def _wait(self, schedule: Schedule, on_answer: OnAnswer) -> None:
         """Wait for something to happen, for a second at most, and deal with it."""
@@ -158,9 +194,40 @@ class Pool:
     ) -> None:
         if why:
             _logger.warning("unit %s failed: %s", task.unit.unit_id, why)
-            schedule.failed(task, why)
+            self._setbacks.failed(actor.worker)
+            actor.failures += 1
+            schedule.failed(task, why, actor.worker)
+            self._setbacks.give_up(self._workers(), why)
+            self._end_if_sick(actor, why, schedule)
         else:
+            self._setbacks.succeeded()
+            actor.failures = actor.ended_before = 0
             on_answer(task, answer, actor.where)
+
+    def _end_if_sick(self, actor: _Actor, why: str, schedule: Schedule) -> None:
+        """Make an actor anew on which units fail one after the other.
+
+        Where they fail on all actors, as when a store is away, one is made anew to see whether that helps: all at once
+        could not even start.
+        """
+        are_all_failing = self._setbacks.are_of_all(self._workers())
+        if actor.failures < SICK_FAILURES or (are_all_failing and self._setbacks.was_replaced):
+            return
+        self._setbacks.was_replaced = are_all_failing
+        pause_s = self._leave_empty(actor)
+        again = (
+            f"; so it was with {actor.ended_before} before it, the next one comes in {pause_s:.0f} s" if pause_s else ""
+        )
+        host = actor.where.get("host", "a node")
+        text = f"a worker on {host} is made anew: {actor.failures} units failed on it in a row ({why}){again}"
+        self._bury(actor, Cause(Kind.ACTOR_LOST, text), schedule)
+
+    def _leave_empty(self, actor: _Actor) -> float:
+        """Keep the place of an actor empty, for longer each time that one after the other ends; return how long."""
+        before = actor.ended_before
+        pause_s = min(FIRST_PAUSE_S * 2.0 ** min(before - 1, 10), LONGEST_PAUSE_S) if before else 0.0
+        self._vacancies.append(_Vacancy(time.monotonic() + pause_s, before + 1))
+        return pause_s
 
     def _is_ready(self, actor: _Actor, schedule: Schedule, mistake: str, where: dict[str, Any]) -> None:
         if mistake:
@@ -169,7 +236,9 @@ class Pool:
         if actor.silent_since is not None:  # it lives, and may still be at what it never will be able to answer
             self._bury(actor, _OUT_OF_REACH, schedule)
             return
+        self._num_ready += 1
         actor.is_ready, actor.where = True, where
+        actor.worker = frozenset({f"worker {self._num_ready}", f"host {where.get('host')}"})
         self._sick_starts = 0
 
     def _is_silent(self, actor: _Actor, ref: Any, error: Exception) -> None:
@@ -192,9 +261,10 @@ class Pool:
                 actor.asked, actor.asked_at = actor.handle.ready.remote(), now
 
     def _check_start(self) -> None:
-        if any(actor.is_ready for actor in self._actors):
-            self._last_ready = time.monotonic()
-        waited_s = time.monotonic() - self._last_ready
+        now = time.monotonic()
+        if any(actor.is_ready for actor in self._actors) or any(each.until > now for each in self._vacancies):
+            self._last_ready = now
+        waited_s = now - self._last_ready
         if waited_s > START_LIMIT_S:
             raise WorkNotFinished(
                 f"no worker could be started in {waited_s:.0f} s: the cluster's CPUs or GPUs are taken; "
@@ -212,7 +282,9 @@ class Pool:
             schedule.lost(task, cause.text, by_itself=blames)
         if not actor.is_ready and blames:
             self._sick_starts += 1
-            if self._sick_starts >= SICK_STARTS:
+            if any(each.is_ready for each in self._actors):  # others work meanwhile, there is time
+                self._leave_empty(actor)
+            elif self._sick_starts >= SICK_STARTS:
                 raise WorkNotFinished(f"{self._sick_starts} workers in a row died as they started: {cause.text}")
         self._grow(schedule)
 

@@ -1,7 +1,8 @@
 """Which unit is next, what came of each, and when to give up: the book-keeping of a scoring, without who computes.
 
 A unit that fails is tried again, later; one whose worker died is tried alone, and at last each of its chips is. Blocks
-of a scene and what puts them together come before further scenes, so that few scenes are under way. Must not know Ray.
+of a scene and what puts them together come before further scenes, so that few scenes are under way. What failed on a
+worker goes to another one next, where there is one. Must not know Ray.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 
 from raytrain.errors import WorkNotFinished
@@ -21,22 +22,33 @@ ATTEMPTS = 3
 """How often a unit is tried that fails, or whose worker dies over it."""
 
 
+Worker = frozenset[str]
+"""The names that tell a worker from others: its own, and that of its machine."""
+NOBODY: Worker = frozenset()
+
+
 class TooManyFailures(WorkNotFinished):
     """More items can't be scored than was allowed."""
 
 
 @dataclass
 class Task:
-    """A unit to do, how often it failed, how many workers died over it."""
+    """A unit to do, how often it failed, how many workers died over it; the names of those it `failed_on`."""
 
     unit: Unit
     failures: int = 0
     deaths: int = 0
+    failed_on: Worker = NOBODY
 
     @property
     def is_suspect(self) -> bool:
         """Whether it has to be alone on its worker: it may have brought one down."""
         return self.deaths > 0
+
+    def suits(self, worker: Worker, others: Collection[Worker]) -> bool:
+        """Tell whether none of the `others` is better: one that it did not fail on, if possible on another machine."""
+        marks = len(self.failed_on & worker)
+        return not marks or all(len(self.failed_on & other) >= marks for other in others)
 
 
 @dataclass(frozen=True)
@@ -134,15 +146,23 @@ class Schedule:
     _scenes: dict[str, _Scene] = field(default_factory=dict)
     _num_taken: int = 0
 
-    def take(self, *, alone: bool) -> Task | None:
-        """Return the next task; None if there is none now. A suspect goes only to who has nothing else: `alone`."""
+    def take(
+        self, *, alone: bool, worker: Worker = NOBODY, others: Collection[Worker] = (), fresh_only: bool = False
+    ) -> Task | None:
+        """Return the next task for `worker`; None if there is none now.
+
+        A suspect goes only to who has nothing else: `alone`. What failed goes to the best of `worker` and `others`,
+        and with `fresh_only` to no one now.
+        """
         if not self._first and not self._fresh:
             self._fresh.extend(Task(unit) for unit in next(self.parts, []))
         for queue in (self._first, self._fresh, self._again):
             for task in list(queue):
                 if self._was_given_up(task.unit):
                     queue.remove(task)
-                elif alone or not task.is_suspect:
+                elif (
+                    (alone or not task.is_suspect) and not (fresh_only and task.failures) and task.suits(worker, others)
+                ):
                     queue.remove(task)
                     self._num_taken += 1
                     return task
@@ -183,10 +203,11 @@ class Schedule:
             self._scenes[scene_id].left -= 1
             self._put_together(scene_id)
 
-    def failed(self, task: Task, why: str) -> None:
-        """Note that a task failed through no fault of its data; it is tried again, or its items are casualties."""
+    def failed(self, task: Task, why: str, worker: Worker = NOBODY) -> None:
+        """Note that one failed on `worker`, its data not at fault: it is tried again, or its items are casualties."""
         self._num_taken -= 1
         task.failures += 1
+        task.failed_on |= worker
         self._try_again(task, task.failures, why)
 
     def lost(self, task: Task, why: str, *, by_itself: bool) -> None:

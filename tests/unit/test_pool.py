@@ -5,6 +5,7 @@ The cluster is a table in memory: what each request to an actor comes to is writ
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ import ray.exceptions
 from raytrain.cluster import pool, session
 from raytrain.cluster.pool import Pool, actors_at_once, cpus_each
 from raytrain.errors import ConfigError, WorkNotFinished
+from raytrain.scoring import setbacks
 from raytrain.scoring.schedule import Schedule, Task
 from raytrain.scoring.units import Answer, Unit
 from tests.unit.test_schedule import answer, scene, schedule
@@ -102,11 +104,75 @@ class FakeActor:
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> FakeCluster:
     fake = FakeCluster()
+    put_in_place(fake, monkeypatch)
+    return fake
+
+
+def put_in_place(fake: FakeCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("wait", "get", "kill"):
         monkeypatch.setattr(ray, name, getattr(fake, name))
     monkeypatch.setattr(pool.time, "monotonic", lambda: fake.now)
     monkeypatch.setattr(pool.time, "sleep", fake.sleep)
     monkeypatch.setattr(session, "alive_nodes", lambda: set(fake.nodes))
+
+
+@dataclass(eq=False)
+class Later(Ref):
+    """What a request comes to at a time."""
+
+    at: float = 0.0
+
+
+@dataclass
+class SlowCluster(FakeCluster):
+    """Actors whose `perform` takes time; `answers` says of an actor and a time how long, and why it fails."""
+
+    answers: Callable[[int, float], tuple[float, str]] = lambda number, now: (60.0, "")
+    tried: list[tuple[float, int, str]] = field(default_factory=list)
+
+    def start(self) -> FakeActor:
+        actor = SlowActor(self, self.started, deque(), deque())
+        self.started += 1
+        return actor
+
+    def wait(self, refs: list[Ref], num_returns: int, timeout: float) -> tuple[list[Ref], list[Ref]]:
+        due = {ref: ref.at if isinstance(ref, Later) else self.now for ref in refs}
+        first = min(refs, key=lambda ref: due[ref])
+        if due[first] > self.now + timeout:
+            self.now += timeout
+            return [], refs
+        self.now = max(self.now, due[first])
+        return [first], [ref for ref in refs if ref is not first]
+
+
+@dataclass(eq=False)
+class SlowActor(FakeActor):
+    busy_until: float = 0.0
+
+    @property
+    def ready(self) -> Method:
+        return Method(lambda: Ref(("", {"host": f"node {min(self.number, 9)}"})))
+
+    @property
+    def perform(self) -> Method:
+        cluster = self.cluster
+        assert isinstance(cluster, SlowCluster)
+
+        def remote(text: str) -> Ref:
+            unit = Unit.model_validate_json(text)
+            start = max(cluster.now, self.busy_until)
+            seconds, why = cluster.answers(self.number, start)
+            cluster.tried.append((cluster.now, self.number, unit.unit_id))
+            self.busy_until = start + seconds
+            return Later(("", why) if why else (answer(unit).model_dump_json(), ""), self.busy_until)
+
+        return Method(remote)
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> SlowCluster:
+    fake = SlowCluster()
+    put_in_place(fake, monkeypatch)
     return fake
 
 
@@ -167,6 +233,77 @@ def test_nodes_that_are_lost_as_actors_start_are_no_sick_starts(cluster: FakeClu
     cluster.scripts = [([DIED], [])] * pool.SICK_STARTS
     with pytest.raises(WorkNotFinished, match=f"{pool.SICK_STARTS} workers in a row died as they started"):
         run(cluster, schedule([scene("a")]), actors=3)
+
+
+def test_worker_that_fails_fast_costs_no_scene_and_comes_back_less_and_less(
+    slow: SlowCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    def answers(number: int, now: float) -> tuple[float, str]:
+        return (2.0, "OSError: no space left on device") if number >= 9 else (60.0, "")
+
+    slow.answers = answers
+    plan = schedule([scene(f"s{i:04d}") for i in range(1000)])
+    found = run(slow, plan, actors=10)
+    assert (len(found), plan.casualties) == (1000, [])
+    sick = {number for _, number, _ in slow.tried if number >= 9}
+    assert 5 < len(sick) < 1000 * 60 / 9 / pool.FIRST_PAUSE_S / 3
+    assert max(task.failures for task in found) == 1, "what failed on a worker goes to another one"
+    assert slow.now < 1.1 * 1000 * 60 / 9
+    told = [each.getMessage() for each in caplog.records if "is made anew" in each.getMessage()]
+    assert len(told) >= len(sick) - 1
+    assert "3 units failed on it in a row (OSError: no space left" in told[0]
+    assert "comes in" not in told[0]
+    assert "comes in 30 s" in told[1]
+    assert "comes in 60 s" in told[2]
+
+
+def test_worker_that_is_well_again_once_it_is_made_anew_keeps_its_place(slow: SlowCluster) -> None:
+    slow.answers = lambda number, now: (2.0, "AcceleratorError: CUDA error") if number == 0 else (60.0, "")
+    plan = schedule([scene(f"s{i}") for i in range(40)])
+    assert len(run(slow, plan, actors=1)) == 40
+    assert (slow.started, plan.casualties) == (2, [])
+
+
+@pytest.mark.parametrize("actors", [1, 2, 8])
+@pytest.mark.parametrize("units", [40, 400])
+def test_store_that_is_away_for_minutes_costs_no_scene(slow: SlowCluster, actors: int, units: int) -> None:
+    away = (40.0, 640.0)
+
+    def answers(number: int, now: float) -> tuple[float, str]:
+        return (1.0, "StoreOutOfReach: gone") if away[0] <= now < away[1] else (30.0, "")
+
+    slow.answers = answers
+    plan = schedule([scene(f"s{i}") for i in range(units)])
+    found = run(slow, plan, actors=actors)
+    assert (len(found), plan.casualties) == (units, [])
+    assert slow.started <= actors + 2, "all were made anew for what none of them is to blame for"
+    first = min(at for at, *_ in slow.tried if at >= away[1])
+    assert first < away[1] + 61, "it was noticed late that the store is back"
+
+
+def test_last_scene_is_not_tried_three_times_at_once(slow: SlowCluster) -> None:
+    slow.answers = lambda number, now: (1.0, "StoreOutOfReach: gone")
+    plan = schedule([scene("a")])
+    assert run(slow, plan, actors=3) == []
+    times = [at for at, *_ in slow.tried]
+    assert [round(later - earlier) for earlier, later in itertools.pairwise(times)] == [6, 11]
+    assert [each.problem.item_id for each in plan.casualties] == ["a"]
+
+
+def test_work_ends_when_nothing_could_be_done_for_long(slow: SlowCluster) -> None:
+    slow.answers = lambda number, now: (1.0, "StoreOutOfReach: gone")
+    plan = schedule([scene(f"s{i}") for i in range(500)])
+    with pytest.raises(
+        WorkNotFinished, match=r"nothing could be done for 3\d min, .* attempts .*StoreOutOfReach: gone; the"
+    ):
+        run(slow, plan, actors=4)
+    assert (plan.casualties, len(slow.tried) < 60) == ([], True)
+    assert slow.now < 1.1 * setbacks.GIVE_UP_S
+
+
+def test_worker_that_dies_as_it_starts_does_not_end_the_work_of_others(cluster: FakeCluster) -> None:
+    cluster.scripts = [([], []), *[([DIED], [])] * (2 * pool.SICK_STARTS)]
+    assert len(run(cluster, schedule([scene(f"s{i}") for i in range(20)]), actors=2)) == 20
 
 
 def test_actor_that_waits_for_what_a_lost_node_had_is_made_anew(cluster: FakeCluster) -> None:

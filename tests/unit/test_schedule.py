@@ -134,6 +134,20 @@ def test_suspect_goes_only_to_a_worker_that_has_nothing_else() -> None:
     assert taken(plan, alone=True) is suspect
 
 
+def test_what_failed_on_a_worker_goes_to_another_one_of_another_machine_where_there_is_one() -> None:
+    here, beside, there = (frozenset(names) for names in (("w1", "h1"), ("w2", "h1"), ("w3", "h2")))
+    plan = schedule([scene("a")])
+    task = plan.take(alone=True, worker=here, others=[here, beside, there])
+    assert task is not None
+    plan.failed(task, "no space left", here)
+    for worker in (here, beside):
+        assert plan.take(alone=True, worker=worker, others=[here, beside, there]) is None
+    assert plan.take(alone=True, worker=there, others=[here, beside, there], fresh_only=True) is None
+    assert plan.take(alone=True, worker=beside, others=[here, beside]) is task
+    plan.failed(task, "no space left", beside)
+    assert plan.take(alone=True, worker=here, others=[here]) is task, "with only one worker it goes there all the same"
+
+
 def test_lost_node_is_nobodys_fault_however_often() -> None:
     plan = schedule([scene("a")])
     for _ in range(10 * ATTEMPTS):
