@@ -32,6 +32,7 @@ from raytrain.scoring import ledger
 from raytrain.scoring.catalogue import write_catalogue
 from raytrain.scoring.destination import Scoring, check_destination, check_source, claim_destination
 from raytrain.scoring.manifest import EnsembleManifest, read_manifest
+from raytrain.scoring.partials import CASUALTIES, LOG, remove_partials
 from raytrain.scoring.plan import is_started, read_parts, remove_plan, start, write_plan
 from raytrain.scoring.planning import Listing
 from raytrain.scoring.records import Record
@@ -41,8 +42,6 @@ from raytrain.scoring.units import Answer
 from raytrain.scoring.work import remove_outputs
 from raytrain.tiles.selection import Selection
 
-CASUALTIES = "casualties.csv"
-LOG = "log"
 RECORDS_PER_ROLL = 2000
 """Records that the driver holds before it rolls their entries into one table."""
 
@@ -107,11 +106,13 @@ def score(job: ScoreJob, cluster: session.Cluster, on_progress: OnProgress | Non
             if total:
                 if cluster.address == session.LOCAL:  # it takes seconds to start, and may not be needed
                     stack.enter_context(joined)
+                remove_partials(job.dst)
                 _run(job, scoring, manifest, schedule, books)
         finally:
             books.roll()
             books.write_casualties()
         if total or is_open or schedule.casualties:
+            remove_partials(job.dst)  # of workers that were killed, and nobody works any more
             books.close(scoring, listing)
     casualties = schedule.casualties
     return ScoreReport(

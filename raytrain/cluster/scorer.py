@@ -14,6 +14,7 @@ from raytrain.config import parse
 from raytrain.errors import ConfigError, DataError, first_line
 from raytrain.scoring.destination import Scoring
 from raytrain.scoring.manifest import EnsembleManifest
+from raytrain.scoring.temporary import remove_folders_of_the_dead
 from raytrain.scoring.units import Answer, Unit
 
 if TYPE_CHECKING:  # it imports torch
@@ -35,6 +36,7 @@ class Scorer:
         from raytrain.scoring.ensemble import Ensemble, use_threads
         from raytrain.scoring.work import Work
 
+        remove_folders_of_the_dead()
         loaded = parse(EnsembleManifest, manifest)
         settings = parse(Scoring, scoring).settings
         use_threads(settings.threads)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from raytrain.scoring.ahead import ahead
 from raytrain.scoring.blending import Region, blended_strips
 from raytrain.scoring.layers import Kind, create_striped, encode, finish_cog
 from raytrain.scoring.records import Output, Record
+from raytrain.scoring.temporary import temporary_folder
 from raytrain.scoring.units import ChipSource, Problem, folder_of
 from raytrain.scoring.work import Work, layer_number
 from raytrain.tiles.archive import read_chip
@@ -156,7 +156,7 @@ def _write(chip: _ReadChip, layers: NDArray[np.float32], work: Work) -> Record:
 
 
 def _write_values(kind: Kind, values: NDArray[np.float32], raster: Raster, chip_id: str, work: Work) -> Output:
-    with tempfile.TemporaryDirectory(prefix="raytrain-") as temporary:
+    with temporary_folder() as temporary:
         striped, cog = Path(temporary) / "values.tif", Path(temporary) / "cog.tif"
         layer = work.layers.layer(kind)
         height, width = values.shape

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from raytrain.scoring.ahead import OneThread
 from raytrain.scoring.blending import Region, blended_strips
 from raytrain.scoring.layers import NO_DATA, Kind, create_striped, encode, finish_cog
 from raytrain.scoring.records import Output, Record
+from raytrain.scoring.temporary import temporary_folder
 from raytrain.scoring.units import shown_item, shown_source
 from raytrain.scoring.work import layer_number
 
@@ -108,7 +108,7 @@ def missing_blocks(scene: SceneSource, blocks: Sequence[Region], work: Work) -> 
 def score_block(scene: SceneSource, block: Region, work: Work) -> None:
     """Score a block of a scene; its layers stand at the destination, and are recorded, when this returns."""
     folder = _blocks_uri(scene, work)
-    with opened(scene, work) as source, tempfile.TemporaryDirectory(prefix="raytrain-") as temporary:
+    with opened(scene, work) as source, temporary_folder() as temporary:
         paths, _ = _write_layers(source, block, work, Path(temporary))
         hashes = {}
         for kind, path in paths.items():
@@ -121,7 +121,7 @@ def score_block(scene: SceneSource, block: Region, work: Work) -> None:
 def score_whole(source: OpenScene, work: Work) -> Record:
     """Score a scene in one go and return its record; its outputs stand then."""
     whole = Region(row=0, column=0, height=source.height, width=source.width)
-    with tempfile.TemporaryDirectory(prefix="raytrain-") as temporary:
+    with temporary_folder() as temporary:
         paths, counts = _write_layers(source, whole, work, Path(temporary))
         return _finish(source, paths, counts, work)
 
@@ -132,7 +132,7 @@ def assemble(scene: SceneSource, blocks: Sequence[Region], work: Work) -> Record
     Raises `FileNotFoundError` if a block is gone or damaged. `remove_blocks` removes them, once the record stands.
     """
     folder = _blocks_uri(scene, work)
-    with opened(scene, work) as source, tempfile.TemporaryDirectory(prefix="raytrain-") as temporary:
+    with opened(scene, work) as source, temporary_folder() as temporary:
         counts = Counts()
         paths = {kind: Path(temporary) / f"{kind}.tif" for kind in work.layers.kinds}
         with ExitStack() as stack:
