@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import ssl
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -28,7 +30,8 @@ class Asked:
 class WebServer:
     """Serves `files` by their path with ranges and ETags; `answers` come first, by path, one a request.
 
-    With `shortened` the body of an answer ends early once, though its Content-Length says more.
+    With `byte_s` each byte of a body comes so long after the one before. With `shortened` the body of an answer ends
+    early once, though its Content-Length says more.
     """
 
     files: dict[str, bytes] = field(default_factory=dict)
@@ -37,6 +40,7 @@ class WebServer:
     has_head: bool = True
     has_ranges: bool = True
     shortened: int = 0
+    byte_s: float = 0.0
     tls: ssl.SSLContext | None = None
     asked: list[Asked] = field(default_factory=list)
 
@@ -62,7 +66,13 @@ class WebServer:
                     web.shortened -= 1
                     self.close_connection = True
                     body = body[: len(body) // 2]
-                self.wfile.write(body)
+                if not web.byte_s:
+                    self.wfile.write(body)
+                    return
+                with contextlib.suppress(OSError):  # who asked has had enough
+                    for i in range(len(body)):
+                        self.wfile.write(body[i : i + 1])
+                        time.sleep(web.byte_s)
 
             do_HEAD = do_GET
 

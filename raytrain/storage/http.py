@@ -27,13 +27,12 @@ from urllib3.response import BaseHTTPResponse
 
 from raytrain import __version__
 from raytrain.errors import ConfigError, first_line
-from raytrain.storage import s3, stores, uris
+from raytrain.storage import s3, stores, timely, uris
 from raytrain.storage.retries import AddressRefused, PassingAnswer
 from raytrain.storage.stores import Stores
 
 REDIRECTS = 5
 """How many redirects are followed, each to a host that is checked like the first."""
-PIECE_BYTES = 1 << 20
 _REDIRECTING = (301, 302, 303, 307, 308)
 _HEAD_REFUSED = (400, 401, 403, 405, 501)
 """Answers to HEAD of servers, or of signatures for GET, that answer GET well."""
@@ -47,7 +46,7 @@ def part(url: str, start: int, end: int) -> bytes:
             return b""
         if answer.status == 206:
             first, size = _content_range(answer.headers)
-            data = answer.read(decode_content=False)
+            data = timely.read(answer)
             expected = (end if size is None else min(end, size)) - start
             if first != start or (size is not None and len(data) != expected) or len(data) > expected:
                 raise PassingAnswer(f"{len(data)} bytes from {first} on where {expected} from {start} on were asked")
@@ -70,7 +69,7 @@ def hashed(url: str) -> tuple[int, str]:
     """Return size and sha256 (hex) of what stands at `url`; no more than a piece is held."""
     digest, size = hashlib.sha256(), 0
     with _answer("GET", url, {}) as answer:
-        for piece in answer.stream(PIECE_BYTES, decode_content=False):
+        for piece in timely.pieces(answer):
             digest.update(piece)
             size += len(piece)
         if _length(answer.headers) not in (None, size):
@@ -114,7 +113,7 @@ def _content_range(headers: Mapping[str, str]) -> tuple[int | None, int | None]:
 def _body(answer: BaseHTTPResponse) -> bytes:
     if answer.status != 200:
         raise PassingAnswer(f"status {answer.status} to a plain GET")
-    data = answer.read(decode_content=False)
+    data = timely.read(answer)
     length = _length(answer.headers)
     if length is not None and len(data) != length:
         raise PassingAnswer(f"{len(data)} of {length} bytes")

@@ -16,11 +16,11 @@ import fsspec
 from fsspec import AbstractFileSystem
 
 from raytrain.errors import ConfigError
-from raytrain.storage import stores, uris
+from raytrain.storage import stores, timely, uris
 from raytrain.storage.retries import PassingAnswer, persistently
 from raytrain.storage.stores import StoreSettings
 
-CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 5, 20
+CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 5, timely.READ_TIMEOUT_S
 """How long a store may take to accept a connection, and to send the next bytes."""
 CONNECTIONS = 64
 LISTING_PAGE = 1000
@@ -160,7 +160,7 @@ class Gets:
     def _ask(self, method: str, path: str, headers: dict[str, str]) -> tuple[int, Mapping[str, str], bytes]:
         """Return status, headers and body of the answer, or raise what an error means."""
         answer = self._session.send(self._signed(method, self._urls.get(path) or self._place(path), headers))
-        data = answer.content
+        data = timely.read(answer.raw)
         code = re.search(rb"<Code>(\w+)</Code>", data) if answer.status_code >= 400 else None
         text = f"{answer.status_code} {code[1].decode() if code else ''}".strip()
         if answer.status_code == 404:
@@ -186,7 +186,7 @@ class Gets:
         from botocore.exceptions import NoCredentialsError
 
         payer = {"x-amz-request-payer": "requester"} if self._settings.requester_pays else {}
-        request = AWSRequest(method, url, headers | payer)
+        request = AWSRequest(method, url, headers | payer, stream_output=True)
         if not self._settings.anonymous:
             if self._credentials is None:
                 raise NoCredentialsError

@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import ssl
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from cryptography.x509.oid import NameOID
 
 from raytrain import storage
 from raytrain.errors import ConfigError, StoreOutOfReach
-from raytrain.storage import Retries, Stores, StoreSettings
+from raytrain.storage import Retries, Stores, StoreSettings, http, timely
 from raytrain.storage.http import REDIRECTS, is_public
 from tests.webserver import WebServer
 
@@ -171,6 +172,28 @@ def test_a_server_that_can_not_be_reached_is_out_of_reach_and_shows_no_query(web
         with pytest.raises(StoreOutOfReach) as caught:
             storage.read_bytes(f"{origin}/a{SIGNED}")
     assert_no_secret(caught.value)
+
+
+@pytest.mark.parametrize("store", ["http", "s3"])
+def test_a_server_that_dribbles_bytes_is_out_of_reach_in_time(
+    web: WebServer, monkeypatch: pytest.MonkeyPatch, store: str
+) -> None:
+    monkeypatch.setattr(timely, "READ_TIMEOUT_S", 0.3)
+    web.byte_s = 0.02
+    url = f"{web.origin}/a/b.bin"
+    asks: list[Callable[[], Any]] = [lambda: storage.read_range(url, 0, 1000), lambda: storage.read_bytes(url)]
+    asks.append(lambda: storage.persistently(url, lambda: http.hashed(url)))
+    if store == "s3":
+        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        storage.use_stores(Stores(stores={"s3://a": StoreSettings(endpoint=web.origin, anonymous=True)}))
+        asks = [lambda: storage.read_range("s3://a/b.bin", 0, 1000), lambda: storage.read_bytes("s3://a/b.bin")]
+    for ask in asks:
+        start = time.monotonic()
+        with pytest.raises(StoreOutOfReach, match="bytes in 0 s, too slow to wait for the rest"):
+            ask()
+        assert time.monotonic() - start < 6
+    web.byte_s = 0.0
+    assert all(asks[i]() == DATA[:size] for i, size in ((0, 1000), (1, None)))
 
 
 def test_a_server_without_ranges_is_named_unless_the_whole_was_asked_for(web: WebServer) -> None:
