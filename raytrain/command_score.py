@@ -57,7 +57,7 @@ class Score(ClusterCommand):
         if self.plan:
             return self._plan(job, narrator)
         with narrator.step(f"masks to {job.dst}") as on_progress:
-            report = score(job, self._cluster, lambda found: on_progress(found.units, found.total, str(found)))
+            report = score(job, self._cluster, lambda found: on_progress(int(found.units), found.total, str(found)))
         narrator.problems(report.problems, consequence="not scored")
         for note, count in sorted(report.notes.items()):
             narrator.say(f"{count} of them: {note}")

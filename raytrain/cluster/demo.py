@@ -202,7 +202,7 @@ def _score(folders: _Folders, cluster: session.Cluster, narrator: Narrator) -> l
 
 
 def _show(on_progress: OnProgress, found: Progress) -> None:
-    on_progress(found.units, found.total)
+    on_progress(int(found.units), found.total)
 
 
 def _scene_picture(folders: _Folders) -> Picture:

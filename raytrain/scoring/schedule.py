@@ -94,9 +94,12 @@ class Rate:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a scoring is: units done of `total` as planned, items finished and failed, megapixels, in `seconds`."""
+    """How far a scoring is: units done of `total` as planned, items finished and failed, megapixels, in `seconds`.
 
-    units: int
+    A scene in blocks is one unit, done as far as the blocks are that were still to do.
+    """
+
+    units: float
     total: int
     items: int
     casualties: int
@@ -105,25 +108,25 @@ class Progress:
 
     def __str__(self) -> str:
         """Return the rates, what failed, and how long the rest takes at this pace."""
-        if not self.seconds or not self.units:
+        if not self.seconds or not (self.units or self.megapixels):
             return ""
         hour_s = 3600.0
-        left_s = (self.total - self.units) * self.seconds / self.units
         lost = f"{self.casualties} not scored, " if self.casualties else ""
         rates = f"{self.items * hour_s / self.seconds:.0f} items/h, {self.megapixels / self.seconds:.2f} Mpx/s"
-        return (
-            f"{lost}{rates}, {left_s / hour_s:.1f} h left"
-            if left_s >= hour_s
-            else f"{lost}{rates}, {left_s / 60:.0f} min left"
-        )
+        if not self.units:
+            return f"{lost}{rates}"
+        left_s = (self.total - self.units) * self.seconds / self.units
+        left = f"{left_s / hour_s:.1f} h left" if left_s >= hour_s else f"{left_s / 60:.0f} min left"
+        return f"{lost}{rates}, {left}"
 
 
 @dataclass
 class _Scene:
-    """A scene in blocks: all of them, and how many are still to be done."""
+    """A scene in blocks: all of them, how many of them were to be done, and how many still are."""
 
     scene: SceneSource
     blocks: tuple[Region, ...]
+    num_to_do: int
     left: int
 
 
@@ -144,6 +147,7 @@ class Schedule:
     _fresh: deque[Task] = field(default_factory=deque)
     _again: deque[Task] = field(default_factory=deque)
     _scenes: dict[str, _Scene] = field(default_factory=dict)
+    _in_assembly: set[str] = field(default_factory=set)
     _num_taken: int = 0
 
     def take(
@@ -192,11 +196,12 @@ class Schedule:
     def _scene_finished(self, task: Task, scene: SceneSource, answer: Answer) -> None:
         """Note what came of a scene, one of its blocks, or its assembly."""
         unit, scene_id = task.unit, scene.scene_id
+        self._in_assembly.discard(scene_id)
         if answer.problems or answer.records:
             self._scenes.pop(scene_id, None)
             self.num_done += 1
         elif answer.blocks:
-            self._scenes[scene_id] = _Scene(scene, answer.blocks, len(answer.missing))
+            self._scenes[scene_id] = _Scene(scene, answer.blocks, len(answer.missing), len(answer.missing))
             self._first.extend(Task(Unit(kind="block", scene=scene, regions=(block,))) for block in answer.missing)
             self._put_together(scene_id)
         elif unit.kind == "block" and scene_id in self._scenes:
@@ -234,6 +239,7 @@ class Schedule:
         self.num_done += 1
         if unit.scene is not None:
             self._scenes.pop(unit.scene.scene_id, None)
+            self._in_assembly.discard(unit.scene.scene_id)
         for problem in _problems(unit, f"{why} ({ATTEMPTS} attempts)"):
             self.add(Casualty(problem, in_data=False))
 
@@ -246,13 +252,16 @@ class Schedule:
         scene = self._scenes[scene_id]
         if scene.left == 0:
             del self._scenes[scene_id]
+            self._in_assembly.add(scene_id)
             self._first.append(Task(Unit(kind="assembly", scene=scene.scene, regions=scene.blocks)))
 
     def progress(self, rate: Rate) -> Progress:
-        """Return how far the work is; a scene in blocks is one unit of the plan."""
+        """Return how far the work is; a scene in blocks is one unit of the plan, done in part."""
         seconds = time.monotonic() - rate.start
         items, lost = self.num_finished, len(self.casualties)
-        return Progress(self.num_done, self.num_units, items, lost, rate.pixels / 1e6, seconds)
+        parts_done = sum(1 - each.left / each.num_to_do for each in self._scenes.values())
+        units = self.num_done + len(self._in_assembly) + parts_done
+        return Progress(units, self.num_units, items, lost, rate.pixels / 1e6, seconds)
 
     @property
     def most_workers(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -202,6 +203,26 @@ def test_scene_in_blocks_is_put_together_after_the_last_and_before_the_next_scen
     assert (plan.num_done, plan.num_finished) == (1, 1)
 
 
+@pytest.mark.parametrize("num_standing", [0, 4])
+def test_progress_counts_the_blocks_of_a_scene_that_is_under_way(num_standing: int) -> None:
+    plan, rate = schedule([scene("large")]), Rate(start=time.monotonic() - 300)
+    blocks = blocks_of(2048, 1024, 512)
+    missing = blocks[num_standing:]
+    plan.finished(taken(plan), Answer(blocks=blocks, missing=missing))
+    assert str(plan.progress(rate)) == ""
+    shown = []
+    for i in range(len(missing)):
+        done = Answer(pixels=3_000_000)
+        rate.add(done, "w")
+        plan.finished(taken(plan), done)
+        shown.append(plan.progress(rate).units)
+        if i + 1 == 3 * len(missing) // 4:
+            assert str(plan.progress(rate)) == f"0 items/h, {(i + 1) / 100:.2f} Mpx/s, 2 min left"
+    assert shown == pytest.approx([(i + 1) / len(missing) for i in range(len(missing))])
+    plan.finished(taken(plan), answer(scene("large")))
+    assert plan.progress(rate).units == 1
+
+
 def test_scene_whose_blocks_all_stand_is_put_together_at_once() -> None:
     plan = schedule([scene()])
     plan.finished(taken(plan), Answer(blocks=blocks_of(2000, 1000, 512)))
@@ -289,4 +310,6 @@ def test_progress_tells_rates_and_time_left() -> None:
     progress = Progress(units=10, total=40, items=100, casualties=2, megapixels=50, seconds=100)
     assert str(progress) == "2 not scored, 3600 items/h, 0.50 Mpx/s, 5 min left"
     assert str(Progress(units=0, total=40, items=0, casualties=0, megapixels=0, seconds=3)) == ""
+    early = Progress(units=0, total=40, items=0, casualties=0, megapixels=6, seconds=3)
+    assert str(early) == "0 items/h, 2.00 Mpx/s"
     assert str(Progress(units=1, total=101, items=1, casualties=0, megapixels=5, seconds=360)).endswith("10.0 h left")
