@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import ray
 import ray.exceptions
@@ -43,7 +43,11 @@ SILENCE_LIMIT_S = 90.0
 
 REMEDY = "lower block_px or window_px, or give a node fewer workers by more threads"
 
+Outcome = Literal["failed", "lost"]
 OnAnswer = Callable[[Task, str, dict[str, Any]], None]
+"""Told of a task that is done, its answer, and where."""
+OnFailure = Callable[[Task, Outcome, str, dict[str, Any]], None]
+"""Told of an attempt at a task that failed or was lost, why, and where, before it counts against the task."""
 _logger = logging.getLogger(__name__)
 
 
@@ -101,8 +105,10 @@ class Pool:
     computes; and `perform(unit)`, which returns (answer, "") or ("", why it failed).
     """
 
-    def __init__(self, start: Callable[[], Any], room: Callable[[], int]) -> None:
-        self._start, self._room = start, room
+    def __init__(
+        self, start: Callable[[], Any], room: Callable[[], int], on_failure: OnFailure = lambda *_: None
+    ) -> None:
+        self._start, self._room, self._on_failure = start, room, on_failure
         self._actors: list[_Actor] = []
         self._vacancies: list[_Vacancy] = []
         self._setbacks = Setbacks()
@@ -196,6 +202,7 @@ class Pool:
             _logger.warning("unit %s failed: %s", task.unit.unit_id, why)
             self._setbacks.failed(actor.worker)
             actor.failures += 1
+            self._on_failure(task, "failed", why, actor.where)
             schedule.failed(task, why, actor.worker)
             self._setbacks.give_up(self._workers(), why)
             self._end_if_sick(actor, why, schedule)
@@ -279,6 +286,7 @@ class Pool:
         under_way = ", ".join(task.unit.unit_id for task in actor.under_way)
         _logger.warning("%s, with %s under way", cause.text, under_way or "nothing")
         for task in actor.under_way:
+            self._on_failure(task, "lost", cause.text, actor.where)
             schedule.lost(task, cause.text, by_itself=blames)
         if not actor.is_ready and blames:
             self._sick_starts += 1

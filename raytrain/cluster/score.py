@@ -23,7 +23,7 @@ import ray
 
 from raytrain import storage
 from raytrain.cluster import session
-from raytrain.cluster.pool import UNITS_IN_FLIGHT, Pool, actors_at_once, cpus_each
+from raytrain.cluster.pool import UNITS_IN_FLIGHT, Outcome, Pool, actors_at_once, cpus_each
 from raytrain.cluster.scorer import Scorer
 from raytrain.cluster.tracking import ScoringGauges
 from raytrain.config import ScoreSettings, Settings
@@ -139,7 +139,7 @@ def _plan(job: ScoreJob, scoring: Scoring, listing: Listing, run: str) -> int:
 def _run(job: ScoreJob, scoring: Scoring, manifest: EnsembleManifest, schedule: Schedule, books: _Books) -> None:
     """Do all units of `schedule` on the cluster."""
     room, begin = partial(actors_at_once, job.settings.threads), partial(start_actor, job, scoring, manifest)
-    Pool(begin, room).run(schedule, books.add)
+    Pool(begin, room, books.note_failure).run(schedule, books.add)
 
 
 def scoring_of(job: ScoreJob) -> tuple[EnsembleManifest, Scoring]:
@@ -181,26 +181,26 @@ class _Books:
         self._entries += [answer.entry] if answer.entry else []
         self.notes.update(note for record in answer.records for note in record.notes)
         self.rate.add(answer, f"{where.get('host')}:{where.get('pid')}")
-        self._log.append(
-            {
-                "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                "unit": task.unit.unit_id,
-                "failures": task.failures,
-                "deaths": task.deaths,
-                "seconds": round(answer.seconds, 3),
-                "network_s_so_far": round(answer.network_s, 3),
-                "pixels": answer.pixels,
-                **where,
-            }
-        )
+        numbers = {"network_s_so_far": round(answer.network_s, 3), "pixels": answer.pixels}
+        self._note(task, "done", where, seconds=round(answer.seconds, 3), **numbers)
         if len(self._log) >= RECORDS_PER_ROLL or len(self._records) >= RECORDS_PER_ROLL:
-            self.roll()
+            self.roll()  # not where something failed: it may be the store that is away
         self._schedule.finished(task, answer)
         progress = self._schedule.progress(self.rate)
         self._gauges = self._gauges or ScoringGauges(self._destination)  # where Ray runs
         self._gauges.set(progress)
         if self._on_progress is not None:
             self._on_progress(progress)
+
+    def note_failure(self, task: Task, outcome: Outcome, cause: str, where: dict[str, Any]) -> None:
+        """Note an attempt at a task that failed or was lost, and why; `failures` and `deaths` are those before it."""
+        self._note(task, outcome, where, cause=cause)
+
+    def _note(self, task: Task, outcome: str, where: dict[str, Any], **more: Any) -> None:
+        """Add a line to the log."""
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        counts = {"failures": task.failures, "deaths": task.deaths}
+        self._log.append({"time": now, "unit": task.unit.unit_id, "outcome": outcome, **counts, **more, **where})
 
     def roll(self) -> None:
         """Put the entries of the ledger so far into one table, and what was logged into one file."""

@@ -6,9 +6,12 @@ The cluster is a table in memory: what each request to an actor comes to is writ
 from __future__ import annotations
 
 import itertools
+import json
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +20,7 @@ import ray.exceptions
 
 from raytrain.cluster import pool, session
 from raytrain.cluster.pool import Pool, actors_at_once, cpus_each
+from raytrain.cluster.score import _Books
 from raytrain.errors import ConfigError, WorkNotFinished
 from raytrain.scoring import setbacks
 from raytrain.scoring.schedule import Schedule, Task
@@ -224,6 +228,29 @@ def test_actor_that_stays_out_of_reach_is_given_up_and_takes_no_unit_meanwhile(c
     found = run(cluster, schedule([scene("a"), scene("b"), scene("c")]), actors=2)
     assert sorted(task.unit.item_ids[0] for task in found) == ["a", "b", "c"]
     assert pool.SILENCE_LIMIT_S <= cluster.now < 2 * pool.SILENCE_LIMIT_S
+
+
+def test_log_tells_of_each_attempt_that_failed_or_was_lost_where_and_why(cluster: FakeCluster, tmp_path: Path) -> None:
+    cluster.scripts = [([], [("", "OSError: no space left"), DIED])]
+    plan = schedule([scene("a")])
+    books = _Books(str(tmp_path), plan, None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "raytrain.cluster.score.ScoringGauges", lambda destination: SimpleNamespace(set=lambda found: None)
+        )
+        Pool(cluster.start, lambda: 1, books.note_failure).run(plan, books.add)
+    books.roll()
+    (log,) = (tmp_path / "log").iterdir()
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    told = [(each["unit"], each["outcome"], each["failures"], each["deaths"], each["host"]) for each in lines]
+    assert told == [
+        ("scene-a", "failed", 0, 0, "here"),
+        ("scene-a", "lost", 1, 0, "here"),
+        ("scene-a", "done", 1, 1, "here"),
+    ]
+    assert lines[0]["cause"] == "OSError: no space left"
+    assert "the process of a worker is gone" in lines[1]["cause"]
+    assert "cause" not in lines[2]
 
 
 def test_nodes_that_are_lost_as_actors_start_are_no_sick_starts(cluster: FakeCluster) -> None:
