@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.test_stores import DRIVER, SEEN
+from tests.cluster.test_stores_on_ray import DRIVER, SEEN
 
 ROOT = Path(__file__).resolve().parents[2]
 RAY = Path(sys.executable).with_name("ray")

@@ -17,7 +17,7 @@ from raytrain.scoring import ledger
 from raytrain.storage import Stores, StoreSettings, stores
 from tests.making import make_ensemble
 from tests.store.swift import Swift
-from tests.store.test_stores import no_table, other_server, profiles
+from tests.store.test_several_stores import no_table, other_server, profiles
 from tests.webserver import WebServer
 
 __all__ = ["no_table", "other_server", "profiles"]
