@@ -39,9 +39,10 @@ LIMIT_S = 300
 def wide_ray() -> Iterator[None]:
     """One Ray that counts more CPUs than the machine has: room for four actors."""
     assert not ray.is_initialized()
-    ray.init(address="local", num_cpus=CPUS, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("raytrain.cluster.session.get_num_cpus", lambda **_: CPUS)
+        with joined(Cluster(), []):
+            yield
 
 
 @pytest.fixture(scope="module")
