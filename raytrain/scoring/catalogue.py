@@ -6,7 +6,6 @@ Must not know who scores.
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from raytrain.scoring.destination import Scoring
 from raytrain.scoring.records import Output
 from raytrain.scoring.stac import COLLECTION_KEY, TABLE_KEY, Summary, collection, scene_item, to_bytes
 from raytrain.scoring.stac_table import write_table
+from raytrain.scoring.temporary import temporary_folder
 from raytrain.scoring.work import making_of
 
 
@@ -29,12 +29,11 @@ def write_catalogue(uri: str, scoring: Scoring) -> int:
             if "item" in record.outputs:
                 item = scene_item(record, making)
                 assert not isinstance(item, str), "a record of an item has all that it needs"
-                summary.add(item)
                 yield item
 
-    with tempfile.TemporaryDirectory(prefix="raytrain-") as temporary:
+    with temporary_folder() as temporary:
         path = Path(temporary) / TABLE_KEY
-        count = write_table(items(), path, making.layers)
+        count = write_table(summary.passing(items()), path, making.layers)
         if not count:
             storage.remove(storage.join(uri, TABLE_KEY))
             storage.remove(storage.join(uri, COLLECTION_KEY))
