@@ -25,7 +25,7 @@ from raytrain.scoring.ensemble import Ensemble, use_threads
 from raytrain.tiles.archive import Chip, open_archive, read_chip
 from tests.bench.members import measure as measure_member
 from tests.bench.record import Table, keep_tables
-from tests.bench.straight import random_nets, straightforward
+from tests.bench.straight import Members, random_nets, straightforward
 
 CHIP_PX = 512
 SETTLING_CHIPS = 4
@@ -87,7 +87,7 @@ def _begin(way: str, names: tuple[str, ...], folder: str, threads: int) -> None:
     nets = random_nets(names, chips[:SETTLING_CHIPS])
     measured = chips[SETTLING_CHIPS:]
     if way == STRAIGHTFORWARD:
-        _way = lambda: [straightforward(chip, nets) for chip in measured]  # noqa: E731
+        _way = one_by_one(nets, measured)
         return
     use_threads(threads)
     changes = {"float32": {}, "bfloat16": {"precision": "bfloat16"}, "compile": {"compile": True}}[way]
@@ -99,6 +99,11 @@ def _run() -> Run:
     start, cpu = time.perf_counter(), time.process_time()
     maps = _way()
     return Run(time.perf_counter() - start, time.process_time() - cpu, maps)
+
+
+def one_by_one(nets: Members, chips: Sequence[Chip]) -> Callable[[], Maps]:
+    """Return what gives the mean probability of each of `chips` in the straightforward way."""
+    return lambda: [straightforward(chip, nets) for chip in chips]
 
 
 def fused(ensemble: Ensemble, chips: Sequence[Chip]) -> Callable[[], Maps]:
