@@ -33,6 +33,7 @@ CPUS = 5
 SETTINGS = ScoreSettings(window_px=96, overlap_px=32, threads=1, block_px=512, probability="uint8")
 OPTIONS = ["window_px=96", "overlap_px=32", "threads=1", "block_px=512", "probability=uint8"]
 LIMIT_S = 300
+pytestmark = pytest.mark.own_ray
 
 
 @pytest.fixture(scope="module", autouse=True)

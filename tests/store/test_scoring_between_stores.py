@@ -22,6 +22,7 @@ from tests.webserver import WebServer
 
 __all__ = ["no_table", "other_server", "profiles"]
 SETTINGS = ScoreSettings(window_px=96, overlap_px=32, threads=1)
+pytestmark = pytest.mark.own_ray
 
 
 def test_scenes_of_two_stores_and_a_server_go_to_a_third_and_what_is_refused_is_listed(
