@@ -18,6 +18,7 @@ import ray.exceptions
 
 from raytrain.cluster import session
 from raytrain.cluster.deaths import Cause, Kind, cause_of_death, last_cause
+from raytrain.cluster.vacancies import Vacancies
 from raytrain.errors import ConfigError, WorkNotFinished
 from raytrain.scoring.schedule import NOBODY, Schedule, Task, Worker
 from raytrain.scoring.setbacks import Setbacks
@@ -28,12 +29,12 @@ LOOK_EVERY_S = 10.0
 """How often the cluster is asked whether it has room for more actors."""
 START_LIMIT_S = 600.0
 """How long to wait for a first actor; a cluster that is taken by others is told so."""
-SICK_STARTS = 5
-"""Actors that may die one after the other before one is ready, while there is no other."""
+SICK_STARTS, LATER_SICK_STARTS = 5, 10
+"""Actors that may die one after the other as they start, while there is no other: before any was ready, and, once one
+was, in the same place. Then it is rather a store that is away than a setting; with the pauses that takes half an hour.
+"""
 SICK_FAILURES = 3
 """Units that may fail on an actor one after the other before it is made anew."""
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 30.0, 300.0
-"""How long the place of an actor stays empty if the one before it ended the same way."""
 RENEW_S = 60.0
 """How old an actor is that never was ready, when a lost node is reason enough to make it anew: what it waits for may be
 gone for good."""
@@ -90,14 +91,6 @@ class _Actor:
         return [*self.tasks.values(), *self.unanswered]
 
 
-@dataclass(frozen=True)
-class _Vacancy:
-    """A place that stays empty until a time; `ended_before` actors in it were sick, one after the other."""
-
-    until: float
-    ended_before: int
-
-
 class Pool:
     """Does all units of a schedule on actors that `start` makes; `room` is how many the cluster can hold now.
 
@@ -110,7 +103,7 @@ class Pool:
     ) -> None:
         self._start, self._room, self._on_failure = start, room, on_failure
         self._actors: list[_Actor] = []
-        self._vacancies: list[_Vacancy] = []
+        self._vacancies = Vacancies()
         self._setbacks = Setbacks()
         self._num_ready = 0
         self._sick_starts = 0
@@ -144,14 +137,9 @@ class Pool:
 
     def _grow(self, schedule: Schedule) -> None:
         wanted, nodes, now = min(self._room(), schedule.most_workers), session.alive_nodes(), time.monotonic()
-        num_empty = sum(each.until > now for each in self._vacancies)
-        while len(self._actors) + num_empty < max(1, wanted):
-            handle = self._start()
-            actor = _Actor(handle, handle.ready.remote(), now, now, nodes)
-            for place in [each for each in self._vacancies if each.until <= now][:1]:
-                self._vacancies.remove(place)
-                actor.ended_before = place.ended_before
-            self._actors.append(actor)
+        while len(self._actors) + self._vacancies.num_closed < max(1, wanted):
+            handle, ended_before = self._start(), self._vacancies.take()
+            self._actors.append(_Actor(handle, handle.ready.remote(), now, now, nodes, ended_before=ended_before))
 
     def _hand_out(self, schedule: Schedule) -> None:
         """Give each actor that is ready what it may have; those with the least first."""
@@ -221,20 +209,13 @@ class Pool:
         if actor.failures < SICK_FAILURES or (are_all_failing and self._setbacks.was_replaced):
             return
         self._setbacks.was_replaced = are_all_failing
-        pause_s = self._leave_empty(actor)
+        pause_s = self._vacancies.leave(actor.ended_before)
         again = (
             f"; so it was with {actor.ended_before} before it, the next one comes in {pause_s:.0f} s" if pause_s else ""
         )
         host = actor.where.get("host", "a node")
         text = f"a worker on {host} is made anew: {actor.failures} units failed on it in a row ({why}){again}"
         self._bury(actor, Cause(Kind.ACTOR_LOST, text), schedule)
-
-    def _leave_empty(self, actor: _Actor) -> float:
-        """Keep the place of an actor empty, for longer each time that one after the other ends; return how long."""
-        before = actor.ended_before
-        pause_s = min(FIRST_PAUSE_S * 2.0 ** min(before - 1, 10), LONGEST_PAUSE_S) if before else 0.0
-        self._vacancies.append(_Vacancy(time.monotonic() + pause_s, before + 1))
-        return pause_s
 
     def _is_ready(self, actor: _Actor, schedule: Schedule, mistake: str, where: dict[str, Any]) -> None:
         if mistake:
@@ -269,7 +250,7 @@ class Pool:
 
     def _check_start(self) -> None:
         now = time.monotonic()
-        if any(actor.is_ready for actor in self._actors) or any(each.until > now for each in self._vacancies):
+        if any(actor.is_ready for actor in self._actors) or self._vacancies.num_closed:
             self._last_ready = now
         waited_s = now - self._last_ready
         if waited_s > START_LIMIT_S:
@@ -277,6 +258,16 @@ class Pool:
                 f"no worker could be started in {waited_s:.0f} s: the cluster's CPUs or GPUs are taken; "
                 "the same command goes on"
             )
+
+    def _end_if_none_starts(self, actor: _Actor, why: str) -> None:
+        """Count an actor that died as it started; raise `WorkNotFinished` if it was one too many."""
+        self._sick_starts += 1
+        in_a_row, limit = self._sick_starts, SICK_STARTS
+        if self._num_ready:
+            self._vacancies.leave(actor.ended_before)
+            in_a_row, limit = actor.ended_before + 1, LATER_SICK_STARTS
+        if in_a_row >= limit and not any(each.is_ready for each in self._actors):
+            raise WorkNotFinished(f"{in_a_row} workers in a row died as they started: {why}; the same command goes on")
 
     def _bury(self, actor: _Actor, cause: Cause, schedule: Schedule) -> None:
         """Take a dead actor out and hand its tasks back; another one takes its place."""
@@ -289,28 +280,8 @@ class Pool:
             self._on_failure(task, "lost", cause.text, actor.where)
             schedule.lost(task, cause.text, by_itself=blames)
         if not actor.is_ready and blames:
-            self._sick_starts += 1
-            if any(each.is_ready for each in self._actors):  # others work meanwhile, there is time
-                self._leave_empty(actor)
-            elif self._sick_starts >= SICK_STARTS:
-                raise WorkNotFinished(f"{self._sick_starts} workers in a row died as they started: {cause.text}")
+            self._end_if_none_starts(actor, cause.text)
         self._grow(schedule)
 
 
 _OUT_OF_REACH = Cause(Kind.ACTOR_LOST, "a worker was out of reach for a while")
-
-
-def actors_at_once(threads: int) -> int:
-    """Return how many actors of `threads` CPUs, or of a GPU, the cluster has room for; a CPU is kept free."""
-    gpus = session.num_gpus()
-    if gpus:
-        return gpus
-    cpus, each = session.cpus_of_nodes(), cpus_each(threads)
-    places = sum(count // each for count in cpus)
-    return max(1, places if places * each < sum(cpus) else places - 1)
-
-
-def cpus_each(threads: int) -> int:
-    """Return the CPUs of one actor: its threads, or what the largest node has, less the one that is kept free."""
-    cpus = session.cpus_of_nodes()
-    return max(1, min(threads, max(cpus, default=1), sum(cpus) - 1))

@@ -23,7 +23,8 @@ import ray
 
 from raytrain import storage
 from raytrain.cluster import session
-from raytrain.cluster.pool import UNITS_IN_FLIGHT, Outcome, Pool, actors_at_once, cpus_each
+from raytrain.cluster.pool import UNITS_IN_FLIGHT, Outcome, Pool
+from raytrain.cluster.room import actors_at_once, cpus_each
 from raytrain.cluster.scorer import Scorer
 from raytrain.cluster.tracking import ScoringGauges
 from raytrain.config import ScoreSettings, Settings

@@ -10,7 +10,8 @@ import ray
 
 from raytrain import storage
 from raytrain.cluster import session
-from raytrain.cluster.pool import UNITS_IN_FLIGHT, actors_at_once
+from raytrain.cluster.pool import UNITS_IN_FLIGHT
+from raytrain.cluster.room import actors_at_once
 from raytrain.cluster.score import ScoreJob, scoring_of, start_actor
 from raytrain.errors import ConfigError, DataError
 from raytrain.imagery.rasters import is_jp2

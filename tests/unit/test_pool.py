@@ -18,8 +18,9 @@ import pytest
 import ray
 import ray.exceptions
 
-from raytrain.cluster import pool, session
-from raytrain.cluster.pool import Pool, actors_at_once, cpus_each
+from raytrain.cluster import pool, session, vacancies
+from raytrain.cluster.pool import Pool
+from raytrain.cluster.room import actors_at_once, cpus_each
 from raytrain.cluster.score import _Books
 from raytrain.errors import ConfigError, WorkNotFinished
 from raytrain.scoring import setbacks
@@ -273,7 +274,7 @@ def test_worker_that_fails_fast_costs_no_scene_and_comes_back_less_and_less(
     found = run(slow, plan, actors=10)
     assert (len(found), plan.casualties) == (1000, [])
     sick = {number for _, number, _ in slow.tried if number >= 9}
-    assert 5 < len(sick) < 1000 * 60 / 9 / pool.FIRST_PAUSE_S / 3
+    assert 5 < len(sick) < 1000 * 60 / 9 / vacancies.FIRST_PAUSE_S / 3
     assert max(task.failures for task in found) == 1, "what failed on a worker goes to another one"
     assert slow.now < 1.1 * 1000 * 60 / 9
     told = [each.getMessage() for each in caplog.records if "is made anew" in each.getMessage()]
@@ -331,6 +332,22 @@ def test_work_ends_when_nothing_could_be_done_for_long(slow: SlowCluster) -> Non
 def test_worker_that_dies_as_it_starts_does_not_end_the_work_of_others(cluster: FakeCluster) -> None:
     cluster.scripts = [([], []), *[([DIED], [])] * (2 * pool.SICK_STARTS)]
     assert len(run(cluster, schedule([scene(f"s{i}") for i in range(20)]), actors=2)) == 20
+
+
+@pytest.mark.parametrize("actors", [1, 3])
+def test_workers_that_cannot_start_again_while_a_store_is_away_are_waited_for(
+    cluster: FakeCluster, actors: int
+) -> None:
+    away = [([DIED], [])] * (actors * (pool.LATER_SICK_STARTS - 1))
+    cluster.scripts = [*[([], [DIED, DIED])] * actors, *away]
+    plan = schedule([scene(f"s{i}") for i in range(20)])
+    assert (len(run(cluster, plan, actors=actors)), plan.casualties) == (20, [])
+    assert 15 * 60 < cluster.now < 60 * 60
+    cluster.started, cluster.killed, cluster.now = 0, [], 0.0
+    cluster.scripts += [([DIED], [])] * 5 * actors
+    with pytest.raises(WorkNotFinished, match=f"{pool.LATER_SICK_STARTS} workers in a row died as they started"):
+        run(cluster, schedule([scene(f"s{i}") for i in range(20)]), actors=actors)
+    assert cluster.now < 60 * 60
 
 
 def test_actor_that_waits_for_what_a_lost_node_had_is_made_anew(cluster: FakeCluster) -> None:
