@@ -218,13 +218,13 @@ class ShardSettings(Settings):
 class ScoreSettings(Settings):
     """What a mask depends on besides the ensemble and the source, and what else is made; recorded with the outputs.
 
-    `windows_per_pass` is for a GPU; a CPU takes one window at a time, and `threads` passes side by side. `precision`
-    `auto` is for speed: bfloat16 on a GPU or CPU that computes in it by itself, float16 on another GPU, float32 on
-    another CPU. It moves pixels near the threshold, and on machines of several kinds not the same ones. `compile` has
-    torch compile each net for windows of `window_px`, which takes minutes at the start. A scene with a side above
-    `block_px` is scored in blocks, which changes no output. `baseline` says of every scene what its values are, where
-    None lets each source say so itself. `datetime` is given to scenes that have no date. `missing_bands` says what
-    becomes of members whose bands a source lacks.
+    `windows_per_pass` is for a GPU; a CPU takes one window at a time, and `threads` passes side by side. A `precision`
+    below float32 is for speed, on devices that compute in it by themselves: it moves pixels near the threshold. What a
+    device is best at is not looked up, since workers of several kinds would differ. `compile` has torch compile each
+    net for windows of `window_px`, which takes minutes at the start. A scene with a side above `block_px` is scored in
+    blocks, which changes no output. `baseline` says of every scene what its values are, where None lets each source say
+    so itself. `datetime` is given to scenes that have no date. `missing_bands` says what becomes of members whose bands
+    a source lacks.
     """
 
     threshold: float = Field(default=0.5, gt=0, lt=1)
@@ -232,7 +232,7 @@ class ScoreSettings(Settings):
     window_px: int = Field(default=512, ge=64, multiple_of=32)
     overlap_px: int = Field(default=128, ge=0)
     windows_per_pass: int = Field(default=4, ge=1)
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
     compile: bool = False
     threads: int = Field(default=2, ge=1)
     block_px: int = Field(default=12288, ge=512, multiple_of=512)

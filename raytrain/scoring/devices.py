@@ -17,24 +17,13 @@ _KEPT_BYTES = 2**31 - 1
 
 
 def scoring_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """Return the dtype of a forward pass; `auto` is the narrowest that the device computes in by itself.
+    """Return the dtype of a forward pass; raise `ConfigError` for float16 on a CPU.
 
-    On a CUDA device that is what training takes; on a CPU bfloat16 if it has it (AMX, AVX512-BF16), else float32.
-    oneDNN calls bfloat16 supported on every CPU with AVX-512, where it is emulated and slower than float32. Raises
-    `ConfigError` for float16 on a CPU.
+    bfloat16 is emulated on a CPU with neither AMX nor AVX512-BF16, and slower there than float32.
     """
-    if device.type == "cuda":
-        return compute_dtype(precision, device)
-    if precision == "float16":
-        raise ConfigError("precision float16 is for a GPU; a CPU takes float32 or bfloat16 (auto chooses)")
-    if precision == "auto":
-        return torch.bfloat16 if _cpu_has_bfloat16() else torch.float32
+    if device.type != "cuda" and precision == "float16":
+        raise ConfigError("precision float16 is for a GPU; a CPU takes float32 or bfloat16")
     return compute_dtype(precision, device)
-
-
-def _cpu_has_bfloat16() -> bool:
-    capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
 
 
 def device_record(settings: ScoreSettings, device: torch.device) -> dict[str, Any]:

@@ -263,19 +263,13 @@ def test_compiled_net_agrees_and_other_sizes_go_the_usual_way() -> None:
     assert compiled.device_record()["compiled"] is True
 
 
-def test_precision_is_what_the_cpu_computes_in_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    def with_capabilities(**has: bool) -> torch.dtype:
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True, **has})
-        return scoring_dtype("auto", CPU)
-
-    assert with_capabilities() == torch.float32
-    assert with_capabilities(avx512_bf16=False, amx_bf16=False) == torch.float32
-    assert with_capabilities(avx512_bf16=True) == torch.bfloat16
-    assert with_capabilities(amx_bf16=True) == torch.bfloat16
+def test_precision_is_what_was_asked_for_and_none_is_looked_up() -> None:
     assert scoring_dtype("bfloat16", CPU) == torch.bfloat16
     assert scoring_dtype("float32", CPU) == torch.float32
     with pytest.raises(ConfigError, match="float16 is for a GPU"):
         scoring_dtype("float16", CPU)
+    with pytest.raises(ConfigError, match="precision"):
+        change(SETTINGS, {"precision": "auto"})
 
 
 def test_bfloat16_differs_from_float32_a_little(nets: list[tuple[MemberSettings, nn.Module]]) -> None:
@@ -285,10 +279,10 @@ def test_bfloat16_differs_from_float32_a_little(nets: list[tuple[MemberSettings,
     assert 0 < np.abs(exact - rough).max() < 0.05
 
 
-def test_record_of_the_device_is_plain_and_names_what_was_resolved() -> None:
-    record = brightness(change(SETTINGS, {"precision": "auto"})).device_record()
+def test_record_of_the_device_is_plain_and_names_what_was_used() -> None:
+    record = brightness(change(SETTINGS, {"precision": "bfloat16"})).device_record()
     assert json.loads(json.dumps(record)) == record
-    assert record["dtype"] == str(scoring_dtype("auto", CPU)).removeprefix("torch.")
+    assert record["dtype"] == "bfloat16"
     assert (record["windows_per_pass"], record["threads"], record["compiled"]) == (1, 2, False)
     assert record["torch"] == torch.__version__
 
