@@ -23,14 +23,19 @@ class Command(BaseModel):
 
     json_output: Annotated[bool, tyro.conf.arg(name="json")] = False
     """Print the results as JSON on stdout."""
+    stores: str | None = None
+    """TOML file (a path or a URI): how stores are asked, by prefix, as [stores."s3://bucket"] anonymous = true."""
 
     def run(self, narrator: Narrator) -> int:
         """Do the work and return the exit code."""
         raise NotImplementedError
 
     def use_stores(self) -> None:
-        """Set how stores are asked: as the environment says."""
+        """Ask stores as the environment and the file of --stores say, here and on all workers."""
         storage.use_stores(storage.Stores())
+        if self.stores is not None:
+            where = storage.normalise(self.stores)
+            storage.use_stores(storage.read_stores(storage.read_text(where, "file of stores"), storage.shown(where)))
 
     def uris(self) -> list[str]:
         """Return the URIs among the options, as they were given."""
@@ -52,16 +57,6 @@ class ClusterCommand(Command):
     """Where to run: `local` starts a Ray on this machine, `auto` or HOST:PORT (GCS) joins a cluster."""
     shared_path: bool = False
     """All nodes of the cluster see the local paths that are given."""
-
-    stores: str | None = None
-    """TOML file (a path or a URI): how stores are asked, by prefix, as [stores."s3://bucket"] anonymous = true."""
-
-    def use_stores(self) -> None:
-        """Ask stores as the file of --stores says, here and on all workers."""
-        super().use_stores()
-        if self.stores is not None:
-            where = storage.normalise(self.stores)
-            storage.use_stores(storage.read_stores(storage.read_text(where, "file of stores"), storage.shown(where)))
 
     @property
     def _cluster(self) -> Any:

@@ -14,8 +14,8 @@ from raytrain.config import parse
 from raytrain.errors import ConfigError, DataError, first_line
 from raytrain.scoring.destination import Scoring
 from raytrain.scoring.manifest import EnsembleManifest
-from raytrain.scoring.temporary import remove_folders_of_the_dead
 from raytrain.scoring.units import Answer, Unit
+from raytrain.storage.temporary import remove_folders_of_the_dead
 
 if TYPE_CHECKING:  # it imports torch
     from raytrain.scoring.work import Work

@@ -14,6 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -26,6 +27,7 @@ from rasterio.io import DatasetReader, FilePath, MemoryFile
 from raytrain import storage
 from raytrain.errors import DataError, first_line
 from raytrain.imagery.band_names import known_band
+from raytrain.storage.temporary import temporary_folder
 
 ResultT = TypeVar("ResultT")
 
@@ -108,7 +110,8 @@ def _read_single_band(name: str, data: bytes) -> tuple[NDArray[Any], float | Non
 
 def _reason(error: RasterioError) -> str:
     # rasterio hides GDAL's reason in the cause, and gives bytes in memory, file objects and copies random names.
-    names = rf"/vsimem/[0-9a-f-]+/|/vsipythonfilelike/[0-9a-f/-]+|{re.escape(tempfile.gettempdir())}/raytrain-\w+"
+    copy = rf"{re.escape(tempfile.gettempdir())}/raytrain-[\w-]+/copy\.jp2"
+    names = rf"/vsimem/[0-9a-f-]+/|/vsipythonfilelike/[0-9a-f/-]+|{copy}"
     return re.sub(names, "", first_line(error.__cause__ or error))
 
 
@@ -158,10 +161,11 @@ def _for_gdal(ranged: storage.RangedFile, driver: str, failures: list[Exception]
             yield named
         return
     ranged.seek(0)
-    with tempfile.NamedTemporaryFile(prefix="raytrain-", suffix=".jp2") as copy:
-        shutil.copyfileobj(ranged, copy, storage.ranged.BLOCK_BYTES)
-        copy.flush()
-        yield copy.name
+    with temporary_folder() as folder:
+        path = Path(folder) / "copy.jp2"
+        with path.open("wb") as copy:
+            shutil.copyfileobj(ranged, copy, storage.ranged.BLOCK_BYTES)
+        yield str(path)
 
 
 def _head(path: str) -> bytes:

@@ -60,7 +60,6 @@ class SceneReader:
         self.georeference = rasters.georeference_of(finest)
         self.conversion = conversion
         self.datetime = datetime
-        self.descriptions = tuple(band.dataset.descriptions[band.index - 1] for band in bands)
         self._nodata = [band.nodata for band in bands]
         self._dtype = np.result_type(*(band.dataset.dtypes[band.index - 1] for band in bands))
         self._by_file: dict[str, list[_Band]] = {}

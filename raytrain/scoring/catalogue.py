@@ -16,8 +16,8 @@ from raytrain.scoring.destination import Scoring
 from raytrain.scoring.records import Output
 from raytrain.scoring.stac import COLLECTION_KEY, TABLE_KEY, Summary, collection, scene_item, to_bytes
 from raytrain.scoring.stac_table import write_table
-from raytrain.scoring.temporary import temporary_folder
 from raytrain.scoring.work import making_of
+from raytrain.storage.temporary import temporary_folder
 
 
 def write_catalogue(uri: str, scoring: Scoring) -> int:

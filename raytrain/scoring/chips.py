@@ -17,9 +17,9 @@ from raytrain.scoring.ahead import ahead
 from raytrain.scoring.blending import Region, blended_strips
 from raytrain.scoring.layers import Kind, create_striped, encode, finish_cog
 from raytrain.scoring.records import Output, Record
-from raytrain.scoring.temporary import temporary_folder
 from raytrain.scoring.units import ChipSource, Problem, folder_of
 from raytrain.scoring.work import Work, layer_number
+from raytrain.storage.temporary import temporary_folder
 from raytrain.tiles.archive import read_chip
 
 CHIPS_AHEAD = 8

@@ -7,7 +7,6 @@ pixels come from.
 from __future__ import annotations
 
 import os
-import tempfile
 import threading
 import time
 from collections import deque
@@ -31,6 +30,7 @@ from raytrain.scoring import devices
 from raytrain.scoring.inputs import InputKey, input_key, shared_inputs
 from raytrain.scoring.manifest import EnsembleManifest, ensemble_folder
 from raytrain.scoring.rewriting import rewritten
+from raytrain.storage.temporary import temporary_folder
 from raytrain.training.models import load_weights
 
 STRAIGHT, FLIPPED = False, True
@@ -101,7 +101,7 @@ class Ensemble:
         folder = ensemble_folder(uri)
         members = []
         for member in manifest.members:
-            with tempfile.TemporaryDirectory() as temporary:
+            with temporary_folder() as temporary:
                 path = Path(temporary) / "weights.safetensors"
                 path.write_bytes(_read_weights(storage.join(folder, member.weights), member.name))
                 members.append((member.settings, load_weights(member.settings, path, member.sha256)))

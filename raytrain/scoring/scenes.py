@@ -29,9 +29,9 @@ from raytrain.scoring.ahead import OneThread
 from raytrain.scoring.blending import Region, blended_strips
 from raytrain.scoring.layers import NO_DATA, Kind, create_striped, encode, finish_cog
 from raytrain.scoring.records import Output, Record
-from raytrain.scoring.temporary import temporary_folder
 from raytrain.scoring.units import shown_item, shown_source
 from raytrain.scoring.work import layer_number
+from raytrain.storage.temporary import temporary_folder
 
 if TYPE_CHECKING:  # it imports torch, which the driver does without
     from raytrain.scoring.work import Work

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from raytrain.scoring.partials import remove_partials
-from raytrain.scoring.temporary import remove_folders_of_the_dead, temporary_folder
+from raytrain.storage.temporary import remove_folders_of_the_dead, temporary_folder
 
 LEFT = "." + "{}." + "0123456789abcdef" * 2 + ".partial"
 
@@ -22,7 +22,7 @@ def test_temporary_folder_of_a_killed_process_is_removed_and_that_of_a_living_on
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     code = (
         "import os, signal, pathlib\n"
-        "from raytrain.scoring.temporary import temporary_folder\n"
+        "from raytrain.storage.temporary import temporary_folder\n"
         "with temporary_folder() as folder:\n"
         "    pathlib.Path(folder, 'mask.tif').write_bytes(b'x')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"

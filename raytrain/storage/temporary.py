@@ -1,4 +1,4 @@
-"""Temporary folders of a scoring, and those that processes left which were killed. Must not know what is in them."""
+"""Temporary local folders, and those that killed processes left. Must not know what is in them."""
 
 from __future__ import annotations
 
