@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from raytrain.scoring.inputs import shared_inputs
 from raytrain.scoring.manifest import EnsembleManifest, TrainedMember
 from raytrain.scoring.rewriting import doubling_weight, rewritten
 from raytrain.training.models import build_model
+from raytrain.training.samples import ValidationTransform
 
 SETTINGS = ScoreSettings(window_px=64, overlap_px=16, windows_per_pass=3, threads=2, precision="float32")
 BANDS = ("B02", "B03", "B04", "B08")
@@ -44,6 +46,18 @@ class Brightness(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         columns = torch.arange(image.shape[-1], dtype=torch.float32)
         return 8 * image.mean(1, keepdim=True) + self.slope * columns + self.offset
+
+
+class Watching(Brightness):
+    """Tells what it is given, and so does a copy of it."""
+
+    def __init__(self, tell: Callable[[Tensor], None]) -> None:
+        super().__init__()
+        self.tell = tell
+
+    def forward(self, image: Tensor) -> Tensor:
+        self.tell(image.clone())
+        return super().forward(image)
 
 
 def brightness(settings: ScoreSettings = SETTINGS, slope: float = 0.0) -> Ensemble:
@@ -250,6 +264,20 @@ def test_decoder_with_attention_stays() -> None:
     image = torch.rand(1, 3, 64, 64)
     with torch.inference_mode():
         torch.testing.assert_close(rewritten(net, 3)(image), net(image), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("normalisation", [BAND_MAXIMUM, MINMAX, FIXED])
+def test_member_sees_of_a_window_what_it_saw_of_such_a_tile_in_training(normalisation: Normalisation) -> None:
+    kind, maximum = normalisation.kind, normalisation.maximum
+    settings = member(crop_px=64, **{"normalisation.kind": kind, "normalisation.maximum": maximum})
+    seen: list[Tensor] = []
+    nets = Ensemble([(settings, Watching(seen.append))], change(SETTINGS, {"horizontal_flip": False}), CPU)
+    for size in ((64, 64), (50, 90)):  # the second is reflected up to a multiple of 32 px
+        (tile,), _ = random_windows(1, size)
+        tile[:, :5] = 0  # without data
+        nets.layers([tile], [(tile != 0).any(0)])
+        validated = ValidationTransform(settings)(tile, np.zeros(size, np.uint8), 0, 0).image
+        torch.testing.assert_close(seen[-1][0], validated, rtol=0, atol=0)
 
 
 def test_compiled_net_agrees_and_other_sizes_go_the_usual_way() -> None:
