@@ -6,30 +6,70 @@ net as it was trained. Must not know how ours does it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from raytrain.config import MemberSettings
+from raytrain.config import MemberSettings, ScoreSettings
 from raytrain.imagery.normalisation import normalise, scale_of
+from raytrain.imagery.windows import axis_weights, window_starts
 from raytrain.recipes import members
 from raytrain.tiles.archive import Chip, read_chip
 from raytrain.training.models import build_model
 
+Image = tuple[NDArray[np.uint16], NDArray[np.bool_]]
+"""Pixels `[C, H, W]` and where they hold data, `[H, W]`."""
 Members = Sequence[tuple[MemberSettings, nn.Module]]
 
 
 def straightforward(chip: Chip, nets: Members) -> NDArray[np.float32]:
     """Return the mean probability `[H, W] float32` of a chip over members and flips."""
+
+    def read(member: MemberSettings) -> Image:
+        raster = read_chip(chip.chip_id, {band: chip.bands[band] for band in member.bands})
+        return raster.pixels, raster.valid
+
+    return _mean(nets, read)
+
+
+def straightforward_scene(
+    pixels: NDArray[np.uint16], valid: NDArray[np.bool_], bands: Sequence[str], nets: Members, settings: ScoreSettings
+) -> NDArray[np.float64]:
+    """Return the mean probability `[H, W] float64` of a scene, `pixels` `[C, H, W]`, 0 where it has no data.
+
+    Every window in turn, weighted and summed in float64 over the whole scene.
+    """
+    height, width = valid.shape
+    side, overlap = settings.window_px, settings.overlap_px
+    starts = [window_starts(length, side, overlap) for length in (height, width)]
+    weights = [
+        axis_weights(length, found, side, overlap) for length, found in zip((height, width), starts, strict=True)
+    ]
+    total = np.zeros((height, width))
+    for row, row_weights in zip(starts[0], weights[0], strict=True):
+        for column, column_weights in zip(starts[1], weights[1], strict=True):
+            box = (slice(row, row + side), slice(column, column + side))
+
+            def read(member: MemberSettings, box: tuple[slice, slice] = box) -> Image:
+                return pixels[[bands.index(band) for band in member.bands]][:, *box], valid[box]
+
+            total[box] += np.outer(row_weights, column_weights) * _mean(nets, read)
+    return total * valid
+
+
+def _mean(nets: Members, read: Callable[[MemberSettings], Image]) -> NDArray[np.float32]:
+    """Return the mean probability over members and flips of what `read` reads, for each anew."""
     total: NDArray[np.float32] | None = None
     for member, net in nets:
         for flip in (False, True):
-            raster = read_chip(chip.chip_id, {band: chip.bands[band] for band in member.bands})
-            scale = scale_of(raster.pixels, raster.valid, member.bands, member.normalisation)
-            image = torch.from_numpy(normalise(raster.pixels, raster.valid, scale))[None]
+            pixels, valid = read(member)
+            image = torch.from_numpy(
+                normalise(pixels, valid, scale_of(pixels, valid, member.bands, member.normalisation))
+            )
+            image = image[None]
             with torch.no_grad():
                 probability = torch.sigmoid(net(image.flip(-1) if flip else image))
             found = (probability.flip(-1) if flip else probability)[0, 0].numpy()
