@@ -44,13 +44,11 @@ def straightforward_scene(
     """
     height, width = valid.shape
     side, overlap = settings.window_px, settings.overlap_px
-    starts = [window_starts(length, side, overlap) for length in (height, width)]
-    weights = [
-        axis_weights(length, found, side, overlap) for length, found in zip((height, width), starts, strict=True)
-    ]
+    rows, columns = (window_starts(length, side, overlap) for length in (height, width))
+    weights = [axis_weights(length, starts, side, overlap) for length, starts in ((height, rows), (width, columns))]
     total = np.zeros((height, width))
-    for row, row_weights in zip(starts[0], weights[0], strict=True):
-        for column, column_weights in zip(starts[1], weights[1], strict=True):
+    for row, row_weights in zip(rows, weights[0], strict=True):
+        for column, column_weights in zip(columns, weights[1], strict=True):
             box = (slice(row, row + side), slice(column, column + side))
 
             def read(member: MemberSettings, box: tuple[slice, slice] = box) -> Image:
@@ -66,10 +64,8 @@ def _mean(nets: Members, read: Callable[[MemberSettings], Image]) -> NDArray[np.
     for member, net in nets:
         for flip in (False, True):
             pixels, valid = read(member)
-            image = torch.from_numpy(
-                normalise(pixels, valid, scale_of(pixels, valid, member.bands, member.normalisation))
-            )
-            image = image[None]
+            scale = scale_of(pixels, valid, member.bands, member.normalisation)
+            image = torch.from_numpy(normalise(pixels, valid, scale))[None]
             with torch.no_grad():
                 probability = torch.sigmoid(net(image.flip(-1) if flip else image))
             found = (probability.flip(-1) if flip else probability)[0, 0].numpy()
