@@ -44,10 +44,12 @@ class Measured:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--member", default="v2b0-3b", help="random weights")
-    parser.add_argument("--chips", type=int, default=100)
+    parser.add_argument(
+        "--members", nargs="+", default=["v2b0-3b"], help="random weights; `all` are the recipe's eight"
+    )
+    parser.add_argument("--chips", type=int, default=100, help="0 for none")
     parser.add_argument("--chip-px", type=int, default=512)
-    parser.add_argument("--scene-px", type=int, default=3000)
+    parser.add_argument("--scene-px", type=int, default=3000, help="0 for none")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--with-ray", action="store_true", help="the same on one actor of a local Ray, in turn")
 
@@ -58,11 +60,16 @@ def main(options: argparse.Namespace) -> None:
     settings = ScoreSettings(threads=options.threads, baseline="before-04.00")
     with tempfile.TemporaryDirectory(prefix="raytrain-bench-") as temporary:
         folder = Path(temporary)
-        synth.write_chips(folder / "chips", count=options.chips, size_px=options.chip_px, seed=0, num_places=10)
-        synth.write_scenes(folder / "scenes", count=1, size_px=options.scene_px, seed=0)
-        ensemble = make_ensemble(folder / "ensemble", [options.member], decoder_channels=[256, 128, 64, 32, 16])
+        archives = []
+        if options.chips:
+            archives.append("chips")
+            synth.write_chips(folder / "chips", count=options.chips, size_px=options.chip_px, seed=0, num_places=10)
+        if options.scene_px:
+            archives.append("scenes")
+            synth.write_scenes(folder / "scenes", count=1, size_px=options.scene_px, seed=0)
+        ensemble = make_ensemble(folder / "ensemble", options.members, decoder_channels=[256, 128, 64, 32, 16])
         rows, ray_rows = [], []
-        for name in ("chips", "scenes"):
+        for name in archives:
             alone: list[Measured] = []
             on_ray: list[Measured] = []
             for run in range(options.runs):
@@ -76,8 +83,10 @@ def main(options: argparse.Namespace) -> None:
             if on_ray:
                 ratio = statistics.median(r.wall_s / a.wall_s for r, a in zip(on_ray, alone, strict=True))
                 ray_rows.append([name, *_cells(on_ray), f"{100 * (ratio - 1):+.1f} %"])
-    what = f"{options.chips} chips of {options.chip_px} px, a scene of {options.scene_px} px; {options.member}"
-    note = f"{what}, both flips; {options.threads} threads; medians of {options.runs} runs."
+    sizes = {"chips": f"{options.chips} chips of {options.chip_px} px", "scenes": f"a scene of {options.scene_px} px"}
+    what = ", ".join(sizes[name] for name in archives)
+    nets = f"{', '.join(options.members)}, both flips"
+    note = f"{what}; {nets}; {options.threads} threads; medians of {options.runs} runs."
     headers = ["what", "Mpx", "wall s", "in the networks, s", "share"]
     tables = [Table("One process", headers, rows, note)]
     if ray_rows:
