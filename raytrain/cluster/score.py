@@ -28,7 +28,7 @@ from raytrain.cluster.room import actors_at_once, cpus_each
 from raytrain.cluster.scorer import Scorer
 from raytrain.cluster.tracking import ScoringGauges
 from raytrain.config import ScoreSettings, Settings
-from raytrain.errors import DataError
+from raytrain.errors import ConfigError, DataError
 from raytrain.scoring import ledger
 from raytrain.scoring.catalogue import write_catalogue
 from raytrain.scoring.destination import Scoring, check_destination, check_source, claim_destination
@@ -37,12 +37,13 @@ from raytrain.scoring.partials import CASUALTIES, LOG, remove_partials
 from raytrain.scoring.plan import is_started, read_parts, remove_plan, start, write_plan
 from raytrain.scoring.planning import Listing
 from raytrain.scoring.records import Record
-from raytrain.scoring.scenes import BLOCKS
+from raytrain.scoring.scenes import remove_all_blocks
 from raytrain.scoring.schedule import Casualty, Progress, Rate, Schedule, Task
 from raytrain.scoring.units import Answer
 from raytrain.scoring.work import remove_outputs
 from raytrain.tiles.selection import Selection
 
+CASUALTY_COLUMNS = ["item_id", "source_uri", "in_data", "cause"]
 RECORDS_PER_ROLL = 2000
 """Records that the driver holds before it rolls their entries into one table."""
 
@@ -84,8 +85,9 @@ OnProgress = Callable[[Progress], None]
 def score(job: ScoreJob, cluster: session.Cluster, on_progress: OnProgress | None = None) -> ScoreReport:
     """Score every item of `job` that is not done at the destination.
 
-    What can't be scored has no outputs, not even ones from an earlier run. Raises `ConfigError` for a destination with
-    outputs of other work, `TooManyFailures` past the limit, `WorkNotFinished` where the cluster can't go on.
+    What was read and is bad has no outputs, not even ones from an earlier run; what is gone or can't be reached keeps
+    those that it has. Raises `ConfigError` for a destination with outputs of other work, `TooManyFailures` past the
+    limit, `WorkNotFinished` where the cluster can't go on.
     """
     manifest, scoring = scoring_of(job)
     check_source(job.src, job.dst)
@@ -100,21 +102,22 @@ def score(job: ScoreJob, cluster: session.Cluster, on_progress: OnProgress | Non
         is_open, run = is_started(job.dst), uuid.uuid4().hex[:8]
         total = _plan(job, scoring, listing, run)
         schedule = Schedule(read_parts(job.dst, run, total), total, job.max_failures)
-        books = _Books(job.dst, schedule, on_progress)
+        books, is_over = _Books(job.dst, schedule, on_progress), False
         try:
             for problem in listing.problems:
-                schedule.add(Casualty(problem, in_data=True))
+                schedule.add(Casualty(problem, in_data=True, was_read=False))
             if total:
                 if cluster.address == session.LOCAL:  # it takes seconds to start, and may not be needed
                     stack.enter_context(joined)
                 remove_partials(job.dst)
                 _run(job, scoring, manifest, schedule, books)
+            is_over = True
         finally:
             books.roll()
-            books.write_casualties()
+            books.write_casualties(is_over=is_over)
         if total or is_open or schedule.casualties:
             remove_partials(job.dst)  # of workers that were killed, and nobody works any more
-            books.close(scoring, listing)
+            books.close(scoring)
     casualties = schedule.casualties
     return ScoreReport(
         num_masks=listing.num_done + schedule.num_finished,
@@ -130,9 +133,10 @@ def _plan(job: ScoreJob, scoring: Scoring, listing: Listing, run: str) -> int:
     """Write the plan of what is to be done, if there is anything, to a destination that is ours; return its units."""
     units = listing.units()
     first = next(units, None)
+    if first is not None or listing.problems:  # the table of casualties is an output, too
+        claim_destination(job.dst, scoring)
     if first is None:
         return 0
-    claim_destination(job.dst, scoring)
     start(job.dst)
     return write_plan(job.dst, run, itertools.chain([first], units))
 
@@ -214,42 +218,43 @@ class _Books:
             ledger.roll(self._destination, self._records, self._entries)
         self._log, self._records, self._entries = [], [], []
 
-    def write_casualties(self) -> None:
-        """Write the table of what can't be scored, in the order of ids; none where there is none."""
+    def write_casualties(self, *, is_over: bool) -> None:
+        """Write the table of what can't be scored, in the order of ids; none where there is none.
+
+        Of a run that was cut short, others that are in the table stay there: it did not come to them.
+        """
         target = storage.join(self._destination, CASUALTIES)
-        if not self._schedule.casualties:
+        rows = [
+            [each.problem.item_id, each.problem.source_uri, str(each.in_data).lower(), each.problem.found]
+            for each in self._schedule.casualties
+        ]
+        if not is_over:
+            known = {row[0] for row in rows}
+            rows += [row for row in _read_casualties(target) if row[0] not in known]
+        if not rows:
             storage.remove(target)
             return
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["item_id", "source_uri", "in_data", "cause"])
-        for each in sorted(self._schedule.casualties, key=lambda each: each.problem.item_id):
-            row = [each.problem.item_id, each.problem.source_uri, str(each.in_data).lower(), each.problem.found]
-            writer.writerow(row)
+        writer.writerows([CASUALTY_COLUMNS, *sorted(rows, key=lambda row: row[0])])
         storage.write_bytes(target, text.getvalue().encode())
 
-    def close(self, scoring: Scoring, listing: Listing) -> None:
+    def close(self, scoring: Scoring) -> None:
         """Bring the ledger into its canonical form and write the catalogue of it; nothing else is left of the run."""
-        gone = self._gone(listing)
+        casualties = self._schedule.casualties
+        gone = {each.problem.item_id for each in casualties if each.in_data and each.was_read}
         for item_id in gone:
             remove_outputs(self._destination, item_id)
         ledger.compact(self._destination, dropped=gone)
-        for record in ledger.records_of(self._destination, listing.redone):
-            remove_outputs(self._destination, record.item_id, but=record.outputs)
         write_catalogue(self._destination, scoring)
-        if not self._schedule.casualties:
-            storage.remove_below(storage.join(self._destination, BLOCKS), persistent=True)
+        remove_all_blocks(self._destination, but={each.problem.item_id for each in casualties if not each.in_data})
         remove_plan(self._destination)  # last: a driver that is lost before it closes the books again
 
-    def _gone(self, listing: Listing) -> set[str]:
-        """Return the ids of items that can't be scored, by what is wrong with their data.
 
-        What a listing finds wrong may bear the id of another item, with which nothing is.
-        """
-        bad = {each.problem.item_id for each in self._schedule.casualties if each.in_data}
-        only_listed = {problem.item_id for problem in listing.problems}
-        return {
-            item_id
-            for item_id in bad
-            if storage.is_plain_name(item_id) and (item_id not in only_listed or item_id not in listing.good)
-        }
+def _read_casualties(uri: str) -> list[list[str]]:
+    """Return the rows of a table of casualties; none where there is no such table."""
+    try:
+        header, *rows = csv.reader(io.StringIO(storage.read_text(uri, "table of casualties")))
+    except (FileNotFoundError, ConfigError, ValueError):
+        return []
+    return rows if header == CASUALTY_COLUMNS else []

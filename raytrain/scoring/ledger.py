@@ -144,14 +144,6 @@ def read_records(uri: str) -> Iterator[Record]:
             yield from map(_record, batch.to_pylist())
 
 
-def records_of(uri: str, item_ids: Iterable[str]) -> Iterator[Record]:
-    """Yield the records of these ids, as far as the canonical tables have them."""
-    wanted = pa.array(sorted(item_ids), pa.string())
-    for digit in sorted({bucket_of(item_id) for item_id in wanted.to_pylist()}):
-        table = read_table(uri, digit)
-        yield from map(_record, table.filter(pc.is_in(table["item_id"], value_set=wanted)).to_pylist())
-
-
 class Known:
     """What a destination has records of: by id, what each was made from, and whether all of it still stands.
 
@@ -168,10 +160,6 @@ class Known:
         """Tell whether all outputs of an item stand, made of a source of this identity."""
         at = self._at(item_id)
         return at is not None and int(self._identities[at]) == _hash(identity)
-
-    def has_record(self, item_id: str) -> bool:
-        """Tell whether there is a record of this id, of whatever it was made."""
-        return self._at(item_id) is not None
 
     def is_of_another(self, item_id: str, source_uri: str) -> bool:
         """Tell whether there is a record of this id that was made from another source."""

@@ -13,7 +13,6 @@ from raytrain.errors import ConfigError, DataError
 from raytrain.imagery.scene_files import SceneSource
 from raytrain.scoring.ledger import Known
 from raytrain.scoring.listing import list_scenes
-from raytrain.scoring.seen import SeenNames
 from raytrain.scoring.units import ChipSource, Problem, Unit, folder_of, shown_source, units_of_chips
 from raytrain.tiles.archive import Chip, bands_of_chips, holds_chips, open_archive
 from raytrain.tiles.selection import Selection, select_chips
@@ -23,10 +22,7 @@ READERS = 8
 
 @dataclass
 class Listing:
-    """An archive as it is listed: `units` yields what is to be done and counts the rest on the way.
-
-    `redone` are the ids of items to do that have a record already, `good` all that nothing is wrong with.
-    """
+    """An archive as it is listed: `units` yields what is to be done and counts the rest on the way."""
 
     uri: str
     destination: str
@@ -36,8 +32,6 @@ class Listing:
     known: Known
     num_items: int = 0
     num_done: int = 0
-    redone: list[str] = field(default_factory=list)
-    good: SeenNames = field(default_factory=SeenNames)
     problems: list[Problem] = field(default_factory=list)
 
     def units(self) -> Iterator[Unit]:
@@ -88,10 +82,7 @@ class Listing:
                 f"{self.destination} holds a mask of another {item_id}, not of {source_uri}; choose another destination"
             )
         self.num_items += 1
-        self.good.add(item_id)
         done = self.known.is_done(item_id, identity)
-        if not done and self.known.has_record(item_id):
-            self.redone.append(item_id)
         self.num_done += done
         return done
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,6 +150,14 @@ def assemble(scene: SceneSource, blocks: Sequence[Region], work: Work) -> Record
 def remove_blocks(scene: SceneSource, destination: str) -> None:
     """Remove all blocks of a scene, of whatever settings."""
     storage.remove_below(storage.join(destination, BLOCKS, scene.scene_id), persistent=True)
+
+
+def remove_all_blocks(destination: str, but: Collection[str]) -> None:
+    """Remove the blocks of all scenes but those whose ids are given."""
+    folder = storage.join(destination, BLOCKS)
+    for scene_id in {name.partition("/")[0] for name in storage.find(folder)}.difference(but):
+        storage.remove_below(storage.join(folder, scene_id), persistent=True)
+    storage.remove_empty_folder(folder)
 
 
 def _write_layers(source: OpenScene, region: Region, work: Work, folder: Path) -> tuple[dict[Kind, Path], Counts]:

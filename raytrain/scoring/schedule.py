@@ -53,10 +53,14 @@ class Task:
 
 @dataclass(frozen=True)
 class Casualty:
-    """An item that can't be scored: why, and whether the data is at fault rather than the machines."""
+    """An item that can't be scored: why, and whether the data is at fault rather than the machines.
+
+    What was not read is gone, refused, or described wrongly: nothing is known of its data itself.
+    """
 
     problem: Problem
     in_data: bool
+    was_read: bool = True
 
 
 @dataclass

@@ -70,6 +70,8 @@ class Work:
         """Write the STAC item of a scene, and return its record with it, or with a note that says why it has none."""
         item = scene_item(record, making_of(self.scoring))
         if isinstance(item, str):
+            # The source may have had a date and a CRS before it changed.
+            storage.remove(storage.join(self.destination, item_key(record.item_id)))
             return record.model_copy(update={"notes": (*record.notes, item)})
         output = self.put_bytes(item_key(record.item_id), to_bytes(item))
         return record.model_copy(update={"outputs": {**record.outputs, "item": output}})

@@ -7,6 +7,7 @@ the bytes mean.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -244,8 +245,11 @@ def remove_once(uri: str) -> None:
 def remove_empty_folder(uri: str) -> None:
     """Remove the local folder at `uri` if there is one and nothing is in it; a store has no empty folders."""
     if is_local(uri):
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        try:
             os.rmdir(path_of(uri))
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENOTEMPTY, errno.EEXIST):
+                raise
 
 
 def remove_below(uri: str, *, persistent: bool = False) -> None:

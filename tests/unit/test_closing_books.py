@@ -13,6 +13,7 @@ from raytrain.cluster.score import ScoreJob, _Books, _plan
 from raytrain.config import change
 from raytrain.errors import WorkNotFinished
 from raytrain.scoring import ledger
+from raytrain.scoring.destination import check_destination
 from raytrain.scoring.ledger import Known
 from raytrain.scoring.perform import perform
 from raytrain.scoring.plan import is_started, read_parts, write_plan
@@ -34,13 +35,13 @@ def run(source: Path, work: Work, *problems: Problem) -> Listing:
     schedule = Schedule(read_parts(work.destination, "run", total), total)
     books = _Books(work.destination, schedule, None)
     for problem in listing.problems:
-        schedule.add(Casualty(problem, in_data=True))
+        schedule.add(Casualty(problem, in_data=True, was_read=False))
     while not schedule.is_over:
         task = schedule.take(alone=True)
         assert task is not None
         schedule.finished(task, perform(task.unit, work))
-    books.write_casualties()
-    books.close(work.scoring, listing)
+    books.write_casualties(is_over=True)
+    books.close(work.scoring)
     return listing
 
 
@@ -54,17 +55,74 @@ def test_second_bad_item_of_an_id_costs_the_good_one_nothing(tmp_path: Path) -> 
         assert [record.item_id for record in ledger.read_records(work.destination)] == ["s"]
 
 
-def test_item_that_went_bad_loses_its_outputs_and_its_record(tmp_path: Path) -> None:
+def test_item_that_was_read_and_is_bad_loses_its_outputs_and_its_record(tmp_path: Path) -> None:
     for name in "ab":
         write_scene(tmp_path / "in" / f"{name}.tif", noise(70, 60))
     work = work_at(tmp_path / "out")
     run(tmp_path / "in", work)
-    (tmp_path / "in" / "a.tif").unlink()
-    run(tmp_path / "in", work, Problem(item_id="a", source_uri="x", found="no such file"))
+    (tmp_path / "in" / "a.tif").write_bytes(b"II*\0 and no more")
+    run(tmp_path / "in", work)
     assert [record.item_id for record in ledger.read_records(work.destination)] == ["b"]
     found = files_of(tmp_path / "out")
     assert not {"a.tif", "stac/a.json"} & found.keys()
-    assert {"b.tif", "stac/b.json"} <= found.keys()
+    assert {"b.tif", "stac/b.json", "casualties.csv"} <= found.keys()
+
+
+def test_item_whose_source_is_gone_or_refused_keeps_its_outputs_and_its_record(tmp_path: Path) -> None:
+    for name in "ab":
+        write_scene(tmp_path / "in" / f"{name}.tif", noise(70, 60))
+    work = work_at(tmp_path / "out")
+    run(tmp_path / "in", work)
+    before = files_of(tmp_path / "out")
+    (tmp_path / "in" / "a.tif").unlink()
+    run(tmp_path / "in", work, Problem(item_id="a", source_uri="x", found="access refused (403)"))
+    found = files_of(tmp_path / "out")
+    assert found.pop("casualties.csv") == b"item_id,source_uri,in_data,cause\na,x,true,access refused (403)\n"
+    assert found == before
+
+
+def test_destination_of_a_run_in_which_all_was_bad_is_ours(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "list.txt").write_text(str(tmp_path / "in" / "s.tif"))
+    work = work_at(tmp_path / "out")
+    run(tmp_path / "list.txt", work)
+    assert files_of(tmp_path / "out").keys() >= {"casualties.csv", "scoring.json"}
+    write_scene(tmp_path / "in" / "s.tif", noise(70, 60))
+    check_destination(work.destination, work.scoring, files_of(tmp_path / "out"))
+    run(tmp_path / "list.txt", work)
+    assert "s.tif" in files_of(tmp_path / "out")
+    assert "casualties.csv" not in files_of(tmp_path / "out")
+
+
+def test_casualties_that_a_run_did_not_come_to_stay_in_the_table(tmp_path: Path) -> None:
+    def books_of(*item_ids: str) -> _Books:
+        schedule = Schedule(iter([]), 0)
+        for item_id in item_ids:
+            schedule.add(Casualty(Problem(item_id=item_id, source_uri=f"of {item_id}", found="x"), in_data=False))
+        return _Books(str(tmp_path), schedule, None)
+
+    books_of("b", "c").write_casualties(is_over=True)
+    books_of().write_casualties(is_over=False)
+    books_of("a", "c").write_casualties(is_over=False)
+    rows = (tmp_path / "casualties.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["item_id", "a", "b", "c"]
+    books_of().write_casualties(is_over=True)
+    assert not (tmp_path / "casualties.csv").exists()
+
+
+def test_blocks_of_scenes_that_are_done_go_and_those_of_unfinished_ones_stay(tmp_path: Path) -> None:
+    work = work_at(tmp_path)
+    for scene_id in ("done", "unfinished", "bad"):
+        storage.write_bytes(storage.join(work.destination, "blocks", scene_id, "digest", "0-0-mask.tif"), b"mask")
+    schedule = Schedule(iter([]), 0)
+    for item_id, in_data in (("unfinished", False), ("bad", True)):
+        schedule.add(Casualty(Problem(item_id=item_id, source_uri="x", found="x"), in_data=in_data))
+    _Books(work.destination, schedule, None).close(work.scoring)
+    assert [name for name in files_of(tmp_path) if name.startswith("blocks/")] == [
+        "blocks/unfinished/digest/0-0-mask.tif"
+    ]
+    _Books(work.destination, Schedule(iter([]), 0), None).close(work.scoring)
+    assert not (tmp_path / "blocks").exists()
 
 
 def test_output_that_a_source_has_no_more_goes_with_its_change(tmp_path: Path) -> None:
@@ -74,6 +132,23 @@ def test_output_that_a_source_has_no_more_goes_with_its_change(tmp_path: Path) -
     run(tmp_path / "in", work)
     assert "stac/s.json" in files_of(tmp_path / "out")
     write_scene(tmp_path / "in" / "s.tif", noise(70, 60, seed=1), crs=None)
+    run(tmp_path / "in", work)
+    fresh = work_at(tmp_path / "fresh", settings)
+    run(tmp_path / "in", fresh)
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "fresh")
+
+
+def test_output_that_a_source_has_no_more_goes_though_the_run_was_killed_before_its_books_were_closed(
+    tmp_path: Path,
+) -> None:
+    settings = change(SETTINGS, {"datetime": "2022-05-06"})
+    write_scene(tmp_path / "in" / "s.tif", noise(70, 60))
+    work = work_at(tmp_path / "out", settings)
+    run(tmp_path / "in", work)
+    write_scene(tmp_path / "in" / "s.tif", noise(70, 60, seed=1), crs=None)
+    (scene,) = scenes_of(tmp_path / "in")
+    perform(Unit(kind="scene", scene=scene), work)  # and its driver is killed
+    ledger.compact(work.destination)
     run(tmp_path / "in", work)
     fresh = work_at(tmp_path / "fresh", settings)
     run(tmp_path / "in", fresh)
