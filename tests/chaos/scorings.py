@@ -184,7 +184,10 @@ def _watch(module: Any) -> None:
 
 
 def memory_limits() -> dict[str, str]:
-    """Return what lets Ray end an actor once `ROOM_BYTES` more are taken on this machine than now."""
+    """Return what lets Ray end an actor once `ROOM_BYTES` more are taken on this machine than now.
+
+    All nodes see the memory of the one machine: with the limit on the head, Ray ends the job's own process there.
+    """
     lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
     memory = {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines}
     limit = (memory["MemTotal"] - memory["MemAvailable"] + ROOM_BYTES) / memory["MemTotal"]

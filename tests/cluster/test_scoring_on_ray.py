@@ -163,17 +163,32 @@ def test_killed_workers_cost_nothing_but_time(
     assert files_of(tmp_path) == undisturbed
 
 
-def test_killed_driver_loses_nothing_and_the_same_command_goes_on(
-    archive: Path, ensemble: str, undisturbed: dict[str, bytes], tmp_path: Path
+@pytest.mark.parametrize(("number", "code", "said"), [(signal.SIGKILL, -9, None), (signal.SIGINT, 130, "interrupted")])
+def test_stopped_driver_loses_nothing_and_the_same_command_goes_on(
+    archive: Path,
+    ensemble: str,
+    undisturbed: dict[str, bytes],
+    tmp_path: Path,
+    number: signal.Signals,
+    code: int,
+    said: str | None,
 ) -> None:
     command = [sys.executable, "-m", "raytrain.cli", "score", str(archive), str(tmp_path / "out")]
     command += ["--ensemble", ensemble, "--set", *OPTIONS]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True) as driver:
+    with (
+        (tmp_path / "log").open("w") as log,
+        subprocess.Popen(command, env=environment, stderr=log, start_new_session=True) as driver,
+    ):
         until = time.monotonic() + LIMIT_S
         while not list((tmp_path / "out").glob("*.tif")) and time.monotonic() < until:
             time.sleep(0.05)
-        driver.kill()
+        driver.send_signal(number)
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert driver.returncode == code, lines
+    if said is not None:
+        assert lines[-1] == f"raytrain: {said}; the same command goes on"
+        assert not any("Traceback" in line for line in lines)
     done = {path.name for path in (tmp_path / "out").glob("*.tif")}
     assert 0 < len(done) < 7
     assert "collection.json" not in files_of(tmp_path / "out")

@@ -57,7 +57,7 @@ HEALTH_CHECKS = {
 class Lab:
     """A cluster with `workers` nodes of `cpus` CPUs beside its head, in a `with`; at its end nothing is left of it.
 
-    `variables` are of Ray, in the environment of the nodes.
+    `variables` are of Ray, in the environment of the nodes beside the head.
     """
 
     def __init__(self, workers: int = 2, cpus: int = 1, variables: Mapping[str, str] | None = None) -> None:
@@ -300,7 +300,7 @@ class Lab:
         with (self.folder / f"node-{node}.log").open("ab") as log:
             self._nodes[node] = subprocess.Popen(
                 [*self.network.inside(node), "bash", "-c", NODE, "node", *command],
-                env=self._environment | own | (HEALTH_CHECKS if node == 0 else {}) | self._variables,
+                env=self._environment | own | (self._variables if node else HEALTH_CHECKS),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
