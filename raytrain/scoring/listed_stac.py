@@ -91,11 +91,13 @@ def _page_works(uri: str, document: Json, bands: Sequence[str], visited: SeenNam
     while True:
         features = document["features"]
         for number, item in enumerate(features if isinstance(features, list) else [features]):
-            if isinstance(item, dict):
-                make = partial(item_scene, item, uri, bands, is_alone=False)
-                yield Work(shown(uri), make, None if item.get("id") is None else str(item["id"]))
+            place = f"{shown(uri)}, feature {number}"
+            if not isinstance(item, dict):
+                yield DataError(place, "not a STAC item: expected a JSON object")
+            elif not isinstance(item.get("id"), str):
+                yield DataError(place, _no_id(item))
             else:
-                yield DataError(f"{shown(uri)}, feature {number}", "not a STAC item: expected a JSON object")
+                yield Work(shown(uri), partial(item_scene, item, uri, bands, is_alone=False), item["id"])
         try:
             next_uri = _next_page(uri, document)
             if next_uri is None:
@@ -108,6 +110,10 @@ def _page_works(uri: str, document: Json, bands: Sequence[str], visited: SeenNam
         except DataError as error:
             yield DataError(error.subject, f"{error.found}; pages from here on are not listed")
             return
+
+
+def _no_id(item: Json) -> str:
+    return f"not a STAC item: id is {item.get('id')!r}, expected text"
 
 
 def _next_page(uri: str, document: Json) -> str | None:
@@ -171,7 +177,9 @@ def item_scene(
     The identity is that of the used assets (their `file:checksum`, else what their store says), of what is said of
     their values, and of the datetime. A band that no asset has is left out.
     """
-    name = str(item.get("id")) if scene_id is None else scene_id
+    if not isinstance(item.get("id"), str):
+        raise DataError(shown(uri), _no_id(item))
+    name = str(item["id"]) if scene_id is None else scene_id
     try:
         return _scene(item, uri, bands, scene_id, is_alone=is_alone)
     except DataError as error:
@@ -181,8 +189,6 @@ def item_scene(
 
 
 def _scene(item: Json, uri: str, bands: Sequence[str], scene_id: str | None, *, is_alone: bool) -> SceneSource:
-    if not isinstance(item["id"], str):
-        raise TypeError(f"id is {item['id']!r}")
     scene_id = checked_id(item["id"] if scene_id is None else scene_id)
     properties = item.get("properties") or {}
     chosen = _chosen(scene_id, item.get("assets", {}), uri, bands)

@@ -573,7 +573,8 @@ def test_an_api_that_has_its_items_at_a_link_is_followed(tmp_path: Path) -> None
     ("item", "says"),
     [
         (make_item({}, "a/b"), "a/b: an id that is no plain name"),
-        (make_item({}) | {"id": None}, "None: "),
+        (make_item({}) | {"id": None}, "c.json, feature 0: not a STAC item: id is None, expected text"),
+        (make_item({}) | {"id": 7}, "c.json, feature 0: not a STAC item: id is 7, expected text"),
         (make_item({}, datetime="last week"), "datetime 'last week' is not like"),
         (make_item({"B02": {"href": "gs://bucket/B02.tif"}}), "asset B02: gs://bucket/B02.tif: scheme gs://"),
         (make_item({"B02": {"href": "B02.tif", "raster:bands": [{"scale": "x"}]}}), "not a valid STAC item"),
