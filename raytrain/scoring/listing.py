@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, date, datetime
 from functools import partial
 from typing import Any
 
@@ -174,10 +174,9 @@ def _with_row(make: Callable[..., SceneSource], row: Row) -> SceneSource:
     if row[2] is None:
         return scene
     try:
-        moment = row[2] if isinstance(row[2], datetime) else datetime.fromisoformat(row[2])
-    except ValueError as error:
+        text = utc_text(row[2] if isinstance(row[2], datetime) else datetime.fromisoformat(row[2]))
+    except (ValueError, OverflowError) as error:  # the latter for years that are none in UTC
         raise DataError(scene.scene_id, f"datetime {row[2]!r} of the list is not like 2024-05-31T10:20:30Z") from error
-    text = utc_text(moment)
     if text == scene.datetime:
         return scene
     return scene.model_copy(update={"datetime": text, "identity": hashed([scene.identity, text])})
@@ -185,32 +184,50 @@ def _with_row(make: Callable[..., SceneSource], row: Row) -> SceneSource:
 
 def _text_rows(uri: str, *, with_commas: bool) -> Iterator[Row | DataError]:
     for number, line in enumerate(_lines(uri), start=1):
-        text = line.strip()
-        if not text or text.startswith("#"):
+        place = f"{shown(uri)}, line {number}"
+        try:
+            text = line.decode("utf-8-sig").strip()
+            if not text or text.startswith("#"):
+                continue
+            cells = next(csv.reader([text])) if with_commas else [text]
+        except UnicodeDecodeError as error:
+            if number == 1:
+                raise ConfigError(f"{shown(uri)}: not a UTF-8 text file, expected a list of URIs") from error
+            yield DataError(place, "not UTF-8 text, expected a URI")
             continue
-        cells = next(csv.reader([text])) if with_commas else [text]
+        except csv.Error as error:
+            yield DataError(place, f"{error}, expected one column, the URI")
+            continue
         if len(cells) != 1:
-            yield DataError(f"{shown(uri)}, line {number}", f"{len(cells)} columns, expected one, the URI")
+            yield DataError(place, f"{len(cells)} columns, expected one, the URI")
         elif not (with_commas and cells[0].strip().lower() == "uri"):
             yield cells[0].strip(), None, None
 
 
-def _lines(uri: str) -> Iterator[str]:
-    """Yield the lines of a UTF-8 text, of which a block is held."""
-    start, rest = 0, b""
+def _lines(uri: str) -> Iterator[bytes]:
+    """Yield the lines of a text, of which some blocks are held."""
+    rest = b""
     try:
-        while block := storage.read_range(uri, start, start + LIST_BYTES):
-            start += len(block)
+        for block in _blocks(uri):
             *lines, rest = (rest + block).split(b"\n")
-            for line in lines:
-                yield line.decode("utf-8-sig")
-        yield rest.decode("utf-8-sig")
+            yield from lines
+        yield rest
     except FileNotFoundError as error:
         raise ConfigError(f"no such list: {shown(uri)}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{shown(uri)}: not a UTF-8 text file, expected a list of URIs") from error
     except OSError as error:
         raise _unreadable_list(uri, error) from error
+
+
+def _blocks(uri: str) -> Iterator[bytes]:
+    """Yield what stands at `uri`, block by block; what a server gives only as a whole is held."""
+    start = 0
+    with storage.open_ranged(uri, LIST_BYTES, blocks=3) as file:
+        try:
+            while block := file.read(LIST_BYTES):
+                yield block
+                start += len(block)
+        except storage.NoRanges:
+            yield storage.read_bytes(uri)[start:]
 
 
 def _unreadable_list(uri: str, error: OSError) -> ConfigError:
@@ -227,21 +244,50 @@ def _parquet_rows(uri: str) -> Iterator[Row | DataError]:
                 raise ConfigError(f"{shown(uri)}: a list needs a column uri (found: {found})")
             number = 0
             for batch in table.iter_batches(batch_size=LIST_ROWS, columns=names):
-                for row in batch.to_pylist():
+                for row in _rows_of(batch):
                     number += 1
-                    yield _parquet_row(f"{shown(uri)}, row {number}", row)
+                    place = f"{shown(uri)}, row {number}"
+                    yield DataError(place, row) if isinstance(row, str) else _parquet_row(place, row)
     except FileNotFoundError as error:
         raise ConfigError(f"no such list: {shown(uri)}") from error
-    except pa.ArrowInvalid as error:
+    except pa.ArrowException as error:
         raise ConfigError(f"{shown(uri)}: not a readable Parquet file: {first_line(error)}") from error
     except OSError as error:
         raise _unreadable_list(uri, error) from error
+
+
+def _rows_of(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | str]:
+    """Yield the rows of a batch, or what is wrong with one that has values which Python has not."""
+    columns = [
+        # Of pandas; Python's moments have no nanoseconds.
+        column.cast(pa.timestamp("us", column.type.tz), safe=False) if _is_in_ns(column.type) else column
+        for column in batch.columns
+    ]
+    batch = pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
+    try:
+        rows = batch.to_pylist()
+    except (ValueError, OverflowError):
+        rows = [_row_of(batch.slice(number, 1)) for number in range(len(batch))]
+    yield from rows
+
+
+def _row_of(row: pa.RecordBatch) -> dict[str, Any] | str:
+    try:
+        return dict(row.to_pylist()[0])
+    except (ValueError, OverflowError) as error:
+        return f"a value that can't be read: {first_line(error)}"
+
+
+def _is_in_ns(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_timestamp(kind) and kind.unit == "ns")
 
 
 def _parquet_row(place: str, row: dict[str, Any]) -> Row | DataError:
     uri, scene_id, moment = row["uri"], row.get("id"), row.get("datetime")
     if not isinstance(uri, str) or not uri.strip():
         return DataError(place, f"uri is {uri!r}")
+    if isinstance(moment, date) and not isinstance(moment, datetime):
+        moment = datetime(moment.year, moment.month, moment.day, tzinfo=UTC)
     if moment is not None and not isinstance(moment, str | datetime):
-        return DataError(place, f"datetime is {moment!r}: expected a timestamp or text")
+        return DataError(place, f"datetime is {moment!r}: expected a timestamp, a date or text")
     return uri.strip(), None if scene_id is None else str(scene_id), moment

@@ -5,6 +5,7 @@ Must not know what the bytes mean.
 """
 
 from raytrain.storage.gdal import GDAL_CACHE_BYTES, gdal_environment, limit_gdal_cache
+from raytrain.storage.http import NoRanges
 from raytrain.storage.objects import (
     FileInfo,
     arrow_filesystem,
@@ -48,6 +49,7 @@ from raytrain.storage.uris import (
 __all__ = [
     "GDAL_CACHE_BYTES",
     "FileInfo",
+    "NoRanges",
     "RangedFile",
     "Retries",
     "StoreSettings",

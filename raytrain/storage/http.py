@@ -39,6 +39,10 @@ _HEAD_REFUSED = (400, 401, 403, 405, 501)
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
+class NoRanges(OSError):
+    """A server gives what stands at a URL only as a whole."""
+
+
 def part(url: str, start: int, end: int) -> bytes:
     """Return bytes `start` to `end` (exclusive) of what stands at `url`, fewer where it ends before."""
     with _answer("GET", url, {"Range": f"bytes={start}-{end - 1}"}) as answer:
@@ -54,7 +58,7 @@ def part(url: str, start: int, end: int) -> bytes:
         length = answer.headers.get("Content-Length", "")
         if start == 0 and length.isdecimal() and int(length) <= end:
             return _body(answer)
-        raise OSError(
+        raise NoRanges(
             f"{uris.shown(url)}: its server answers no ranges (status {answer.status}); copy it to a folder or a store"
         )
 

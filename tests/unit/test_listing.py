@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -787,6 +788,48 @@ def test_the_identity_depends_on_the_datetime_of_a_list(tmp_path: Path) -> None:
     assert identities(datetime(2023, 7, 1, 10, 46, 30, 262000, tzinfo=UTC))[1] == undated[1], "what the item says, too"
 
 
+def test_an_odd_line_of_a_text_is_one_problem(tmp_path: Path) -> None:
+    touch(tmp_path, "a.tif", "b.tif")
+    path = tmp_path / "list.csv"
+    path.write_bytes(b"a.tif\nK\xf6ln.tif\n" + b"x" * 200_000 + b"\nb.tif")
+    found = list(list_scenes(str(path), BANDS))
+    assert [each.scene_id for each in found if isinstance(each, SceneSource)] == ["a", "b"]
+    assert problems(path) == [
+        f"{path}, line 2: not UTF-8 text, expected a URI",
+        f"{path}, line 3: field larger than field limit (131072), expected one column, the URI",
+    ]
+
+
+def test_an_odd_row_of_a_table_is_one_problem(tmp_path: Path) -> None:
+    touch(tmp_path, "a.tif", "b.tif", "c.tif")
+    uris = pa.StringArray.from_buffers(
+        5, pa.py_buffer(np.array([0, 5, 10, 15, 20, 25], np.int32)), pa.py_buffer(b"a.tif\xf6.tifc.tifb.tifa.tif")
+    )
+    moments = pa.array([0, 0, 2**62, 1_700_000_000_000_000, 0], pa.int64()).cast(pa.timestamp("us"))
+    texts = [None, None, None, None, "0001-01-01T00:00:00+05:00"]
+    path = tmp_path / "list.parquet"
+    pq.write_table(pa.table({"uri": uris, "datetime": moments}), path)
+    found = list(list_scenes(str(path), BANDS))
+    assert [each.scene_id for each in found if isinstance(each, SceneSource)] == ["a", "b"]
+    text = problems(path)
+    assert text[0].startswith(f"{path}, row 2: a value that can't be read: 'utf-8' codec can't decode")
+    assert text[1].startswith(f"{path}, row 3: a value that can't be read: ")
+    pq.write_table(pa.table({"uri": ["a.tif", "b.tif"], "datetime": texts[3:]}), path)
+    assert problems(path) == [
+        "b: datetime '0001-01-01T00:00:00+05:00' of the list is not like 2024-05-31T10:20:30Z",
+    ]
+
+
+@pytest.mark.parametrize("kind", [pa.date32(), pa.date64(), pa.timestamp("ns"), pa.timestamp("s", "UTC")])
+def test_dates_and_moments_of_any_kind_are_taken_from_a_table(tmp_path: Path, kind: pa.DataType) -> None:
+    touch(tmp_path, "a.tif")
+    moment = pa.array([datetime(2024, 5, 31)], pa.timestamp("us")).cast(kind)
+    if kind == pa.timestamp("ns"):
+        moment = pa.array([moment[0].value + 1], pa.int64()).cast(kind)  # Python has no such moment
+    pq.write_table(pa.table({"uri": ["a.tif"], "datetime": moment}), tmp_path / "list.parquet")
+    assert only(tmp_path / "list.parquet").datetime == "2024-05-31T00:00:00Z"
+
+
 @pytest.mark.parametrize(
     ("name", "data", "says"),
     [
@@ -823,6 +866,18 @@ def test_a_list_on_a_web_server_leads_to_its_scenes(web: WebServer, kind: str) -
         f"{web.origin}/lists/a.tif",
         f"{web.origin}/lists/deep/b.tif",
     ]
+
+
+@pytest.mark.parametrize("num_lines", [2, 5000])
+def test_a_text_is_read_from_a_server_without_ranges(
+    web: WebServer, num_lines: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "LIST_BYTES", 2**10)
+    monkeypatch.setattr("raytrain.scoring.listed.file_identity", lambda *_: "identity")
+    web.files["/x.txt"] = "".join(f"{number}.tif\n" for number in range(num_lines)).encode()
+    web.has_ranges = False
+    assert list(listed(f"{web.origin}/x.txt")) == [str(number) for number in range(num_lines)]
+    assert len(web.asked) == (1 if num_lines == 2 else 2), "nothing is asked behind a short first block"
 
 
 @pytest.mark.parametrize("kind", ["txt", "parquet"])
