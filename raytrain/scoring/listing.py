@@ -1,6 +1,7 @@
 """From an archive's URI to its scenes, one by one: a folder, a STAC document, a list of URIs, or one file.
 
-Nothing of the size of the archive is held: a scene at a time, a batch of a list, a page of a listing or of an answer.
+Nothing of the size of the archive is held: the rasters of a folder, a batch of a list, a page of a listing or of an
+answer at a time.
 What can't be used is a `DataError` among the scenes. Must not know pixels, or who asks.
 """
 
@@ -24,7 +25,7 @@ from raytrain import storage
 from raytrain.errors import ConfigError, DataError, StoreOutOfReach, first_line
 from raytrain.imagery.scene_files import SceneSource, shown, utc_text
 from raytrain.scoring.listed import Unlisted, Work, file_scene, hashed, id_by_name, is_raster, refusal, resolved
-from raytrain.scoring.listed_folder import folder_works
+from raytrain.scoring.listed_folder import folder_scene, folder_works, is_folder
 from raytrain.scoring.listed_stac import document_works, item_scene, read_document
 from raytrain.scoring.seen import SeenNames
 
@@ -36,13 +37,22 @@ AHEAD = 4
 """Scenes asked for and not yet taken, for each thread."""
 LIST_BYTES, LIST_ROWS = 2**20, 4096
 """What is held of a list: of a text, and of Parquet."""
+_TEXTS, _PARQUET, _DOCUMENTS = (".txt", ".csv"), ".parquet", (".json", ".geojson")
 
 
-def list_scenes(uri: str, bands: Sequence[str], *, threads: int = THREADS) -> Iterator[SceneSource | Unlisted]:
+def is_listed(uri: str) -> bool:
+    """Tell whether `uri` is taken for a folder, by its name alone: for no list, STAC document or scene's file."""
+    return not (storage.is_http(uri) or is_raster(uri) or _ending(uri) in (*_TEXTS, _PARQUET, *_DOCUMENTS))
+
+
+def list_scenes(
+    uri: str, bands: Sequence[str], *, threads: int = THREADS, outputs: str | None = None
+) -> Iterator[SceneSource | Unlisted]:
     """Yield the scenes at `uri` with the files of those of `bands` that they have, in the order of the listing.
 
     `uri` is a folder, a STAC document (item, collection of items, static catalog, an API's answer), a list of scene
-    files and STAC items (`.txt`, `.csv`: one column; `.parquet`: columns uri, id, datetime), or a scene's file.
+    files, folders of a scene's bands and STAC items (`.txt`, `.csv`: one column; `.parquet`: columns uri, id,
+    datetime), or a scene's file. What lies below `outputs` in a folder is no scene.
     A scene's own trouble is an `Unlisted` in its place, by its id; the second of an id, and one whose files are out of
     reach, is one by its place. Raises `ConfigError` where there is nothing like that at `uri`, and `StoreOutOfReach`
     where `uri` itself, or all scenes, or `OUT_OF_REACH` one after the other are.
@@ -50,7 +60,7 @@ def list_scenes(uri: str, bands: Sequence[str], *, threads: int = THREADS) -> It
     seen = SeenNames()
     count = in_a_row = 0
     last: object = None
-    with contextlib.closing(_made_in_order(_works(uri, tuple(bands)), threads)) as all_made:
+    with contextlib.closing(_made_in_order(_works(uri, tuple(bands), outputs), threads)) as all_made:
         for made in all_made:
             count += 1
             in_a_row = in_a_row + 1 if isinstance(made.outcome, StoreOutOfReach) else 0
@@ -123,21 +133,25 @@ def _made(work: Work | DataError) -> _Made:
     return _Made(work.place, work.scene_id, outcome)
 
 
-def _works(uri: str, bands: tuple[str, ...]) -> Iterator[Work | DataError]:
-    kind = posixpath.splitext(shown(uri))[1].lower()
-    if kind in (".txt", ".csv"):
+def _ending(uri: str) -> str:
+    return posixpath.splitext(shown(uri))[1].lower()
+
+
+def _works(uri: str, bands: tuple[str, ...], outputs: str | None) -> Iterator[Work | DataError]:
+    if is_listed(uri):
+        return folder_works(uri, bands, outputs)
+    kind = _ending(uri)
+    if kind in _TEXTS:
         return _listed_works(uri, _text_rows(uri, with_commas=kind == ".csv"), bands)
-    if kind == ".parquet":
+    if kind == _PARQUET:
         return _listed_works(uri, _parquet_rows(uri), bands)
     if is_raster(uri):
         return iter([Work(shown(uri), partial(file_scene, uri), id_by_name(uri))])
-    if kind in (".json", ".geojson") or uri.startswith(("http://", "https://")):
-        try:
-            document = read_document(uri)
-        except DataError as error:
-            raise ConfigError(str(error)) from error
-        return document_works(uri, document, bands)
-    return folder_works(uri, bands)
+    try:
+        document = read_document(uri)
+    except DataError as error:
+        raise ConfigError(str(error)) from error
+    return document_works(uri, document, bands)
 
 
 Row = tuple[str, str | None, str | datetime | None]
@@ -162,6 +176,8 @@ def _listed_works(uri: str, rows: Iterator[Row | DataError], bands: tuple[str, .
 
 
 def _single_item(uri: str, bands: tuple[str, ...], scene_id: str | None = None) -> SceneSource:
+    if _ending(uri) not in _DOCUMENTS and is_folder(uri):
+        return folder_scene(uri, bands, scene_id)
     document = read_document(uri)
     if document.get("type") != "Feature":
         raise DataError(shown(uri), f"type {document.get('type')!r}: a list has scene files and STAC items")

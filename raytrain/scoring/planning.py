@@ -12,7 +12,7 @@ from raytrain.config import ScoreSettings
 from raytrain.errors import ConfigError, DataError
 from raytrain.imagery.scene_files import SceneSource
 from raytrain.scoring.ledger import Known
-from raytrain.scoring.listing import list_scenes
+from raytrain.scoring.listing import is_listed, list_scenes
 from raytrain.scoring.units import ChipSource, Problem, Unit, folder_of, shown_source, units_of_chips
 from raytrain.tiles.archive import Chip, bands_of_chips, holds_chips, open_archive
 from raytrain.tiles.selection import Selection, select_chips
@@ -36,7 +36,7 @@ class Listing:
 
     def units(self) -> Iterator[Unit]:
         """Yield the units of what is not done; raise `ConfigError` for a source with nothing to score."""
-        if not storage.is_http(self.uri) and holds_chips(self.uri):
+        if is_listed(self.uri) and holds_chips(self.uri):
             yield from units_of_chips(self._chips())
             return
         if self.selection.where:
@@ -63,7 +63,7 @@ class Listing:
                         yield found_chip
 
     def _scenes(self) -> Iterator[SceneSource]:
-        for scene in list_scenes(self.uri, self.bands):
+        for scene in list_scenes(self.uri, self.bands, outputs=self.destination):
             if isinstance(scene, DataError):
                 self._add(scene, scene.place)
             elif not self._is_done(scene.scene_id, shown_source(scene), scene.identity):

@@ -70,7 +70,7 @@ def names_of(scene: SceneSource) -> dict[str, str]:
 
 @pytest.mark.parametrize("below", ["", "scenes/"])
 def test_a_file_is_a_scene(tmp_path: Path, below: str) -> None:
-    touch(tmp_path, f"{below}b.tif", f"{below}a.TIF", f"{below}c.tiff", f"{below}notes.txt", "labels/a.tif")
+    touch(tmp_path, f"{below}b.tif", f"{below}a.TIF", f"{below}c.tiff", f"{below}notes.txt")
     found = listed(tmp_path)
     assert list(found) == ["a", "b", "c"]
     assert found["a"].files[ALL_BANDS].uri == str(tmp_path / below / "a.TIF")
@@ -83,12 +83,90 @@ def test_files_beside_the_folder_of_scenes_are_none(tmp_path: Path) -> None:
 
 def test_a_folder_of_bands_is_a_scene(tmp_path: Path) -> None:
     touch(
-        tmp_path, "one/B02.tif", "one/B8A.tif", "one/SCL.tif", "two/2024/7/S2_x/S2_x_B02.tif", "two/2024/7/S2_x/b03.TIF"
+        tmp_path, "one/B02.tif", "one/B8A.tif", "one/SCL.tif", "two/2024/7/S2_x/x_B02.tif", "two/2024/7/S2_x/x.b03.TIF"
     )
     found = listed(tmp_path)
-    assert list(found) == ["one", "S2_x"]
+    assert list(found) == ["one", "two_2024_7_S2_x"]
     assert names_of(found["one"]) == {"B02": "B02.tif"}
-    assert names_of(found["S2_x"]) == {"B02": "S2_x_B02.tif", "B03": "b03.TIF"}
+    assert names_of(found["two_2024_7_S2_x"]) == {"B02": "x_B02.tif", "B03": "x.b03.TIF"}
+
+
+def test_acquisitions_that_share_a_folder_are_a_scene_each(tmp_path: Path) -> None:
+    days = [f"T33UUP_202{day}T102021" for day in ("40531", "40610")]
+    touch(tmp_path, *(f"T33UUP/{day}_{band}.tif" for day in days for band in BANDS))
+    touch(tmp_path, *(f"2024/HLS.S30.{tile}.v2.0.{band}.tif" for tile in ("T33UUP", "T33UVP") for band in BANDS))
+    touch(tmp_path, "2024/SCL.tif")
+    found = listed(tmp_path)
+    hls = ["2024_HLS.S30.T33UUP.v2.0", "2024_HLS.S30.T33UVP.v2.0"]
+    assert list(found) == [*hls, *days]
+    for scene_id in (*hls, *days):
+        name = scene_id.removeprefix("2024_")
+        assert len(found[scene_id].files) == 4
+        assert all(file.startswith(name) for file in names_of(found[scene_id]).values()), "no band of the other day"
+    (tmp_path / f"T33UUP/{days[0]}_B08.tif").unlink()
+    assert list(names_of(listed(tmp_path)[days[0]])) == ["B02", "B03", "B04"], "not that of the other day"
+
+
+def test_the_id_of_a_folder_is_its_path(tmp_path: Path) -> None:
+    below = [f"tiles/33/U/{square}/2024/5/31/0" for square in ("UP", "VP")]
+    touch(tmp_path, *(f"{each}/R10m/B02.jp2" for each in below), *(f"{each}/R20m/B8A.jp2" for each in below))
+    touch(tmp_path, *(f"{each}/{name}" for each in below for name in ("qi/MSK_DETFOO_B02.jp2", "preview/B02.jp2")))
+    touch(tmp_path, "x/10m/B02.tif", "x/60m/B02.tif", "x/20m/B8A.tif", "x/B03.tif", "x/MSK_CLOUD_B03.tif")
+    found = listed(tmp_path, (*BANDS, "B8A"))
+    assert list(found) == ["tiles_33_U_UP_2024_5_31_0", "tiles_33_U_VP_2024_5_31_0", "x"]
+    assert [storage.name_of(scene.files["B8A"].uri) for scene in found.values()] == ["B8A.jp2", "B8A.jp2", "B8A.tif"]
+    assert found["x"].files["B02"].uri == str(tmp_path / "x/10m/B02.tif")
+    assert found["x"].files["B03"].uri == str(tmp_path / "x/B03.tif")
+
+
+def test_the_granules_of_an_old_product_are_a_scene_each(tmp_path: Path) -> None:
+    product = "S2A_OPER_PRD_MSIL1C_PDMC_20160605"
+    touch(
+        tmp_path, *(f"deep/{product}.SAFE/GRANULE/{tile}/IMG_DATA/{tile}_B02.jp2" for tile in ("L1C_T33UUP", "L1C_T33"))
+    )
+    assert sorted(listed(tmp_path)) == [f"{product}_L1C_T33", f"{product}_L1C_T33UUP"]
+    assert sorted(listed(tmp_path / f"deep/{product}.SAFE")) == sorted(listed(tmp_path))
+
+
+def test_hidden_files_are_none(tmp_path: Path) -> None:
+    touch(tmp_path, "x/._B02.tif", "x/B02.tif", "._a.tif", "a.tif", ".trash/b.tif", "y/.old/B02.tif")
+    found = listed(tmp_path)
+    assert sorted(found) == ["a", "x"]
+    assert names_of(found["x"]) == {"B02": "B02.tif"}
+    touch(tmp_path, "scenes/._c.tif")
+    assert sorted(listed(tmp_path)) == ["a", "x"], "a hidden file makes no folder of scenes"
+
+
+def test_files_in_subfolders_are_scenes_where_no_bands_are(tmp_path: Path) -> None:
+    touch(tmp_path, "c.tif", "2023/a.tif", "2024/07/b.tif", "S2X/B02.tif", "S2X/TCI.tif", "S2X/R20m/SCL.tif", "d/c.tif")
+    found = list(list_scenes(str(tmp_path), BANDS))
+    assert [each.scene_id for each in found if isinstance(each, SceneSource)] == ["a", "b", "S2X", "c"]
+    assert problems(tmp_path) == [f"{tmp_path}/d/c.tif: a second scene of the id c: the first counts"]
+    assert found[0].files[ALL_BANDS].uri == str(tmp_path / "2023/a.tif")  # type: ignore[union-attr]
+
+
+def test_outputs_below_an_archive_are_no_scenes(tmp_path: Path) -> None:
+    touch(tmp_path, "a.tif", "masks/a.tif", "masks/probability/a.tif", "masks2/b.tif")
+    found = list(list_scenes(str(tmp_path), BANDS, outputs=str(tmp_path / "masks")))
+    assert [each.scene_id for each in found if isinstance(each, SceneSource)] == ["a", "b"]
+    assert len(found) == 2
+
+
+def test_a_folder_of_other_bands_is_a_problem_of_its_own(tmp_path: Path) -> None:
+    touch(tmp_path, "a/B02.tif", "b/B11.tif", "b/b12.tif", "c/B02.tif")
+    found = list(list_scenes(str(tmp_path), BANDS))
+    assert [each.scene_id if isinstance(each, SceneSource) else str(each) for each in found] == [
+        "a",
+        "b: none of the bands B02, B03, B04, B08; found B11, B12",
+        "c",
+    ]
+
+
+def test_the_bands_of_a_folder_are_taken_together_whatever_lies_between(tmp_path: Path) -> None:
+    touch(tmp_path, "x/B02.tif", "x/C/B02.tif", "x/Q/deep/z.tif", "x/R20m/B8A.tif", "x/b03.tif")
+    found = listed(tmp_path, (*BANDS, "B8A"))
+    assert sorted(found) == ["x", "x_C", "z"]
+    assert names_of(found["x"]) == {"B02": "B02.tif", "B03": "b03.tif", "B8A": "B8A.tif"}
 
 
 def test_a_product_of_esa_is_a_scene_with_its_finest_bands(tmp_path: Path) -> None:
@@ -114,8 +192,8 @@ def test_a_product_of_esa_is_a_scene_with_its_finest_bands(tmp_path: Path) -> No
 
 
 def test_the_finest_file_of_a_band_is_taken_whatever_its_name(tmp_path: Path) -> None:
-    touch(tmp_path, "x/a_B02_60m.tif", "x/b_B02_10m.tif", "x/c_B02_20m.tif", "x/a_B02_10m.jp2")
-    assert names_of(only(tmp_path)) == {"B02": "b_B02_10m.tif"}
+    touch(tmp_path, "x/a_B02_60m.tif", "x/a.B02_10m.tif", "x/a-B02_20m.tif", "x/a_B02_10m.jp2")
+    assert names_of(only(tmp_path)) == {"B02": "a.B02_10m.tif"}
 
 
 def test_of_twins_the_geotiff_is_taken(tmp_path: Path) -> None:
@@ -144,7 +222,7 @@ def test_a_folder_of_other_rasters_below_scenes_is_a_problem(tmp_path: Path) -> 
     ]
 
 
-@pytest.mark.parametrize("names", [[], ["readme.md"], ["2024/x.tif"]])
+@pytest.mark.parametrize("names", [[], ["readme.md"], [".old/x.tif", "qi/x.tif"]])
 def test_an_archive_without_scenes_is_the_callers_mistake(tmp_path: Path, names: list[str]) -> None:
     touch(tmp_path, *names)
     with pytest.raises(ConfigError, match=r"no scenes found \(expected <id>.tif"):
@@ -723,7 +801,7 @@ def test_a_second_scene_of_an_id_is_told_of_by_its_place_though_it_is_broken(tmp
 
 
 def test_a_text_lists_files_and_items(tmp_path: Path) -> None:
-    touch(tmp_path, "a.tif", "deep/b.tif")
+    touch(tmp_path, "a.tif", "deep/b.tif", "deep/c.tif")
     put(tmp_path / "deep/item.json", make_item({"B02": {"href": "b.tif"}}, "item"))
     text = f"\ufeff# scenes\n{tmp_path}/a.tif\r\n\n  deep/b.tif\ndeep/item.json\nnone.tif\nmailto://x\ndeep"
     found = list(list_scenes(str(put(tmp_path / "list.txt", text)), BANDS))
@@ -732,8 +810,39 @@ def test_a_text_lists_files_and_items(tmp_path: Path) -> None:
     assert [str(each) for each in found if isinstance(each, DataError)] == [
         f"none: {tmp_path}/none.tif: no such file",
         "mailto://x: scheme mailto://: expected a local path, s3://, http:// or https://",
-        f"{tmp_path}/deep: a folder, expected a STAC document",
+        f"{tmp_path}/deep: a folder of several scenes; in a list name each of them, or score the folder itself",
     ]
+
+
+def test_a_list_names_folders_of_bands(tmp_path: Path, s3: str) -> None:
+    image = f"{PRODUCT}.SAFE/GRANULE/g/IMG_DATA/R10m/T33_B02_10m.jp2"
+    touch(tmp_path, image, "x/B02.tif", "x/B03.tif", "none/readme.md")
+    there = storage.join(s3, f"{tmp_path.name}-folders")
+    for name in (image, "0/R10m/B02.jp2"):
+        storage.write_bytes(storage.join(there, name), name.encode())
+    text = f"x/\n{there}/{PRODUCT}.SAFE\n{there}/0/\nnone\n{there}/nothing"
+    found = list(list_scenes(str(put(tmp_path / "list.txt", text)), BANDS))
+    assert [each.scene_id if isinstance(each, SceneSource) else str(each) for each in found] == [
+        "x",
+        PRODUCT,
+        "0",
+        f"{tmp_path}/none: a folder without rasters, expected a scene's or a STAC document",
+        f"{there}/nothing: no such file",
+    ]
+    assert isinstance(found[0], SceneSource)
+    assert found[0].identity == listed(tmp_path)["x"].identity
+    pq.write_table(pa.table({"uri": [str(tmp_path / "x")], "id": ["other"]}), tmp_path / "list.parquet")
+    assert list(listed(tmp_path / "list.parquet")) == ["other"]
+
+
+def test_an_item_of_a_store_that_lists_nothing_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def walk(uri: str) -> Iterator[Any]:
+        raise PermissionError(f"{uri}: access refused")
+
+    item = json.dumps(make_item({"B02": {"href": "https://h/B02.tif"}}, "a")).encode()
+    monkeypatch.setattr(storage, "walk", walk)
+    monkeypatch.setattr(storage, "read_bytes", lambda uri: item)
+    assert list(listed(put(tmp_path / "list.txt", "s3://bucket/items/a"))) == ["a"]
 
 
 def test_a_csv_has_one_column(tmp_path: Path) -> None:
