@@ -5,6 +5,7 @@
     ├── DataError         one object of the data is wrong; collected, the rest goes on   exit 1
     └── WorkNotFinished   nodes, memory or the store failed; the same command goes on    exit 3
         ├── StoreOutOfReach    a store did not answer, however often it was asked        exit 3
+        │   └── NoCredentials  there are no keys to ask it with, on this machine         exit 2
         └── TrainingDiverged   loss, gradient or net not finite; never retried blindly   exit 3
 
 Messages say what was found, where, and what to do. This module must not know any other.
@@ -56,6 +57,12 @@ class StoreOutOfReach(WorkNotFinished):
     """A store gave no usable answer in as many attempts as it gets; another time or another machine may do better."""
 
 
+class NoCredentials(StoreOutOfReach):
+    """There are no keys here to sign requests to a store with: nothing was asked of it, and the caller has to act."""
+
+    exit_code = EXIT_CALLERS_MISTAKE
+
+
 class TrainingDiverged(WorkNotFinished):
     """The loss, its gradient or the net's output is not finite on some rank; every rank raises this together."""
 
@@ -64,3 +71,8 @@ def first_line(error: BaseException) -> str:
     """Return the first line of an error's text, or its type where it has none."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
+
+
+def encodable(text: str) -> str:
+    """Return `text` as any file can hold it: what is no Unicode, from names of files in other encodings, escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -15,11 +15,12 @@ from typing import Any
 from urllib.parse import urljoin
 
 from raytrain import storage
-from raytrain.errors import ConfigError, DataError
+from raytrain.errors import ConfigError, DataError, encodable
 from raytrain.imagery.baseline import baseline_in_name
 from raytrain.imagery.scene_files import ALL_BANDS, BandFile, SceneSource, shown
 
 _RASTER = re.compile(r"\.(tiff?|jp2)$", re.IGNORECASE)
+_KEYS = re.compile(r"//[^/]*@")
 
 
 class Unlisted(DataError):
@@ -29,9 +30,9 @@ class Unlisted(DataError):
     """
 
     def __init__(self, subject: str, found: str, place: str) -> None:
-        super().__init__(subject, found)
-        self.args = (subject, found, place)
-        self.place = place
+        super().__init__(encodable(subject), encodable(found))
+        self.place = encodable(place)
+        self.args = (self.subject, self.found, self.place)
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ def checked_id(scene_id: str) -> str:
 
 def file_identity(uri: str, info: storage.FileInfo | None = None) -> str:
     """Return what changes when the bytes of the file at `uri` do; `info` is what a listing had. Raise `DataError`."""
-    refuse_special(uri)
     try:
+        refuse_special(uri)
         return storage.identity_of(uri, info)
     except IsADirectoryError as error:
         raise DataError(shown(uri), "a folder, expected a file") from error
@@ -80,7 +81,9 @@ def file_identity(uri: str, info: storage.FileInfo | None = None) -> str:
 
 
 def refuse_special(uri: str) -> None:
-    """Raise `DataError` for what is no regular file."""
+    """Raise `DataError` for what is no regular file, and for a name that no record could hold."""
+    if encodable(uri) != uri:
+        raise DataError(shown(uri), "a name that is not UTF-8; rename it")
     if storage.is_special(uri):
         raise DataError(shown(uri), "a device or a pipe, expected a file")
 
@@ -118,13 +121,18 @@ def band_scene(
     )
 
 
+def _told(href: str) -> str:
+    """Return `href` as an error tells of it: without a signature, and without keys or a password before a host."""
+    return _KEYS.sub("//...@", shown(href))
+
+
 def _local_path(href: str, rest: str, base: str) -> str:
     """Return the path of a `file://` URI; raise `DataError` where it is another machine that names it."""
     if not storage.is_local(base):
-        raise DataError(href, f"a file of this machine, named by {shown(base)}, which is not on it")
+        raise DataError(_told(href), f"a file of this machine, named by {shown(base)}, which is not on it")
     path = rest.removeprefix("localhost")
     if not path.startswith("/"):
-        raise DataError(href, "expected file:///path")
+        raise DataError(_told(href), "expected file:///path")
     return posixpath.normpath(path)
 
 
@@ -133,37 +141,39 @@ def _joined(href: str, base: str) -> str:
     try:
         found = urljoin(base, href)
     except ValueError as error:
-        raise DataError(shown(href), f"no URL: {error}") from error
+        raise DataError(_told(href), f"no URL: {error}") from error
     if not storage.is_http(found):
-        raise DataError(shown(href), f"no URL, but named by {shown(base)}: expected s3://, http:// or https://")
-    return _plain_url(found)
+        raise DataError(_told(href), f"no URL, but named by {shown(base)}: expected s3://, http:// or https://")
+    return _plain(found)
 
 
-def _plain_url(url: str) -> str:
-    """Return `url`; raise `DataError`, without a password that stands in it, where nobody can ask for it."""
+def _plain(uri: str) -> str:
+    """Return `uri`; raise `DataError`, without a password that stands in it, where nobody can ask for it."""
     try:
-        storage.normalise(url)
+        found = storage.normalise(uri)
     except ConfigError as error:
-        raise DataError(*str(error).split(": ", 1)) from error
-    return url
+        subject, _, why = str(error).partition(": ")
+        raise DataError(subject, why) from error
+    if found.startswith("s3://") and "/" not in found.removeprefix("s3://"):
+        raise DataError(found, "a bucket, expected s3://bucket/key")
+    return uri
 
 
 def resolved(href: str, base: str) -> str:
     """Return the URI that `href` in the document at `base` means; raise `DataError` for a scheme nobody can open."""
     scheme, separator, rest = href.partition("://")
-    if "\0" in href:
-        raise DataError(repr(href), "no URI: it has a zero byte")
+    if "\0" in href or encodable(href) != href:
+        raise DataError(repr(_told(href)), "no URI: it has a zero byte, or is no Unicode")
     if separator:
         if scheme.lower() == "file":
             return _local_path(href, rest, base)
         if scheme.lower() not in ("s3", "http", "https"):
-            raise DataError(shown(href), f"scheme {scheme}://: expected a local path, s3://, http:// or https://")
-        found = f"{scheme.lower()}://{rest}"
-        return _plain_url(found) if storage.is_http(found) else found
+            raise DataError(_told(href), f"scheme {scheme}://: expected a local path, s3://, http:// or https://")
+        return _plain(f"{scheme.lower()}://{rest}")
     if base.startswith(("http://", "https://")):
         return _joined(href, base)
     if base.startswith("s3://"):
         bucket, _, key = base.removeprefix("s3://").partition("/")
         path = posixpath.normpath(posixpath.join("/", posixpath.dirname(key), href))
-        return f"s3://{bucket}{path}"
+        return _plain(f"s3://{bucket}{path}")
     return posixpath.normpath(posixpath.join(posixpath.dirname(storage.path_of(base)), href))

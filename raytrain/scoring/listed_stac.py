@@ -49,8 +49,8 @@ _PRODUCTS = ("s2:product_uri", "sentinel:product_id")
 
 def read_document(uri: str) -> dict[str, Any]:
     """Return the JSON object at `uri`; raise `DataError` for anything else."""
-    refuse_special(uri)
     try:
+        refuse_special(uri)
         document = json.loads(storage.read_bytes(uri))
     except FileNotFoundError as error:
         raise DataError(shown(uri), "no such file") from error

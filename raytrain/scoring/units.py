@@ -9,10 +9,13 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterable, Iterator
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator
 
 from raytrain import storage
 from raytrain.config import Settings
+from raytrain.errors import encodable
 from raytrain.imagery.scene_files import SceneSource
 from raytrain.scoring.blending import Region
 from raytrain.scoring.records import Record
@@ -53,12 +56,16 @@ class Unit(Settings):
         return (self.scene.scene_id,) if self.scene is not None else tuple(chip.chip_id for chip in self.chips)
 
 
+Said = Annotated[str, BeforeValidator(encodable)]
+"""Text about data of others, which may have names that are no Unicode."""
+
+
 class Problem(Settings):
     """Why a chip or scene can't be scored: what was found in the data, or what went wrong every time."""
 
-    item_id: str
-    source_uri: str
-    found: str
+    item_id: Said
+    source_uri: Said
+    found: Said
 
 
 class Answer(Settings):

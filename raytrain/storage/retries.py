@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from raytrain.errors import StoreOutOfReach, first_line
+from raytrain.errors import NoCredentials, StoreOutOfReach, first_line
 from raytrain.storage import stores, uris
 
 ResultT = TypeVar("ResultT")
@@ -52,8 +52,9 @@ class AddressRefused(PermissionError):
 def persistently(uri: str, operation: Callable[[], ResultT]) -> ResultT:
     """Return what `operation` on the object at `uri` returns; ask again after an error that may pass.
 
-    Raises `StoreOutOfReach` once the attempts are used up, `PermissionError` that names `uri` where the store refuses,
-    and any other error as it comes: a missing object, a wrong request, a local disk.
+    Raises `StoreOutOfReach` once the attempts are used up, `NoCredentials` where there are no keys for the store,
+    `PermissionError` that names `uri` where the store refuses, and any other error as it comes: a missing object, a
+    wrong request, a local disk.
     """
     policy = RETRIES
     start = time.monotonic()
@@ -68,6 +69,8 @@ def persistently(uri: str, operation: Callable[[], ResultT]) -> ResultT:
                 raise _refused(uri, error) from error
             if isinstance(error, FileNotFoundError):
                 raise FileNotFoundError(f"{place}: {first_line(error)}") from error
+            if _lacks_keys(error):
+                raise NoCredentials(f"{place}: {_remedy(uri)}") from error
             if not is_passing(error):
                 raise
             last = error
@@ -100,6 +103,22 @@ def _what_to_check(uri: str) -> str:
     said = table.stores[prefix].model_dump(mode="json", exclude_defaults=True)
     text = ", ".join(f"{name} = {value}" for name, value in said.items()) or "which says nothing"
     return f'[stores."{prefix}"] ({text}) and the rights that it gives'
+
+
+def _lacks_keys(error: BaseException) -> bool:
+    import botocore.exceptions
+
+    kinds = (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError)
+    return isinstance(error, kinds) or isinstance(error.__cause__, kinds)
+
+
+def _remedy(uri: str) -> str:
+    """Return what to do about missing keys."""
+    bucket = uris.path_of(uri).partition("/")[0]
+    return (
+        f"no keys for the bucket {bucket}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name the store in "
+        f'--stores: [stores."s3://{bucket}"] with anonymous = true if it is public, or with a profile'
+    )
 
 
 def _short(error: BaseException) -> str:

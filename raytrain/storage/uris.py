@@ -12,6 +12,7 @@ from urllib.parse import urlsplit, urlunsplit
 from raytrain.errors import ConfigError
 
 HTTP_SCHEMES = ("http", "https")
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _PARTIAL_NAME = re.compile(r"^\.(?P<name>.+)\.[0-9a-f]{32}\.partial$")
 
@@ -34,7 +35,11 @@ def normalise(uri: str) -> str:
         raise ConfigError(f"{scheme}://...@...: keys never stand in a URI; set AWS_ACCESS_KEY_ID and the like")
     if scheme != "s3" or not rest.strip("/"):
         raise ConfigError(f"{uri}: expected a local path or s3://bucket/prefix (to read, also https://host/path)")
-    return f"s3://{rest.strip('/')}"
+    place = rest.strip("/")
+    bucket = place.partition("/")[0]
+    if not _BUCKET.fullmatch(bucket):
+        raise ConfigError(f"{uri}: no bucket is named {bucket!r}; expected letters, digits, '.', '_' and '-'")
+    return f"s3://{place}"
 
 
 def _normalised_url(uri: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 import time
 import tracemalloc
@@ -18,15 +19,20 @@ import pyarrow.parquet as pq
 import pytest
 
 from raytrain import storage
-from raytrain.errors import ConfigError, DataError, StoreOutOfReach
+from raytrain.config import ScoreSettings
+from raytrain.errors import EXIT_CALLERS_MISTAKE, ConfigError, DataError, RaytrainError, StoreOutOfReach
 from raytrain.imagery.scene_files import ALL_BANDS, SceneSource
 from raytrain.imagery.scene_reader import open_scene
 from raytrain.scoring import listed_stac, listing
+from raytrain.scoring.ledger import Known, standing_at
 from raytrain.scoring.listed import Unlisted, resolved
 from raytrain.scoring.listing import list_scenes
+from raytrain.scoring.plan import write_plan
+from raytrain.scoring.planning import Listing
 from raytrain.scoring.seen import SeenNames
-from raytrain.scoring.units import shown_source
+from raytrain.scoring.units import Problem, shown_source
 from raytrain.storage import Stores, StoreSettings
+from raytrain.tiles.selection import Selection
 from tests.webserver import WebServer
 
 BANDS = ("B02", "B03", "B04", "B08")
@@ -51,7 +57,7 @@ def only(uri: str | Path, bands: Sequence[str] = BANDS) -> SceneSource:
 def touch(folder: Path, *names: str) -> Path:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(name.encode())
+        (folder / name).write_bytes(os.fsencode(name))
     return folder
 
 
@@ -721,6 +727,15 @@ def test_no_document_of_elsewhere_names_a_file_of_this_machine(href: str, base: 
         resolved(href, base)
 
 
+@pytest.mark.parametrize("base", ["/list.txt", "s3://b/list.txt", "https://h/list.txt"])
+@pytest.mark.parametrize("place", ["KEY:SECRET@b/a.tif", "KEY:SECRET@b/a\0.tif", "KEY:SECRET@b/\ud800"])
+@pytest.mark.parametrize("scheme", ["s3", "https", "gs", "ftp"])
+def test_an_error_about_a_uri_keeps_its_secret(base: str, place: str, scheme: str) -> None:
+    with pytest.raises(DataError) as caught:
+        resolved(f"{scheme}://{place}", base)
+    assert "SECRET" not in str(caught.value)
+
+
 @pytest.mark.parametrize("href", ["file:/etc/passwd", "mailto:x", "//[x", "a\0b", "file://host/x.tif"])
 def test_what_is_no_uri_of_a_document_is_refused(href: str) -> None:
     with pytest.raises(DataError):
@@ -762,6 +777,78 @@ def test_one_odd_url_is_one_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert str(found[2]).endswith("out of reach; run again for it")
 
 
+ODD = ["s3://", "s3:///", "s3://KEY:SECRET@b/a.tif", "s3://My bucket/a.tif", "s3://bucket", "s3://ü/a.tif", "s3://b"]
+
+
+@pytest.mark.parametrize("href", ODD)
+def test_one_odd_uri_of_a_store_is_one_problem(tmp_path: Path, href: str) -> None:
+    touch(tmp_path, "a.tif", "b.tif")
+    asset = {"B02": {"href": "./a.tif"}}
+    put(tmp_path / "child/one.json", make_item(asset, "one"))
+    put(tmp_path / "child/two.json", make_item({"B02": {"href": href, "type": COG}}, "two"))
+    links = [{"rel": rel, "href": at} for rel, at in [("item", href), ("child", href), ("item", "one.json")]]
+    links.append({"rel": "item", "href": "two.json"})
+    put(tmp_path / "child/c.json", {"type": "Catalog", "stac_version": "1.0.0", "links": links})
+    put(tmp_path / "list.txt", f"a.tif\n{href}\nb.tif")
+    for path, good, num_bad in ((tmp_path / "list.txt", ["a", "b"], 1), (tmp_path / "child/c.json", ["one"], 3)):
+        found = list(list_scenes(str(path), BANDS))
+        assert [each.scene_id for each in found if isinstance(each, SceneSource)] == good
+        text = problems(path)
+        assert len(text) == len(found) - len(good) == num_bad
+        assert "SECRET" not in "".join(text)
+        assert all("expected" in each or "keys never stand" in each for each in text)
+
+
+@pytest.fixture
+def no_keys(s3: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+
+
+@pytest.mark.usefixtures("no_keys")
+def test_missing_keys_are_told_of_with_their_bucket_and_what_to_do(tmp_path: Path) -> None:
+    touch(tmp_path, "a.tif")
+    says = (
+        r"no keys for the bucket sentinel-cogs; .* --stores: \[stores\.\"s3://sentinel-cogs\"\] with anonymous = true"
+    )
+    place = "s3://sentinel-cogs/x.tif"
+    path = put(tmp_path / "list.txt", f"a.tif\n{place}\ns3://sentinel-cogs/S2X.SAFE")
+    found = list(list_scenes(str(path), BANDS))
+    assert [isinstance(each, SceneSource) for each in found] == [True, False, False]
+    assert re.search(says, str(found[1]))
+    assert isinstance(found[1], Unlisted)
+    assert found[1].subject == place, "not by its id: a mask that stands of it is as good as before"
+    for whole in ("s3://sentinel-cogs/folder", "s3://sentinel-cogs/c.json", "s3://sentinel-cogs/list.txt", place):
+        with pytest.raises(RaytrainError, match=says) as caught:
+            list(list_scenes(whole, BANDS))
+        assert caught.value.exit_code == EXIT_CALLERS_MISTAKE
+
+
+def test_names_that_are_no_unicode_are_one_problem_each_which_a_record_can_hold(tmp_path: Path) -> None:
+    latin = os.fsdecode(b"K\xf6ln")
+    touch(
+        tmp_path, "a.tif", f"{latin}.tif", f"{latin}/2024/B02.tif", f"{latin}/{PRODUCT}.SAFE/GRANULE/g/IMG_DATA/B02.jp2"
+    )
+    touch(tmp_path, f"2023/{latin}.tif")
+    found = list(list_scenes(str(tmp_path), BANDS))
+    assert [each.scene_id for each in found if isinstance(each, SceneSource)] == ["a"]
+    assert len(found) == 5
+    for each in [each for each in found if not isinstance(each, SceneSource)]:
+        assert Problem(item_id=each.subject, source_uri=each.place, found=each.found).model_dump_json().encode()
+        assert "K\\udcf6ln" in str(each)
+    item = make_item({"B02": {"href": "\ud800.tif"}}, "x")
+    collection = {"type": "FeatureCollection", "features": [item, make_item({}, "\ud800"), make_item({}, "good")]}
+    text = problems(put(tmp_path / "c.json", collection))
+    assert len(text) == 2
+    assert text[0].startswith("x: asset B02: '\\ud800.tif': no URI")
+    assert text[1].startswith("\\ud800: an id that is no plain name")
+    with pytest.raises(ConfigError, match="a name that is not UTF-8; rename it"):
+        list(list_scenes(str(put(tmp_path / latin / "c.json", collection)), BANDS))
+
+
 @pytest.mark.parametrize(("away", "there"), [(20, 1), (3, 0)])
 def test_a_store_that_is_away_ends_the_listing(
     away: int, there: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -795,6 +882,46 @@ def test_a_second_scene_of_an_id_is_told_of_by_its_place_though_it_is_broken(tmp
     assert "gs://x/B02.tif" in str(found[1])
     assert isinstance(found[2], Unlisted)
     assert found[2].place == str(tmp_path / "first.json")
+
+
+# What is planned of it.
+
+
+def of(uri: str | Path, destination: Path) -> Listing:
+    known = Known(str(destination), "", standing_at(str(destination)))
+    return Listing(str(uri), str(destination), BANDS, ScoreSettings(), Selection(), known)
+
+
+def test_scenes_that_are_wrong_keep_no_others_from_the_plan(tmp_path: Path) -> None:
+    source = touch(tmp_path / "in", "a.tif", "b/B11.tif", "c/B02.tif", os.fsdecode(b"K\xf6ln.tif"))
+    listing = of(source, tmp_path / "out")
+    assert write_plan(str(tmp_path / "out"), "run", listing.units()) == 2
+    assert sorted(problem.item_id for problem in listing.problems) == ["K\\udcf6ln", "b"]
+    for problem in listing.problems:
+        assert problem.model_dump_json().encode()
+
+
+def test_masks_below_their_archive_are_not_scored(tmp_path: Path) -> None:
+    touch(tmp_path, "a.tif", "masks/a.tif", "masks/b.tif")
+    listing = of(tmp_path, tmp_path / "masks")
+    assert [unit.item_ids for unit in listing.units()] == [("a",)]
+    assert not listing.problems
+
+
+@pytest.mark.parametrize("name", ["c.json", "list.txt", "list.parquet", "a.tif"])
+def test_a_store_that_lists_nothing_may_hold_what_names_scenes(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(uri: str) -> Iterator[Any]:
+        raise PermissionError(f"{uri}: access refused (ListObjectsV2)")
+
+    touch(tmp_path, "a.tif")
+    put(tmp_path / "c.json", make_item({"B02": {"href": "a.tif"}}, "a"))
+    put(tmp_path / "list.txt", "a.tif")
+    pq.write_table(pa.table({"uri": ["a.tif"]}), tmp_path / "list.parquet")
+    listing = of(tmp_path / name, tmp_path / "out")
+    monkeypatch.setattr(storage, "walk", refuse)
+    assert [unit.item_ids for unit in listing.units()] == [("a",)]
 
 
 # Lists
