@@ -37,7 +37,7 @@ from raytrain.evaluation.report import Gallery, Page, Picture, Table, evaluation
 from raytrain.evaluation.results import Evaluation
 from raytrain.imagery import synth
 from raytrain.scoring.manifest import TrainedMember
-from raytrain.scoring.schedule import Progress
+from raytrain.scoring.pace import Progress
 
 OnProgress = Callable[[int, int], None]
 

@@ -33,12 +33,13 @@ from raytrain.scoring import ledger
 from raytrain.scoring.catalogue import write_catalogue
 from raytrain.scoring.destination import Scoring, check_destination, check_source, claim_destination
 from raytrain.scoring.manifest import EnsembleManifest, read_manifest
+from raytrain.scoring.pace import Progress, Rate
 from raytrain.scoring.partials import CASUALTIES, LOG, remove_partials
 from raytrain.scoring.plan import is_started, read_parts, remove_plan, start, write_plan
 from raytrain.scoring.planning import Listing
 from raytrain.scoring.records import Record
 from raytrain.scoring.scenes import remove_all_blocks
-from raytrain.scoring.schedule import Casualty, Progress, Rate, Schedule, Task
+from raytrain.scoring.schedule import Casualty, Schedule, Task
 from raytrain.scoring.units import Answer
 from raytrain.scoring.work import remove_outputs
 from raytrain.tiles.selection import Selection

@@ -18,7 +18,7 @@ from tensorboardX.record_writer import RecordWriter, register_writer_factory
 
 from raytrain import storage
 from raytrain.errors import first_line
-from raytrain.scoring.schedule import Progress
+from raytrain.scoring.pace import Progress
 from raytrain.training.progress import RunProgress
 
 FOLDER = "tensorboard"

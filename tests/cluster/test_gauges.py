@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from raytrain.cluster.tracking import Gauges, ScoringGauges
-from raytrain.scoring.schedule import Progress
+from raytrain.scoring.pace import Progress
 from raytrain.training.progress import RunProgress
 
 pytestmark = pytest.mark.usefixtures("local_ray")

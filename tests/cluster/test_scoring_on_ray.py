@@ -25,7 +25,8 @@ from raytrain.cluster.session import Cluster, joined
 from raytrain.config import ScoreSettings, change
 from raytrain.errors import ConfigError
 from raytrain.imagery import synth
-from raytrain.scoring.schedule import Progress, TooManyFailures
+from raytrain.scoring.pace import Progress
+from raytrain.scoring.schedule import TooManyFailures
 from tests.cluster.processes import scorers
 from tests.making import make_ensemble
 

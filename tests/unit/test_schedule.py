@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from raytrain.imagery.scene_files import BandFile, SceneSource
+from raytrain.scoring.pace import Progress, Rate
 from raytrain.scoring.plan import UNITS_PER_PART, read_parts, write_plan
 from raytrain.scoring.records import Record
-from raytrain.scoring.schedule import ATTEMPTS, Progress, Rate, Schedule, Task, TooManyFailures
+from raytrain.scoring.schedule import ATTEMPTS, Schedule, Task, TooManyFailures
 from raytrain.scoring.units import Answer, ChipSource, Problem, Unit, blocks_of, units_of_chips
 
 
