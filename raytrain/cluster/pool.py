@@ -20,7 +20,7 @@ from raytrain.cluster import session
 from raytrain.cluster.deaths import Cause, Kind, cause_of_death, last_cause
 from raytrain.cluster.vacancies import Vacancies
 from raytrain.errors import ConfigError, WorkNotFinished
-from raytrain.scoring.schedule import NOBODY, Schedule, Task, Worker
+from raytrain.scoring.schedule import NOBODY, Blame, Schedule, Task, Worker
 from raytrain.scoring.setbacks import Setbacks
 
 UNITS_IN_FLIGHT = 2
@@ -273,15 +273,17 @@ class Pool:
         """Take a dead actor out and hand its tasks back; another one takes its place."""
         self._actors.remove(actor)
         ray.kill(actor.handle)  # if it lives after all, it must not do what others will
-        blames = cause.kind not in (Kind.NODE_LOST, Kind.PREEMPTED, Kind.ACTOR_LOST)
+        blame = _BLAME.get(cause.kind, "task")
         under_way = ", ".join(task.unit.unit_id for task in actor.under_way)
         _logger.warning("%s, with %s under way", cause.text, under_way or "nothing")
         for task in actor.under_way:
             self._on_failure(task, "lost", cause.text, actor.where)
-            schedule.lost(task, cause.text, by_itself=blames)
-        if not actor.is_ready and blames:
+            schedule.lost(task, cause.text, blame=blame)
+        if not actor.is_ready and blame == "task":
             self._end_if_none_starts(actor, cause.text)
         self._grow(schedule)
 
 
+_BLAME: dict[Kind, Blame] = {Kind.NODE_LOST: "perhaps", Kind.ACTOR_LOST: "perhaps", Kind.PREEMPTED: "nobody"}
+"""Who is to blame for the death of an actor. A lost node may be one whose memory a task used up, container and all."""
 _OUT_OF_REACH = Cause(Kind.ACTOR_LOST, "a worker was out of reach for a while")

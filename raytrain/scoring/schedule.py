@@ -1,8 +1,8 @@
 """Which unit is next, what came of each, and when to give up: the book-keeping of a scoring, without who computes.
 
-A unit that fails is tried again, later; one whose worker died is tried alone, and at last each of its chips is. Blocks
-of a scene and what puts them together come before further scenes, so that few scenes are under way. What failed on a
-worker goes to another one next, where there is one. Must not know Ray.
+A unit that fails is tried again, later; one whose worker died is tried alone, and at last each of its chips is. So is
+one that many nodes were lost over. Blocks of a scene and what puts them together come before further scenes, so that
+few scenes are under way. What failed on a worker goes to another one next, where there is one. Must not know Ray.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from raytrain.errors import WorkNotFinished
 from raytrain.imagery.scene_files import SceneSource
@@ -20,8 +21,11 @@ from raytrain.scoring.units import Answer, Problem, Unit, folder_of, shown_sourc
 
 ATTEMPTS = 3
 """How often a unit is tried that fails, or whose worker dies over it."""
+LOSSES_OF_A_SUSPECT, LOSSES = 3, 6
+"""Nodes that are lost, perhaps by themselves, over a unit before it is tried alone, and before it is given up."""
 
-
+Blame = Literal["task", "perhaps", "nobody"]
+"""Who made a worker die: the task that it had, perhaps this task, as when its node is lost, or surely another cause."""
 Worker = frozenset[str]
 """The names that tell a worker from others: its own, and that of its machine."""
 NOBODY: Worker = frozenset()
@@ -31,19 +35,28 @@ class TooManyFailures(WorkNotFinished):
     """More items can't be scored than was allowed."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Task:
-    """A unit to do, how often it failed, how many workers died over it; the names of those it `failed_on`."""
+    """A unit to do, how often it failed, how many workers died over it; the names of those it `failed_on`.
+
+    `losses` are the nodes that were lost with it under way.
+    """
 
     unit: Unit
     failures: int = 0
     deaths: int = 0
+    losses: int = 0
     failed_on: Worker = NOBODY
 
     @property
     def is_suspect(self) -> bool:
         """Whether it has to be alone on its worker: it may have brought one down."""
-        return self.deaths > 0
+        return self.deaths > 0 or self.may_end_nodes
+
+    @property
+    def may_end_nodes(self) -> bool:
+        """Whether so many nodes were lost over it that no other such task may be on the same machine."""
+        return self.losses >= LOSSES_OF_A_SUSPECT
 
     def suits(self, worker: Worker, others: Collection[Worker]) -> bool:
         """Tell whether none of the `others` is better: one that it did not fail on, if possible on another machine."""
@@ -91,7 +104,7 @@ class Schedule:
     _again: deque[Task] = field(default_factory=deque)
     _scenes: dict[str, _Scene] = field(default_factory=dict)
     _in_assembly: set[str] = field(default_factory=set)
-    _num_taken: int = 0
+    _taken: dict[Task, Worker] = field(default_factory=dict)
 
     def take(
         self, *, alone: bool, worker: Worker = NOBODY, others: Collection[Worker] = (), fresh_only: bool = False
@@ -99,7 +112,8 @@ class Schedule:
         """Return the next task for `worker`; None if there is none now.
 
         A suspect goes only to who has nothing else: `alone`. What failed goes to the best of `worker` and `others`,
-        and with `fresh_only` to no one now.
+        and with `fresh_only` to no one now. Of tasks that may end nodes a machine has one at a time: else the innocent
+        ones, lost again and again with the one to blame, would be given up with it.
         """
         if not self._first and not self._fresh:
             self._fresh.extend(Task(unit) for unit in next(self.parts, []))
@@ -108,23 +122,30 @@ class Schedule:
                 if self._was_given_up(task.unit):
                     queue.remove(task)
                 elif (
-                    (alone or not task.is_suspect) and not (fresh_only and task.failures) and task.suits(worker, others)
+                    (alone or not task.is_suspect)
+                    and not (fresh_only and task.failures)
+                    and not (task.may_end_nodes and self._has_another(worker))
+                    and task.suits(worker, others)
                 ):
                     queue.remove(task)
-                    self._num_taken += 1
+                    self._taken[task] = worker
                     return task
         return None
+
+    def _has_another(self, worker: Worker) -> bool:
+        """Tell whether a task that may end nodes is under way on the machine of `worker`."""
+        return any(task.may_end_nodes and where & worker for task, where in self._taken.items())
 
     @property
     def is_over(self) -> bool:
         """Whether nothing is left to do or under way."""
-        if not (self._first or self._fresh or self._again or self._num_taken):
+        if not (self._first or self._fresh or self._again or self._taken):
             self._fresh.extend(Task(unit) for unit in next(self.parts, []))
-        return not (self._first or self._fresh or self._again or self._num_taken)
+        return not (self._first or self._fresh or self._again or self._taken)
 
     def finished(self, task: Task, answer: Answer) -> None:
         """Note what came of a task; raise `TooManyFailures`."""
-        self._num_taken -= 1
+        del self._taken[task]
         unit = task.unit
         if self._was_given_up(unit):
             return
@@ -153,37 +174,49 @@ class Schedule:
 
     def failed(self, task: Task, why: str, worker: Worker = NOBODY) -> None:
         """Note that one failed on `worker`, its data not at fault: it is tried again, or its items are casualties."""
-        self._num_taken -= 1
+        del self._taken[task]
         task.failures += 1
         task.failed_on |= worker
         self._try_again(task, task.failures, why)
 
-    def lost(self, task: Task, why: str, *, by_itself: bool) -> None:
-        """Note that the worker of a task died, perhaps `by_itself`: if its node was lost, no task is to blame."""
-        self._num_taken -= 1
-        if by_itself:
+    def lost(self, task: Task, why: str, *, blame: Blame) -> None:
+        """Note that a task's worker died, and who is to `blame`: it is tried again, or its items are casualties."""
+        del self._taken[task]
+        if blame == "task":
             task.deaths += 1
             self._try_again(task, task.deaths, why)
-        elif not self._was_given_up(task.unit):
+            return
+        task.losses += blame == "perhaps"
+        if self._was_given_up(task.unit):
+            return
+        if task.losses >= LOSSES:
+            self._give_up(task, f"{why}; {LOSSES} were lost with this under way")
+        elif task.may_end_nodes:
+            self._again.append(task)
+        else:
             self._first.appendleft(task)  # next, so that its scene is not left half done until the end
 
     def _try_again(self, task: Task, attempts: int, why: str) -> None:
-        unit = task.unit
-        if self._was_given_up(unit):
+        if self._was_given_up(task.unit):
             return
         if attempts < ATTEMPTS:
             self._again.append(task)
-            return
-        if len(unit.chips) > 1:  # one of them may be to blame: each has a last try by itself
-            alone = (replace(task, unit=Unit(kind="chips", chips=(chip,))) for chip in unit.chips)
-            self._again.extend(replace(each, failures=ATTEMPTS - 1, deaths=ATTEMPTS - 1) for each in alone)
+        else:
+            self._give_up(task, f"{why} ({ATTEMPTS} attempts)")
+
+    def _give_up(self, task: Task, found: str) -> None:
+        """Make casualties of a unit's items, not their data's fault; of several, each has a last try by itself."""
+        unit = task.unit
+        if len(unit.chips) > 1:
+            tried = replace(task, failures=ATTEMPTS - 1, deaths=ATTEMPTS - 1, losses=min(task.losses, LOSSES - 1))
+            self._again.extend(replace(tried, unit=Unit(kind="chips", chips=(chip,))) for chip in unit.chips)
             self.num_units += len(unit.chips) - 1
             return
         self.num_done += 1
         if unit.scene is not None:
             self._scenes.pop(unit.scene.scene_id, None)
             self._in_assembly.discard(unit.scene.scene_id)
-        for problem in _problems(unit, f"{why} ({ATTEMPTS} attempts)"):
+        for problem in _problems(unit, found):
             self.add(Casualty(problem, in_data=False))
 
     def _was_given_up(self, unit: Unit) -> bool:

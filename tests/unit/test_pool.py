@@ -24,7 +24,7 @@ from raytrain.cluster.room import actors_at_once, cpus_each
 from raytrain.cluster.score import _Books
 from raytrain.errors import ConfigError, WorkNotFinished
 from raytrain.scoring import setbacks
-from raytrain.scoring.schedule import Schedule, Task
+from raytrain.scoring.schedule import LOSSES, Schedule, Task
 from raytrain.scoring.units import Answer, Unit
 from tests.unit.test_schedule import answer, scene, schedule
 
@@ -32,6 +32,7 @@ READY = ("", {"host": "here"})
 DIED = ray.exceptions.ActorDiedError()
 UNAVAILABLE = ray.exceptions.ActorUnavailableError("rpc: connection refused", None)
 NODE_DIED = ray.exceptions.NodeDiedError("The actor died because its node has died. Node Id: 1")
+PREEMPTED = ray.exceptions.RayActorError(preempted=True)
 OUT_OF_MEMORY = ray.exceptions.OutOfMemoryError("(15.20GB used / 15.00GB limit) the node was low on memory")
 OUTPUT_LOST = ray.exceptions.ObjectLostError("1" * 56, None, "")
 Script = list[Any]
@@ -229,6 +230,33 @@ def test_actor_that_stays_out_of_reach_is_given_up_and_takes_no_unit_meanwhile(c
     found = run(cluster, schedule([scene("a"), scene("b"), scene("c")]), actors=2)
     assert sorted(task.unit.item_ids[0] for task in found) == ["a", "b", "c"]
     assert pool.SILENCE_LIMIT_S <= cluster.now < 2 * pool.SILENCE_LIMIT_S
+
+
+def test_scene_that_takes_its_node_down_costs_few_nodes_and_no_other_scene(cluster: FakeCluster) -> None:
+    class Bomb(FakeActor):
+        @property
+        def perform(self) -> Method:
+            return Method(lambda text: Ref(NODE_DIED) if '"bomb"' in text else super(Bomb, self).perform.remote(text))
+
+    start = cluster.start
+
+    def start_one() -> FakeActor:
+        actor = start()
+        return Bomb(cluster, actor.number, actor.to_ready, actor.to_perform)
+
+    plan = schedule([scene("bomb"), scene("b"), scene("c")])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cluster, "start", start_one)
+        found = run(cluster, plan)
+    assert sorted(task.unit.item_ids[0] for task in found) == ["b", "c"]
+    assert [(each.problem.item_id, each.in_data) for each in plan.casualties] == [("bomb", False)]
+    assert cluster.started == LOSSES + 1
+
+
+def test_nodes_that_are_taken_away_with_notice_blame_no_unit(cluster: FakeCluster) -> None:
+    cluster.scripts = [([], [PREEMPTED])] * (3 * LOSSES)
+    (task,) = run(cluster, schedule([scene("a")]))
+    assert (task.losses, task.is_suspect, cluster.started) == (0, False, 3 * LOSSES + 1)
 
 
 def test_log_tells_of_each_attempt_that_failed_or_was_lost_where_and_why(cluster: FakeCluster, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from raytrain.imagery.scene_files import BandFile, SceneSource
 from raytrain.scoring.pace import Progress, Rate
 from raytrain.scoring.plan import UNITS_PER_PART, read_parts, write_plan
 from raytrain.scoring.records import Record
-from raytrain.scoring.schedule import ATTEMPTS, Schedule, Task, TooManyFailures
+from raytrain.scoring.schedule import ATTEMPTS, LOSSES, LOSSES_OF_A_SUSPECT, Schedule, Task, TooManyFailures
 from raytrain.scoring.units import Answer, ChipSource, Problem, Unit, blocks_of, units_of_chips
 
 
@@ -116,7 +116,7 @@ def test_unit_that_brings_its_worker_down_is_tried_alone_and_costs_no_other_chip
     for task in drained(plan):
         ids = task.unit.item_ids
         if "c003" in ids:
-            plan.lost(task, "out of memory", by_itself=True)
+            plan.lost(task, "out of memory", blame="task")
             deaths += 1
         else:
             plan.finished(task, answer(task.unit))
@@ -130,7 +130,7 @@ def test_unit_that_brings_its_worker_down_is_tried_alone_and_costs_no_other_chip
 def test_suspect_goes_only_to_a_worker_that_has_nothing_else() -> None:
     plan = schedule([scene("a"), scene("b")])
     suspect = taken(plan)
-    plan.lost(suspect, "killed", by_itself=True)
+    plan.lost(suspect, "killed", blame="task")
     assert taken(plan, alone=False).unit.item_ids == ("b",)
     assert plan.take(alone=False) is None
     assert taken(plan, alone=True) is suspect
@@ -150,13 +150,60 @@ def test_what_failed_on_a_worker_goes_to_another_one_of_another_machine_where_th
     assert plan.take(alone=True, worker=here, others=[here]) is task, "with only one worker it goes there all the same"
 
 
-def test_lost_node_is_nobodys_fault_however_often() -> None:
-    plan = schedule([scene("a")])
-    for _ in range(10 * ATTEMPTS):
-        plan.lost(taken(plan, alone=False), "the node is gone", by_itself=False)
-    assert not plan.casualties
-    plan.finished(taken(plan), answer(scene("a")))
-    assert plan.is_over
+def test_node_that_is_taken_away_is_nobodys_fault_however_often() -> None:
+    plan = schedule([scene("a"), scene("next")])
+    for _ in range(10 * LOSSES):
+        task = taken(plan, alone=False)
+        assert task.unit.item_ids == ("a",)
+        plan.lost(task, "taken away, with notice", blame="nobody")
+    assert (plan.casualties, task.is_suspect) == ([], False)
+
+
+def test_task_that_nodes_are_lost_over_comes_next_then_last_and_alone_then_no_more() -> None:
+    plan, order = schedule([scene("a"), scene("b")]), []
+    while not plan.is_over:
+        task = plan.take(alone=False) or taken(plan)
+        order.append((task.unit.item_ids[0], task.is_suspect))
+        if order[-1][0] == "a":
+            plan.lost(task, "the node of a worker is gone", blame="perhaps")
+        else:
+            plan.finished(task, answer(task.unit))
+    innocent, suspect = [("a", False)] * LOSSES_OF_A_SUSPECT, [("a", True)] * (LOSSES - LOSSES_OF_A_SUSPECT)
+    assert order == [*innocent, ("b", False), *suspect]
+    (lost,) = plan.casualties
+    assert (lost.problem.item_id, lost.in_data) == ("a", False)
+    assert lost.problem.found == f"the node of a worker is gone; {LOSSES} were lost with this under way"
+    assert plan.num_done == 2
+
+
+def test_tasks_lost_together_with_their_node_do_not_go_to_one_machine_again() -> None:
+    names = ("bomb", "b", "c", "d")
+    machine = [frozenset({f"worker {i}", "host one"}) for i in range(4)]
+    plan, nodes_lost = schedule([scene(name) for name in names]), 0
+    while not plan.is_over:
+        found = [plan.take(alone=True, worker=worker, others=machine) for worker in machine]
+        tasks = [task for task in found if task is not None]
+        is_lost = any(task.unit.item_ids == ("bomb",) for task in tasks)
+        nodes_lost += is_lost
+        for task in tasks:
+            if is_lost:
+                plan.lost(task, "the node is gone", blame="perhaps")
+            else:
+                plan.finished(task, answer(task.unit))
+    assert [each.problem.item_id for each in plan.casualties] == ["bomb"]
+    assert (plan.num_finished, nodes_lost) == (3, LOSSES)
+
+
+def test_chip_that_takes_nodes_down_costs_no_other_chip_of_its_unit() -> None:
+    plan, nodes_lost = schedule(list(units_of_chips(chips(16)))), 0
+    for task in drained(plan):
+        if "c003" in task.unit.item_ids:
+            nodes_lost += 1
+            plan.lost(task, "the node is gone", blame="perhaps")
+        else:
+            plan.finished(task, answer(task.unit))
+    assert [each.problem.item_id for each in plan.casualties] == ["c003"]
+    assert (plan.num_finished, nodes_lost) == (15, LOSSES + 1)
 
 
 def test_block_of_a_lost_node_comes_before_further_scenes() -> None:
@@ -165,7 +212,7 @@ def test_block_of_a_lost_node_comes_before_further_scenes() -> None:
     plan.finished(taken(plan), Answer(blocks=blocks, missing=blocks))
     lost = [taken(plan) for _ in blocks][1]
     assert taken(plan).unit.item_ids == ("next",)
-    plan.lost(lost, "the node is gone", by_itself=False)
+    plan.lost(lost, "the node is gone", blame="perhaps")
     plan.parts = iter([[scene("further")]])
     assert taken(plan) is lost
 
