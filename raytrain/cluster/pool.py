@@ -188,11 +188,12 @@ class Pool:
     ) -> None:
         if why:
             _logger.warning("unit %s failed: %s", task.unit.unit_id, why)
-            self._setbacks.failed(actor.worker)
+            self._setbacks.failed(actor.worker, task.unit.item_ids[0])
             actor.failures += 1
             self._on_failure(task, "failed", why, actor.where)
             schedule.failed(task, why, actor.worker)
-            self._setbacks.give_up(self._workers(), why)
+            if schedule.has_untried:  # else all that is left becomes a casualty soon, and the books can be closed
+                self._setbacks.give_up(self._workers(), why)
             self._end_if_sick(actor, why, schedule)
         else:
             self._setbacks.succeeded()

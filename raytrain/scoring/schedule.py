@@ -137,6 +137,11 @@ class Schedule:
         return any(task.may_end_nodes and where & worker for task, where in self._taken.items())
 
     @property
+    def has_untried(self) -> bool:
+        """Whether something of the part of the plan that was read never failed so far."""
+        return bool(self._first or self._fresh)
+
+    @property
     def is_over(self) -> bool:
         """Whether nothing is left to do or under way."""
         if not (self._first or self._fresh or self._again or self._taken):

@@ -131,9 +131,13 @@ class Later(Ref):
 
 @dataclass
 class SlowCluster(FakeCluster):
-    """Actors whose `perform` takes time; `answers` says of an actor and a time how long, and why it fails."""
+    """Actors whose `perform` takes time; `answers` says of an actor and a time how long, and why it fails.
+
+    So does `fails` of a unit.
+    """
 
     answers: Callable[[int, float], tuple[float, str]] = lambda number, now: (60.0, "")
+    fails: Callable[[str], str] = lambda unit_id: ""
     tried: list[tuple[float, int, str]] = field(default_factory=list)
 
     def start(self) -> FakeActor:
@@ -168,6 +172,7 @@ class SlowActor(FakeActor):
             unit = Unit.model_validate_json(text)
             start = max(cluster.now, self.busy_until)
             seconds, why = cluster.answers(self.number, start)
+            why = why or cluster.fails(unit.unit_id)
             cluster.tried.append((cluster.now, self.number, unit.unit_id))
             self.busy_until = start + seconds
             return Later(("", why) if why else (answer(unit).model_dump_json(), ""), self.busy_until)
@@ -350,11 +355,25 @@ def test_work_ends_when_nothing_could_be_done_for_long(slow: SlowCluster) -> Non
     slow.answers = lambda number, now: (1.0, "StoreOutOfReach: gone")
     plan = schedule([scene(f"s{i}") for i in range(500)])
     with pytest.raises(
-        WorkNotFinished, match=r"nothing could be done for 3\d min, .* attempts .*StoreOutOfReach: gone; the"
+        WorkNotFinished,
+        match=r"nothing could be done for 3\d min, \d+ attempts at \d+ items .*StoreOutOfReach: gone; the",
     ):
         run(slow, plan, actors=4)
     assert (plan.casualties, len(slow.tried) < 60) == ([], True)
     assert slow.now < 1.1 * setbacks.GIVE_UP_S
+
+
+@pytest.mark.parametrize(("seconds", "actors", "bad"), [(2400.0, 1, 2), (2400.0, 2, 2), (1.0, 2, 20)])
+def test_items_that_fail_every_time_become_casualties_and_the_work_ends_well(
+    slow: SlowCluster, seconds: float, actors: int, bad: int
+) -> None:
+    slow.answers = lambda number, now: (seconds, "")
+    slow.fails = lambda unit_id: "MemoryError: " if "bad" in unit_id else ""
+    names = [*(f"bad{i}" for i in range(bad)), "a", "b"]
+    plan = schedule([scene(name) for name in names])
+    assert sorted(task.unit.item_ids[0] for task in run(slow, plan, actors=actors)) == ["a", "b"]
+    assert sorted(each.problem.item_id for each in plan.casualties) == sorted(names[:-2])
+    assert slow.now > setbacks.GIVE_UP_S
 
 
 def test_worker_that_dies_as_it_starts_does_not_end_the_work_of_others(cluster: FakeCluster) -> None:
