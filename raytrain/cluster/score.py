@@ -11,6 +11,7 @@ import csv
 import io
 import itertools
 import json
+import logging
 import time
 import uuid
 from collections import Counter
@@ -28,13 +29,14 @@ from raytrain.cluster.room import actors_at_once, cpus_each
 from raytrain.cluster.scorer import Scorer
 from raytrain.cluster.tracking import ScoringGauges
 from raytrain.config import ScoreSettings, Settings
-from raytrain.errors import ConfigError, DataError
+from raytrain.errors import ConfigError, DataError, StoreOutOfReach, first_line
 from raytrain.scoring import ledger
 from raytrain.scoring.catalogue import write_catalogue
 from raytrain.scoring.destination import Scoring, check_destination, check_source, claim_destination
 from raytrain.scoring.manifest import EnsembleManifest, read_manifest
 from raytrain.scoring.pace import Progress, Rate
 from raytrain.scoring.partials import CASUALTIES, LOG, remove_partials
+from raytrain.scoring.patience import Patience
 from raytrain.scoring.plan import is_started, read_parts, remove_plan, start, write_plan
 from raytrain.scoring.planning import Listing
 from raytrain.scoring.records import Record
@@ -47,6 +49,7 @@ from raytrain.tiles.selection import Selection
 CASUALTY_COLUMNS = ["item_id", "source_uri", "in_data", "cause"]
 RECORDS_PER_ROLL = 2000
 """Records that the driver holds before it rolls their entries into one table."""
+_logger = logging.getLogger(__name__)
 
 
 class ScoreJob(Settings):
@@ -176,6 +179,7 @@ class _Books:
         self._log: list[dict[str, Any]] = []
         self._log_name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{uuid.uuid4().hex[:8]}"
         self._num_rolled = 0
+        self._patience = Patience()
         self.notes: Counter[str] = Counter()
         self.rate = Rate()
         self._gauges: ScoringGauges | None = None
@@ -190,7 +194,7 @@ class _Books:
         numbers = {"network_s_so_far": round(answer.network_s, 3), "pixels": answer.pixels}
         self._note(task, "done", where, seconds=round(answer.seconds, 3), **numbers)
         if len(self._log) >= RECORDS_PER_ROLL or len(self._records) >= RECORDS_PER_ROLL:
-            self.roll()  # not where something failed: it may be the store that is away
+            self._roll_later()  # not where something failed: it may be the store that is away
         self._schedule.finished(task, answer)
         progress = self._schedule.progress(self.rate)
         self._gauges = self._gauges or ScoringGauges(self._destination)  # where Ray runs
@@ -208,16 +212,32 @@ class _Books:
         counts = {"failures": task.failures, "deaths": task.deaths}
         self._log.append({"time": now, "unit": task.unit.unit_id, "outcome": outcome, **counts, **more, **where})
 
+    def _roll_later(self) -> None:
+        """Roll now, or at a later answer if the store is out of reach: workers go on meanwhile, and so does the job."""
+        if self._patience.is_wait:
+            return
+        try:
+            self.roll()
+        except (StoreOutOfReach, OSError) as error:
+            self._patience.failed()
+            _logger.warning("%s; the ledger's entries are put together later", first_line(error))
+        else:
+            self._patience.succeeded()
+
     def roll(self) -> None:
-        """Put the entries of the ledger so far into one table, and what was logged into one file."""
+        """Put the entries of the ledger so far into one table, and what was logged into one file.
+
+        What can't be written is kept for the next time.
+        """
         if self._log:
             lines = "".join(f"{json.dumps(line)}\n" for line in self._log)
             name = f"{self._log_name}-{self._num_rolled:05d}.jsonl"
             storage.write_bytes(storage.join(self._destination, LOG, name), lines.encode())
             self._num_rolled += 1
+            self._log = []
         if self._entries:
             ledger.roll(self._destination, self._records, self._entries)
-        self._log, self._records, self._entries = [], [], []
+            self._records, self._entries = [], []
 
     def write_casualties(self, *, is_over: bool) -> None:
         """Write the table of what can't be scored, in the order of ids; none where there is none.

@@ -5,17 +5,21 @@ A million scenes never sit in one process. Must not know what lists, or who does
 
 from __future__ import annotations
 
+import logging
+from collections import deque
 from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raytrain import storage
-from raytrain.errors import WorkNotFinished
+from raytrain.errors import StoreOutOfReach, WorkNotFinished, first_line
+from raytrain.scoring.patience import GIVE_UP_S, Patience
 from raytrain.scoring.units import Unit
 
 PLAN, STARTED = "plan", "started"
 UNITS_PER_PART = 1000
+_logger = logging.getLogger(__name__)
 _SCHEMA = pa.schema([("unit_id", pa.string()), ("unit", pa.string())])
 
 
@@ -41,17 +45,47 @@ def write_plan(uri: str, run: str, units: Iterable[Unit]) -> int:
 
 
 def read_parts(uri: str, run: str, num_units: int) -> Iterator[list[Unit]]:
-    """Yield the units of each part of the plan `run`, which has `num_units`; raise `WorkNotFinished` if it is gone."""
-    for number in range(-(-num_units // UNITS_PER_PART)):
-        part = _part_uri(uri, run, number)
+    """Return the parts of the plan `run`, which has `num_units`, each read when it is asked for.
+
+    One that is out of reach leaves an empty list, and is asked for again later; after half an hour of that the error
+    is raised. Raises `WorkNotFinished` if the plan is gone, `PermissionError` where the store refuses.
+    """
+    return _Parts(uri, run, num_units)
+
+
+class _Parts(Iterator[list[Unit]]):
+    """A generator would be at its end once it raised."""
+
+    def __init__(self, uri: str, run: str, num_units: int) -> None:
+        self._uri, self._run = uri, run
+        self._numbers = deque(range(-(-num_units // UNITS_PER_PART)))
+        self._patience = Patience()
+
+    def __next__(self) -> list[Unit]:
+        if not self._numbers:
+            raise StopIteration
+        if self._patience.is_wait:
+            return []
+        part = _part_uri(self._uri, self._run, self._numbers[0])
         try:
             data = storage.read_listed(part)
         except FileNotFoundError as error:
             raise WorkNotFinished(
-                f"{part}: the plan is gone; does another command score to {uri}? Only one may: the same command goes on"
+                f"{part}: the plan is gone; does another command score to {self._uri}? Only one may: "
+                "the same command goes on"
             ) from error
+        except PermissionError:
+            raise
+        except (StoreOutOfReach, OSError) as error:
+            self._patience.failed()
+            if self._patience.spent_s > GIVE_UP_S:
+                raise
+            _logger.warning("%s; this part of the plan is asked for again later", first_line(error))
+            return []
+        self._patience.succeeded()
+        self._numbers.popleft()
         table = pq.read_table(pa.BufferReader(data))
-        yield [Unit.model_validate_json(text) for text in table["unit"].to_pylist()]
+        return [Unit.model_validate_json(text) for text in table["unit"].to_pylist()]
 
 
 def start(uri: str) -> None:

@@ -88,7 +88,7 @@ class _Scene:
 
 @dataclass
 class Schedule:
-    """The units of a scoring, part by part, and what came of them.
+    """The units of a scoring, part by part, and what came of them; an empty part stands for one that can't be had yet.
 
     `num_units` are in the plan and `num_done` of them done, or given up; `num_finished` items have their outputs.
     """
@@ -116,7 +116,7 @@ class Schedule:
         ones, lost again and again with the one to blame, would be given up with it.
         """
         if not self._first and not self._fresh:
-            self._fresh.extend(Task(unit) for unit in next(self.parts, []))
+            self._read_on()
         for queue in (self._first, self._fresh, self._again):
             for task in list(queue):
                 if self._was_given_up(task.unit):
@@ -144,9 +144,13 @@ class Schedule:
     @property
     def is_over(self) -> bool:
         """Whether nothing is left to do or under way."""
-        if not (self._first or self._fresh or self._again or self._taken):
-            self._fresh.extend(Task(unit) for unit in next(self.parts, []))
-        return not (self._first or self._fresh or self._again or self._taken)
+        return not (self._first or self._fresh or self._again or self._taken) and not self._read_on()
+
+    def _read_on(self) -> bool:
+        """Read the next part of the plan and tell whether there is one; it is empty while it is out of reach."""
+        part = next(self.parts, None)
+        self._fresh.extend(Task(unit) for unit in part or ())
+        return part is not None
 
     def finished(self, task: Task, answer: Answer) -> None:
         """Note what came of a task; raise `TooManyFailures`."""

@@ -18,12 +18,14 @@ import pytest
 import ray
 import ray.exceptions
 
+from raytrain import storage
 from raytrain.cluster import pool, session, vacancies
 from raytrain.cluster.pool import Pool
 from raytrain.cluster.room import actors_at_once, cpus_each
 from raytrain.cluster.score import _Books
-from raytrain.errors import ConfigError, WorkNotFinished
-from raytrain.scoring import setbacks
+from raytrain.errors import ConfigError, StoreOutOfReach, WorkNotFinished
+from raytrain.scoring import ledger, patience
+from raytrain.scoring.plan import read_parts, write_plan
 from raytrain.scoring.schedule import LOSSES, Schedule, Task
 from raytrain.scoring.units import Answer, Unit
 from tests.unit.test_schedule import answer, scene, schedule
@@ -360,7 +362,7 @@ def test_work_ends_when_nothing_could_be_done_for_long(slow: SlowCluster) -> Non
     ):
         run(slow, plan, actors=4)
     assert (plan.casualties, len(slow.tried) < 60) == ([], True)
-    assert slow.now < 1.1 * setbacks.GIVE_UP_S
+    assert slow.now < 1.1 * patience.GIVE_UP_S
 
 
 @pytest.mark.parametrize(("seconds", "actors", "bad"), [(2400.0, 1, 2), (2400.0, 2, 2), (1.0, 2, 20)])
@@ -373,7 +375,62 @@ def test_items_that_fail_every_time_become_casualties_and_the_work_ends_well(
     plan = schedule([scene(name) for name in names])
     assert sorted(task.unit.item_ids[0] for task in run(slow, plan, actors=actors)) == ["a", "b"]
     assert sorted(each.problem.item_id for each in plan.casualties) == sorted(names[:-2])
-    assert slow.now > setbacks.GIVE_UP_S
+    assert slow.now > patience.GIVE_UP_S
+
+
+def test_plan_that_is_out_of_reach_for_minutes_is_waited_for_and_for_ever_ends_the_work(
+    slow: SlowCluster, tmp_path: Path
+) -> None:
+    def read(uri: str) -> bytes:
+        if 100 <= slow.now < back:
+            slow.now += 40  # asked again and again before
+            raise StoreOutOfReach(f"{uri}: out of reach")
+        return storage.read_bytes(uri)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("raytrain.scoring.plan.UNITS_PER_PART", 2)
+        patch.setattr(storage, "read_listed", read)
+        uri, back = str(tmp_path), 1600.0
+        total = write_plan(uri, "run", [scene(f"s{i}") for i in range(11)])
+        work = Schedule(read_parts(uri, "run", total), total)
+        assert (len(run(slow, work, actors=2)), work.casualties) == (11, [])
+        assert back < slow.now < back + 500
+        slow.started, slow.killed, slow.now, back = 0, [], 0.0, 1e9
+        with pytest.raises(StoreOutOfReach, match=r"part-run-.*out of reach"):
+            run(slow, Schedule(read_parts(uri, "run", total), total), actors=2)
+    assert patience.GIVE_UP_S < slow.now < 1.2 * patience.GIVE_UP_S
+
+
+def test_driver_that_cannot_write_goes_on_and_writes_all_later(
+    cluster: FakeCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raytrain.cluster.score.ScoringGauges", lambda uri: SimpleNamespace(set=lambda found: None))
+    monkeypatch.setattr("raytrain.cluster.score.RECORDS_PER_ROLL", 2)
+    write, failed = storage.write_bytes, []
+
+    def write_unless_away(uri: str, data: bytes) -> None:
+        if cluster.now < 0.03 or (cluster.now < 0.09 and "ledger/rolled" in uri):  # each answer takes 0.01 s
+            failed.append(cluster.now)
+            raise StoreOutOfReach(f"{uri}: out of reach")
+        write(uri, data)
+
+    monkeypatch.setattr(storage, "write_bytes", write_unless_away)
+    monkeypatch.setattr(patience, "FIRST_WAIT_S", 0.015)
+    plan = schedule([scene(f"s{i}") for i in range(20)])
+    books = _Books(str(tmp_path), plan, None)
+
+    def add(task: Task, text: str, where: dict[str, Any]) -> None:
+        entry = {"entry": f"{task.unit.unit_id}.jsonl"}
+        books.add(task, Answer.model_validate_json(text).model_copy(update=entry).model_dump_json(), where)
+
+    Pool(cluster.start, lambda: 1).run(plan, add)
+    books.roll()
+    assert 1 < len(failed) < 5, "asked again at every answer"
+    ledger.compact(str(tmp_path))
+    names = sorted(f"s{i}" for i in range(20))
+    assert sorted(record.item_id for record in ledger.read_records(str(tmp_path))) == names
+    lines = [line for path in (tmp_path / "log").iterdir() for line in path.read_text().splitlines()]
+    assert sorted(json.loads(line)["unit"] for line in lines) == sorted(f"scene-{name}" for name in names)
 
 
 def test_worker_that_dies_as_it_starts_does_not_end_the_work_of_others(cluster: FakeCluster) -> None:
