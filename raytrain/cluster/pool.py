@@ -49,6 +49,8 @@ OnAnswer = Callable[[Task, str, dict[str, Any]], None]
 """Told of a task that is done, its answer, and where."""
 OnFailure = Callable[[Task, Outcome, str, dict[str, Any]], None]
 """Told of an attempt at a task that failed or was lost, why, and where, before it counts against the task."""
+OnEnd = Callable[[dict[str, Any]], None]
+"""Told where an actor computed that was ready and is no more."""
 _logger = logging.getLogger(__name__)
 
 
@@ -99,9 +101,13 @@ class Pool:
     """
 
     def __init__(
-        self, start: Callable[[], Any], room: Callable[[], int], on_failure: OnFailure = lambda *_: None
+        self,
+        start: Callable[[], Any],
+        room: Callable[[], int],
+        on_failure: OnFailure = lambda *_: None,
+        on_end: OnEnd = lambda _: None,
     ) -> None:
-        self._start, self._room, self._on_failure = start, room, on_failure
+        self._start, self._room, self._on_failure, self._on_end = start, room, on_failure, on_end
         self._actors: list[_Actor] = []
         self._vacancies = Vacancies()
         self._setbacks = Setbacks()
@@ -280,7 +286,9 @@ class Pool:
         for task in actor.under_way:
             self._on_failure(task, "lost", cause.text, actor.where)
             schedule.lost(task, cause.text, blame=blame)
-        if not actor.is_ready and blame == "task":
+        if actor.is_ready:
+            self._on_end(actor.where)
+        elif blame == "task":
             self._end_if_none_starts(actor, cause.text)
         self._grow(schedule)
 

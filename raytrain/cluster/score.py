@@ -148,7 +148,7 @@ def _plan(job: ScoreJob, scoring: Scoring, listing: Listing, run: str) -> int:
 def _run(job: ScoreJob, scoring: Scoring, manifest: EnsembleManifest, schedule: Schedule, books: _Books) -> None:
     """Do all units of `schedule` on the cluster."""
     room, begin = partial(actors_at_once, job.settings.threads), partial(start_actor, job, scoring, manifest)
-    Pool(begin, room, books.note_failure).run(schedule, books.add)
+    Pool(begin, room, books.note_failure, books.note_end).run(schedule, books.add)
 
 
 def scoring_of(job: ScoreJob) -> tuple[EnsembleManifest, Scoring]:
@@ -190,7 +190,7 @@ class _Books:
         self._records += answer.records
         self._entries += [answer.entry] if answer.entry else []
         self.notes.update(note for record in answer.records for note in record.notes)
-        self.rate.add(answer, f"{where.get('host')}:{where.get('pid')}")
+        self.rate.add(answer, _name_of(where))
         numbers = {"network_s_so_far": round(answer.network_s, 3), "pixels": answer.pixels}
         self._note(task, "done", where, seconds=round(answer.seconds, 3), **numbers)
         if len(self._log) >= RECORDS_PER_ROLL or len(self._records) >= RECORDS_PER_ROLL:
@@ -205,6 +205,10 @@ class _Books:
     def note_failure(self, task: Task, outcome: Outcome, cause: str, where: dict[str, Any]) -> None:
         """Note an attempt at a task that failed or was lost, and why; `failures` and `deaths` are those before it."""
         self._note(task, outcome, where, cause=cause)
+
+    def note_end(self, where: dict[str, Any]) -> None:
+        """Note that a worker is no more: its time ends."""
+        self.rate.ended(_name_of(where))
 
     def _note(self, task: Task, outcome: str, where: dict[str, Any], **more: Any) -> None:
         """Add a line to the log."""
@@ -279,3 +283,7 @@ def _read_casualties(uri: str) -> list[list[str]]:
     except (FileNotFoundError, ConfigError, ValueError):
         return []
     return rows if header == CASUALTY_COLUMNS else []
+
+
+def _name_of(where: dict[str, Any]) -> str:
+    return f"{where.get('host')}:{where.get('pid')}"

@@ -10,36 +10,55 @@ from raytrain.scoring.units import Answer
 
 
 @dataclass
+class _Life:
+    """A worker: when the first unit that it did began, when it was no more, how long its nets computed."""
+
+    begin: float
+    end: float = math.inf
+    network_s: float = 0.0
+
+
+@dataclass
 class Rate:
     """How fast work goes: pixels so far, since `start` (of a monotonic clock), and the time inside the nets."""
 
     start: float = field(default_factory=time.monotonic)
     pixels: int = 0
-    _network_s: dict[str, float] = field(default_factory=dict)
-    _begin: float = math.inf
+    _lives: dict[str, _Life] = field(default_factory=dict)
     _end: float = -math.inf
 
     def add(self, answer: Answer, worker: str) -> None:
         """Count what came of a unit that ended now."""
         now = time.monotonic()
+        begin = now - answer.seconds
         self.pixels += answer.pixels
-        self._network_s[worker] = max(answer.network_s, self._network_s.get(worker, 0.0))
-        self._begin, self._end = min(self._begin, now - answer.seconds), max(self._end, now)
+        life = self._lives.setdefault(worker, _Life(begin))
+        life.begin, life.network_s = min(life.begin, begin), max(life.network_s, answer.network_s)
+        self._end = max(self._end, now)
+
+    def ended(self, worker: str) -> None:
+        """Note that `worker` is no more, whether it did anything or not."""
+        if worker in self._lives:
+            self._lives[worker].end = time.monotonic()
 
     @property
     def wall_s(self) -> float:
         """Seconds from the begin of the first unit to the end of the last."""
-        return max(0.0, self._end - self._begin)
+        return max(0.0, self._end - min((life.begin for life in self._lives.values()), default=math.inf))
 
     @property
     def network_s(self) -> float:
         """Seconds inside the nets, over all workers."""
-        return sum(self._network_s.values())
+        return sum(life.network_s for life in self._lives.values())
 
     @property
     def network_fraction(self) -> float | None:
-        """Share of the workers' time that went by inside the nets; None before anything was done."""
-        return self.network_s / (self.wall_s * len(self._network_s)) if self.wall_s > 0 else None
+        """Share of the workers' time that went by inside the nets; None before anything was done.
+
+        A worker's time is that from its first unit until it was no more, or else until the last unit of all.
+        """
+        workers_s = sum(max(0.0, min(life.end, self._end) - life.begin) for life in self._lives.values())
+        return self.network_s / workers_s if workers_s > 0 else None
 
 
 @dataclass(frozen=True)

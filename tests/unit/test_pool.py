@@ -320,6 +320,16 @@ def test_worker_that_fails_fast_costs_no_scene_and_comes_back_less_and_less(
     assert "comes in 60 s" in told[2]
 
 
+def test_end_of_each_worker_that_was_ready_is_told_once(cluster: FakeCluster) -> None:
+    cluster.scripts = [([("", {"pid": i})], [end]) for i, end in enumerate((DIED, NODE_DIED, OUT_OF_MEMORY))]
+    cluster.scripts.insert(1, ([DIED], []))
+    plan, ended = schedule([scene(f"s{i}") for i in range(20)]), []
+    Pool(cluster.start, lambda: 1, on_end=lambda where: ended.append(where["pid"])).run(
+        plan, lambda task, text, where: plan.finished(task, Answer.model_validate_json(text))
+    )
+    assert ended == [0, 1, 2]
+
+
 def test_worker_that_is_well_again_once_it_is_made_anew_keeps_its_place(slow: SlowCluster) -> None:
     slow.answers = lambda number, now: (2.0, "AcceleratorError: CUDA error") if number == 0 else (60.0, "")
     plan = schedule([scene(f"s{i}") for i in range(40)])

@@ -354,6 +354,22 @@ def test_time_inside_the_nets_is_that_of_each_worker_once() -> None:
     assert rate.network_fraction == pytest.approx(0.5, abs=0.05)
 
 
+def test_worker_counts_as_long_as_it_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    rate = Rate()
+    events = ((50, "a", 40), (100, "b", 80), (100, "a", None), (150, "c", 40), (200, "c", 80), (200, "b", 160))
+    for at, worker, network_s in events:
+        now = float(at)
+        if network_s is None:
+            rate.ended(worker)
+        else:
+            rate.add(Answer(seconds=50.0 if worker != "b" else 100.0, network_s=float(network_s)), worker)
+    rate.ended("that did nothing")
+    assert (rate.network_s, rate.wall_s) == (40 + 80 + 160, 200)
+    assert rate.network_fraction == pytest.approx(280 / (100 + 100 + 200))
+
+
 def test_progress_tells_rates_and_time_left() -> None:
     progress = Progress(units=10, total=40, items=100, casualties=2, megapixels=50, seconds=100)
     assert str(progress) == "2 not scored, 3600 items/h, 0.50 Mpx/s, 5 min left"
