@@ -262,7 +262,7 @@ class Pool:
         waited_s = now - self._last_ready
         if waited_s > START_LIMIT_S:
             raise WorkNotFinished(
-                f"no worker could be started in {waited_s:.0f} s: the cluster's CPUs or GPUs are taken; "
+                f"no worker could be started in {waited_s:.0f} s: the cluster's CPUs or GPUs are taken or gone; "
                 "the same command goes on"
             )
 

@@ -1,15 +1,25 @@
-"""How many actors of a size a cluster has room for. A CPU stays free: without one, whatever else asks for one hangs."""
+"""How many actors of a size a cluster has room for. A CPU stays free: without one, whatever else asks for one hangs.
+
+Whether actors are of GPUs is decided once for all of a run: its outputs come from one kind of device.
+"""
 
 from __future__ import annotations
 
 from raytrain.cluster import session
 
 
-def actors_at_once(threads: int) -> int:
-    """Return how many actors of `threads` CPUs, or of a GPU, the cluster has room for; a CPU is kept free."""
-    gpus = session.num_gpus()
-    if gpus:
-        return gpus
+def has_gpus() -> bool:
+    """Return whether actors are to be of GPUs on the cluster as it is now."""
+    return session.num_gpus() > 0
+
+
+def actors_at_once(threads: int, *, use_gpu: bool) -> int:
+    """Return how many actors of a GPU, or of `threads` CPUs, the cluster has room for; a CPU is kept free.
+
+    None where GPUs are used and the last is gone.
+    """
+    if use_gpu:
+        return session.num_gpus()
     cpus, each = session.cpus_of_nodes(), cpus_each(threads)
     places = sum(count // each for count in cpus)
     return max(1, places if places * each < sum(cpus) else places - 1)

@@ -25,7 +25,7 @@ import ray
 from raytrain import storage
 from raytrain.cluster import session
 from raytrain.cluster.pool import UNITS_IN_FLIGHT, Outcome, Pool
-from raytrain.cluster.room import actors_at_once, cpus_each
+from raytrain.cluster.room import actors_at_once, cpus_each, has_gpus
 from raytrain.cluster.scorer import Scorer
 from raytrain.cluster.tracking import ScoringGauges
 from raytrain.config import ScoreSettings, Settings
@@ -146,8 +146,10 @@ def _plan(job: ScoreJob, scoring: Scoring, listing: Listing, run: str) -> int:
 
 
 def _run(job: ScoreJob, scoring: Scoring, manifest: EnsembleManifest, schedule: Schedule, books: _Books) -> None:
-    """Do all units of `schedule` on the cluster."""
-    room, begin = partial(actors_at_once, job.settings.threads), partial(start_actor, job, scoring, manifest)
+    """Do all units of `schedule` on the cluster; on GPUs only if it has any as this begins."""
+    use_gpu = has_gpus()
+    room = partial(actors_at_once, job.settings.threads, use_gpu=use_gpu)
+    begin = partial(start_actor, job, scoring, manifest, use_gpu=use_gpu)
     Pool(begin, room, books.note_failure, books.note_end).run(schedule, books.add)
 
 
@@ -158,9 +160,8 @@ def scoring_of(job: ScoreJob) -> tuple[EnsembleManifest, Scoring]:
     return manifest, Scoring(ensemble=manifest.nets_digest(), members=names, settings=job.settings)
 
 
-def start_actor(job: ScoreJob, scoring: Scoring, manifest: EnsembleManifest) -> Any:
-    """Start an actor: of a GPU where the cluster has any, or else of some CPUs."""
-    use_gpu = session.num_gpus() > 0
+def start_actor(job: ScoreJob, scoring: Scoring, manifest: EnsembleManifest, *, use_gpu: bool) -> Any:
+    """Start an actor: of a GPU, or of some CPUs."""
     resources = {"num_gpus": 1} if use_gpu else {"num_cpus": cpus_each(job.settings.threads)}
     actor: Any = ray.remote(Scorer).options(
         **resources, max_concurrency=UNITS_IN_FLIGHT + 1, max_restarts=0, scheduling_strategy="SPREAD"

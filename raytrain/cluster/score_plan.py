@@ -11,7 +11,7 @@ import ray
 from raytrain import storage
 from raytrain.cluster import session
 from raytrain.cluster.pool import UNITS_IN_FLIGHT
-from raytrain.cluster.room import actors_at_once
+from raytrain.cluster.room import actors_at_once, has_gpus
 from raytrain.cluster.score import ScoreJob, scoring_of, start_actor
 from raytrain.errors import ConfigError, DataError
 from raytrain.imagery.rasters import is_jp2
@@ -89,7 +89,7 @@ def plan_score(job: ScoreJob, cluster: session.Cluster) -> ScorePlan:
                 f"none of the {len(looked)} items that were looked at can be read; the first: {looked[0]}"
             )
         calibration = _calibrate(job, scoring, manifest)
-        workers = actors_at_once(job.settings.threads)
+        workers = actors_at_once(job.settings.threads, use_gpu=has_gpus())
     layers, to_do = layers_of(scoring), chosen.num_items
     share = to_do / max(1, len(samples))
     pixels = sum(each.height * each.width for each in samples) * share
@@ -160,7 +160,7 @@ def _look(item: ChipSource | Unit, job: ScoreJob, bands: tuple[str, ...]) -> Sam
 
 def _calibrate(job: ScoreJob, scoring: Any, manifest: Any) -> Calibration:
     """Return what one worker takes, from a window that it computes twice."""
-    actor = start_actor(job, scoring, manifest)
+    actor = start_actor(job, scoring, manifest, use_gpu=has_gpus())
     try:
         mistake, _ = ray.get(actor.ready.remote())
         if mistake:

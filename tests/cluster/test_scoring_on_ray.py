@@ -83,7 +83,7 @@ def run(
     **options: object,
 ) -> ScoreReport:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("raytrain.cluster.score.actors_at_once", lambda threads: workers)
+        patch.setattr("raytrain.cluster.score.actors_at_once", lambda threads, use_gpu: workers)
         job = ScoreJob(src=str(source), dst=str(out), ensemble=ensemble, settings=SETTINGS, **options)
         return score(job, Cluster(), on_progress)
 

@@ -22,7 +22,7 @@ from raytrain import storage
 from raytrain.cluster import pool, session, vacancies
 from raytrain.cluster.pool import Pool
 from raytrain.cluster.room import actors_at_once, cpus_each
-from raytrain.cluster.score import _Books
+from raytrain.cluster.score import ScoreJob, _Books, _run
 from raytrain.errors import ConfigError, StoreOutOfReach, WorkNotFinished
 from raytrain.scoring import ledger, patience
 from raytrain.scoring.plan import read_parts, write_plan
@@ -493,6 +493,65 @@ def test_cluster_that_is_taken_by_others_is_told_so_in_time(cluster: FakeCluster
         run(cluster, schedule([scene("a")]))
 
 
+@dataclass
+class Started:
+    """What actors were asked for by `_run`, on a fake cluster whose GPUs are `gpus`, one for each actor until then."""
+
+    cluster: FakeCluster
+    gpus: list[int]
+    asked: list[dict[str, Any]] = field(default_factory=list)
+
+    def remote(self, _: type) -> Started:
+        return self
+
+    def options(self, **options: Any) -> SimpleNamespace:
+        self.asked.append(options)
+        return SimpleNamespace(remote=self.start)
+
+    def start(self, *_: Any) -> FakeActor:
+        if self.cluster.started:
+            self.cluster.now += 100
+        return self.cluster.start()
+
+    def num_gpus(self) -> int:
+        return self.gpus[min(self.cluster.started, len(self.gpus) - 1)]
+
+    def run(self, monkeypatch: pytest.MonkeyPatch, plan: Schedule, uri: str) -> _Books:
+        monkeypatch.setattr(session, "num_gpus", self.num_gpus)
+        monkeypatch.setattr(session, "cpus_of_nodes", lambda: [8])
+        monkeypatch.setattr(ray, "remote", self.remote)
+        monkeypatch.setattr("raytrain.cluster.score.ScoringGauges", lambda uri: SimpleNamespace(set=lambda found: None))
+        record: Any = SimpleNamespace(model_dump=lambda mode: {})
+        books = _Books(uri, plan, None)
+        _run(ScoreJob(src="s", dst=uri, ensemble="e"), record, record, plan, books)
+        return books
+
+
+@pytest.mark.parametrize("gpus", [[1, 0], [0, 1]], ids=["the last GPU is lost", "a GPU comes"])
+def test_run_stays_on_the_kind_of_device_that_it_began_on(
+    cluster: FakeCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: list[int]
+) -> None:
+    cluster.scripts = [([], [NODE_DIED]), ([None] if gpus[0] else [], [])]
+    started, plan = Started(cluster, gpus), schedule([scene("a")])
+    if gpus[0]:
+        with pytest.raises(WorkNotFinished, match=r"no worker could be started in 60\d s: .* GPUs are taken or gone"):
+            started.run(monkeypatch, plan, str(tmp_path))
+    else:
+        started.run(monkeypatch, plan, str(tmp_path))
+        assert plan.num_finished == 1
+    assert [each.get("num_gpus", 0) for each in started.asked] == [gpus[0]] * len(started.asked)
+    assert len(started.asked) > 1
+
+
+def test_worker_that_is_replaced_leaves_the_share_of_the_nets_as_it_is(
+    cluster: FakeCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = (Answer(seconds=10.0, network_s=8.0).model_dump_json(), "")
+    cluster.scripts = [([("", {"pid": 1})], [done, DIED]), ([("", {"pid": 2})], [done])]
+    books = Started(cluster, [0]).run(monkeypatch, schedule([scene("a"), scene("b")]), str(tmp_path))
+    assert books.rate.network_fraction == pytest.approx(0.8, abs=0.01)
+
+
 def test_mistake_of_the_caller_ends_the_work_at_once(cluster: FakeCluster) -> None:
     cluster.scripts = [([("no weights", {})], [])]
     with pytest.raises(ConfigError, match="no weights"):
@@ -517,6 +576,5 @@ def test_each_actor_fits_on_a_node_and_a_cpu_is_kept_free(
     monkeypatch: pytest.MonkeyPatch, cpus: list[int], threads: int, actors: int, each: int
 ) -> None:
     monkeypatch.setattr(session, "cpus_of_nodes", lambda: cpus)
-    monkeypatch.setattr(session, "num_gpus", lambda: 0)
-    assert (actors_at_once(threads), cpus_each(threads)) == (actors, each)
+    assert (actors_at_once(threads, use_gpu=False), cpus_each(threads)) == (actors, each)
     assert actors * each < max(2, sum(cpus))
