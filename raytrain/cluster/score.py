@@ -108,8 +108,9 @@ def score(job: ScoreJob, cluster: session.Cluster, on_progress: OnProgress | Non
         schedule = Schedule(read_parts(job.dst, run, total), total, job.max_failures)
         books, is_over = _Books(job.dst, schedule, on_progress), False
         try:
-            for problem in listing.problems:
-                schedule.add(Casualty(problem, in_data=True, was_read=False))
+            for problems, in_data in ((listing.problems, True), (listing.unreached, False)):
+                for problem in problems:
+                    schedule.add(Casualty(problem, in_data=in_data, was_read=False))
             if total:
                 if cluster.address == session.LOCAL:  # it takes seconds to start, and may not be needed
                     stack.enter_context(joined)
@@ -137,7 +138,7 @@ def _plan(job: ScoreJob, scoring: Scoring, listing: Listing, run: str) -> int:
     """Write the plan of what is to be done, if there is anything, to a destination that is ours; return its units."""
     units = listing.units()
     first = next(units, None)
-    if first is not None or listing.problems:  # the table of casualties is an output, too
+    if first is not None or listing.problems or listing.unreached:  # the table of casualties is an output, too
         claim_destination(job.dst, scoring)
     if first is None:
         return 0

@@ -109,7 +109,7 @@ def plan_score(job: ScoreJob, cluster: session.Cluster) -> ScorePlan:
         workers=workers,
         window_s=calibration.window_s,
         hours=windows * calibration.window_s / workers / 3600,
-        problems=[DataError(each.item_id, each.found) for each in listing.problems],
+        problems=[DataError(each.item_id, each.found) for each in [*listing.problems, *listing.unreached]],
     )
 
 

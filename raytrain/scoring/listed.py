@@ -26,12 +26,13 @@ _KEYS = re.compile(r"//[^/]*@")
 class Unlisted(DataError):
     """What is wrong with a scene of a listing, which is named by its id where that is known and its own alone.
 
-    `place` is where it lies, or what names it.
+    `place` is where it lies, or what names it. What `is_out_of_reach` may be well: its store did not answer.
     """
 
-    def __init__(self, subject: str, found: str, place: str) -> None:
+    def __init__(self, subject: str, found: str, place: str, *, is_out_of_reach: bool = False) -> None:
         super().__init__(encodable(subject), encodable(found))
         self.place = encodable(place)
+        self.is_out_of_reach = is_out_of_reach
         self.args = (self.subject, self.found, self.place)
 
 

@@ -98,7 +98,7 @@ def _judged(made: _Made, seen: SeenNames) -> SceneSource | Unlisted:
             seen.add(made.scene_id)
         # By its place: the outputs of an id that is wrong are removed, and those of this one may be right.
         name = "" if made.scene_id is None else f"{made.scene_id}: "
-        return Unlisted(place, f"{name}{outcome}; run again for it", place)
+        return Unlisted(place, f"{name}{outcome}; run again for it", place, is_out_of_reach=True)
     if storage.is_plain_name(outcome.subject) and not seen.add(outcome.subject):
         return Unlisted(place, f"a second scene of the id {outcome}; the first counts", place)
     return Unlisted(outcome.subject, outcome.found, place)

@@ -12,6 +12,7 @@ from raytrain.config import ScoreSettings
 from raytrain.errors import ConfigError, DataError
 from raytrain.imagery.scene_files import SceneSource
 from raytrain.scoring.ledger import Known
+from raytrain.scoring.listed import Unlisted
 from raytrain.scoring.listing import is_listed, list_scenes
 from raytrain.scoring.units import ChipSource, Problem, Unit, folder_of, shown_source, units_of_chips
 from raytrain.tiles.archive import Chip, bands_of_chips, holds_chips, open_archive
@@ -22,7 +23,10 @@ READERS = 8
 
 @dataclass
 class Listing:
-    """An archive as it is listed: `units` yields what is to be done and counts the rest on the way."""
+    """An archive as it is listed: `units` yields what is to be done and counts the rest on the way.
+
+    `problems` are of items that are bad, gone or refused, `unreached` of those whose store did not answer.
+    """
 
     uri: str
     destination: str
@@ -33,6 +37,7 @@ class Listing:
     num_items: int = 0
     num_done: int = 0
     problems: list[Problem] = field(default_factory=list)
+    unreached: list[Problem] = field(default_factory=list)
 
     def units(self) -> Iterator[Unit]:
         """Yield the units of what is not done; raise `ConfigError` for a source with nothing to score."""
@@ -88,7 +93,10 @@ class Listing:
 
     def _add(self, problem: DataError, uri: str) -> None:
         self.num_items += 1
-        self.problems.append(Problem(item_id=problem.subject, source_uri=uri, found=problem.found))
+        is_unreached = isinstance(problem, Unlisted) and problem.is_out_of_reach
+        (self.unreached if is_unreached else self.problems).append(
+            Problem(item_id=problem.subject, source_uri=uri, found=problem.found)
+        )
 
 
 def _chip_source(chip: Chip) -> ChipSource | DataError:
@@ -99,5 +107,7 @@ def _chip_source(chip: Chip) -> ChipSource | DataError:
             parts = [f"{band} {storage.identity_of(uri)}" for band, uri in sorted(chip.bands.items())]
         except FileNotFoundError as error:
             return DataError(chip.chip_id, f"a band vanished after the listing: {error}")
+        except OSError as error:
+            return DataError(chip.chip_id, f"a band that can't be read: {error}")
         identity = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
     return ChipSource(chip_id=chip.chip_id, files=chip.bands, identity=identity)

@@ -34,8 +34,8 @@ def run(source: Path, work: Work, *problems: Problem) -> Listing:
     listing.problems += problems
     schedule = Schedule(read_parts(work.destination, "run", total), total)
     books = _Books(work.destination, schedule, None)
-    for problem in listing.problems:
-        schedule.add(Casualty(problem, in_data=True, was_read=False))
+    for problem in [*listing.problems, *listing.unreached]:
+        schedule.add(Casualty(problem, in_data=problem in listing.problems, was_read=False))
     while not schedule.is_over:
         task = schedule.take(alone=True)
         assert task is not None

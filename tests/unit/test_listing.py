@@ -23,7 +23,7 @@ from raytrain.config import ScoreSettings
 from raytrain.errors import EXIT_CALLERS_MISTAKE, ConfigError, DataError, RaytrainError, StoreOutOfReach
 from raytrain.imagery.scene_files import ALL_BANDS, SceneSource
 from raytrain.imagery.scene_reader import open_scene
-from raytrain.scoring import listed_stac, listing
+from raytrain.scoring import listed_stac, listing, planning
 from raytrain.scoring.ledger import Known, standing_at
 from raytrain.scoring.listed import Unlisted, resolved
 from raytrain.scoring.listing import list_scenes
@@ -775,6 +775,32 @@ def test_one_odd_url_is_one_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ]
     assert str(found[1]) == "odd: https://h/odd.tif: its server answers 451"
     assert str(found[2]).endswith("out of reach; run again for it")
+    assert [isinstance(each, Unlisted) and each.is_out_of_reach for each in found] == [False, False, True, False, False]
+    nothing = Known(str(tmp_path / "out"), "d", standing_at(str(tmp_path / "out")))
+    counted = Listing(str(tmp_path / "list.txt"), str(tmp_path / "out"), BANDS, ScoreSettings(), Selection(), nothing)
+    assert len(list(counted.units())) == 2
+    assert [each.source_uri for each in counted.unreached] == ["https://h/away.tif"]
+    assert [each.item_id for each in counted.problems] == ["odd", "https://...@..."]
+
+
+def test_chip_whose_band_is_refused_is_one_problem(
+    chips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = sorted(path.name for path in (chips / "train_features").iterdir())[3]
+    identity_of = storage.identity_of
+
+    def refusing(uri: str, info: object = None) -> str:
+        if uri.endswith(f"{bad}/B03.tif"):
+            raise PermissionError(13, "Permission denied", uri)
+        return identity_of(uri)
+
+    monkeypatch.setattr(planning.storage, "identity_of", refusing)
+    nothing = Known(str(tmp_path / "out"), "d", standing_at(str(tmp_path / "out")))
+    found = Listing(str(chips), str(tmp_path / "out"), BANDS, ScoreSettings(), Selection(), nothing)
+    assert sum(len(unit.chips) for unit in found.units()) == 11
+    (problem,) = found.problems
+    assert problem.item_id == bad
+    assert "a band that can't be read: [Errno 13] Permission denied" in problem.found
 
 
 ODD = ["s3://", "s3:///", "s3://KEY:SECRET@b/a.tif", "s3://My bucket/a.tif", "s3://bucket", "s3://ü/a.tif", "s3://b"]
