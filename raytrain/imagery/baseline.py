@@ -32,10 +32,9 @@ FEWEST_TILES = 10
 """With fewer tiles nothing is said."""
 ROWS_AT_ONCE = 32
 """Rows that are converted together: what that takes on the way stays small beside the pixels."""
-_BASELINE = re.compile(r"N?(\d\d)\.?(\d\d)")
+_BASELINE = re.compile(r"N?(0\d)\.(\d\d)|N(0\d)(\d\d)")
+"""Those of ESA are below 10. Sen2Cor writes 99.99 outside of ESA's own processing: it says nothing of the shift."""
 _IN_PRODUCT_NAME = re.compile(r"S2[A-D]_MSIL(?:1C|2A)_\d{8}T\d{6}_N(\d{4})_R\d{3}_T\w{5}_\d{8}T\d{6}")
-_OWN_BASELINE = "99.99"
-"""What Sen2Cor writes outside of ESA's own processing: it says nothing of the shift."""
 
 
 @dataclass(frozen=True)
@@ -108,16 +107,15 @@ def to_reflectance(pixels: NDArray[np.uint16], valid: NDArray[np.bool_], baselin
 
 
 def baseline_number(text: str) -> str | None:
-    """Return a processing baseline (`05.10`, `N0510`) as `05.10`; None for anything else, and for Sen2Cor's own."""
+    """Return a processing baseline (`05.10`, `N0510`) as `05.10`; None for what can't be one of ESA's."""
     match = _BASELINE.fullmatch(text.strip())
-    number = f"{match[1]}.{match[2]}" if match else None
-    return None if number == _OWN_BASELINE else number
+    return ".".join(part for part in match.groups() if part) if match else None
 
 
 def baseline_in_name(text: str) -> str | None:
     """Return the processing baseline of the product of Sentinel-2 that `text`, a name or a URI, has in it, or None."""
     match = _IN_PRODUCT_NAME.search(text)
-    return baseline_number(match[1]) if match else None
+    return baseline_number(f"N{match[1]}") if match else None
 
 
 def decide(subject: str, evidence: Evidence, baseline: Baseline | None) -> Conversion:

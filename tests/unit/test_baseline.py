@@ -172,6 +172,12 @@ def test_negative_stored_values_become_one() -> None:
         ("1.2.0", None),
         ("5.1", None),
         ("99.99", None),
+        ("00.01", "00.01"),
+        ("09.99", "09.99"),
+        ("10.00", None),
+        ("2023", None),
+        ("0510", None),
+        ("N2023", None),
         ("", None),
     ],
 )
