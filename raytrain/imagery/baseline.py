@@ -32,6 +32,10 @@ FEWEST_TILES = 10
 """With fewer tiles nothing is said."""
 ROWS_AT_ONCE = 32
 """Rows that are converted together: what that takes on the way stays small beside the pixels."""
+DARKEST_FULL_RANGE, BRIGHTEST_ORDINARY = 0.5, 10.0
+LARGEST_VALUE, ORDINARY_VALUE = 65535, 3000
+"""A scale is one of reflectance if the largest stored value reaches half of white, and an ordinary one is not ten times
+white: 1/65535 is, and 1/10000, and 1/1000, but not 0.01."""
 _BASELINE = re.compile(r"N?(0\d)\.(\d\d)|N(0\d)(\d\d)")
 """Those of ESA are below 10. Sen2Cor writes 99.99 outside of ESA's own processing: it says nothing of the shift."""
 _IN_PRODUCT_NAME = re.compile(r"S2[A-D]_MSIL(?:1C|2A)_\d{8}T\d{6}_N(\d{4})_R\d{3}_T\w{5}_\d{8}T\d{6}")
@@ -186,14 +190,21 @@ def _stated(subject: str, evidence: Evidence) -> _Stated | None:
 
 
 def _checked(subject: str, scale: float | None, offset: float | None, place: str) -> _Stated | None:
-    """Return what is stated, None for nothing; scale 1 and offset 0 are what formats have where nobody set them."""
+    """Return what is stated, None for nothing; scale 1 and offset 0 are what formats have where nobody set them.
+
+    Raises `DataError` for what does not make reflectance: an offset in stored values (-1000), or above 0, which no
+    product has, since 0 is no data; a scale of other units; what is no number.
+    """
     if (scale is None or scale == 1) and not offset:
         return None
-    if scale is None or not 0 < scale < 1:
-        raise DataError(
-            subject, f"scale {scale} and offset {offset} of the {place} do not make reflectance of its values; {REMEDY}"
-        )
+    if scale is None or not _is_of_reflectance(scale) or not -1 < (offset or 0) <= 0:
+        found = f"scale {scale} and offset {offset} of the {place} do not make reflectance of its values"
+        raise DataError(subject, f"{found}, as 0.0001 and -0.1 do; {REMEDY}")
     return _Stated(scale, offset, place)
+
+
+def _is_of_reflectance(scale: float) -> bool:
+    return scale * LARGEST_VALUE >= DARKEST_FULL_RANGE and scale * ORDINARY_VALUE <= BRIGHTEST_ORDINARY
 
 
 def _conversion(scale: float, offset: float, rule: str) -> Conversion:

@@ -325,12 +325,19 @@ def _candidate(scene_id: str, key: str, asset: Json, uri: str, band: Json, place
     file = BandFile(
         uri=at,
         index=number + 1,
-        scale=_number(band, "scale"),
-        offset=_number(band, "offset"),
+        scale=_finite(band, "scale"),
+        offset=_finite(band, "offset"),
         nodata=nodata if nodata is not None and math.isfinite(nodata) else None,  # no integer is NaN
     )
     is_other = bool(roles) and not roles & {"data", "reflectance"}
     return _Candidate((is_other, _pixel_m(key, band), is_jp2(at), count, position), file, asset.get("file:checksum"))
+
+
+def _finite(band: Json, name: str) -> float | None:
+    value = _number(band, name)
+    if value is not None and not math.isfinite(value):
+        raise ValueError(f"{name} is {value}, expected a finite number")
+    return value
 
 
 def _number(band: Json, name: str) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import product
 from typing import Any
 
@@ -98,6 +99,21 @@ def test_the_shift_is_taken_off_once(evidence: dict[str, Any], shift: int, rule:
         ({"item_scale": 1.0, "item_offset": -1000.0}, "scale 1.0 and offset -1000.0 of the item"),
         ({"item_offset": -0.1}, "scale None and offset -0.1"),
         ({"item_scale": -0.0001, "item_offset": 0}, "scale -0.0001"),
+        # An offset in stored values, or of the wrong sign.
+        ({"item_scale": 0.0001, "item_offset": -1000.0, "processing_baseline": "05.10"}, "offset -1000.0 of the item"),
+        ({"item_scale": 0.0001, "item_offset": 1000.0, "processing_baseline": "05.10"}, "offset 1000.0 of the item"),
+        ({"item_scale": 0.0001, "item_offset": 0.1, "processing_baseline": "05.10"}, "offset 0.1 of the item"),
+        ({"file_scale": 0.0001, "file_offset": -1.0}, "scale 0.0001 and offset -1.0 of the file"),
+        # Percent, and next to nothing.
+        ({"item_scale": 0.01, "item_offset": 0.0}, "scale 0.01"),
+        ({"item_scale": 0.01, "processing_baseline": "02.14"}, "scale 0.01"),
+        ({"file_scale": 1e-6, "file_offset": 0.0}, "scale 1e-06"),
+        # No numbers.
+        ({"file_scale": 0.0001, "file_offset": math.nan}, "offset nan of the file"),
+        ({"file_scale": 1.0, "file_offset": math.nan, "processing_baseline": "05.10"}, "offset nan of the file"),
+        ({"file_scale": 0.0001, "file_offset": -math.inf}, "offset -inf of the file"),
+        ({"item_scale": math.nan, "item_offset": 0.0}, "scale nan"),
+        ({"item_scale": math.inf, "item_offset": -0.1}, "scale inf"),
     ],
 )
 def test_what_cannot_be_decided_names_the_scene_and_the_setting(evidence: dict[str, Any], says: str) -> None:
@@ -148,6 +164,8 @@ def test_other_scales_round_half_to_even_and_are_clipped() -> None:
     # Landsat's Collection 2: reflectance is 2.75e-5 x value - 0.2.
     found = decide("x", Evidence(item_scale=2.75e-5, item_offset=-0.2), None)
     assert found.shift == 7273
+    assert decide("x", Evidence(item_scale=1 / 65535, item_offset=0), None).scale == pytest.approx(10000 / 65535)
+    assert decide("x", Evidence(item_scale=0.001, item_offset=0), None).scale == 10
     stored = np.array([[[0, 1, 7273, 20000, 65535]]], np.uint16)
     reflectance = found.apply(stored, np.array([[False, True, True, True, True]]))
     np.testing.assert_array_equal(reflectance, [[[0, 1, 1, 3500, 16022]]])

@@ -663,6 +663,7 @@ def test_an_api_that_has_its_items_at_a_link_is_followed(tmp_path: Path) -> None
         (make_item({}, datetime="last week"), "datetime 'last week' is not like"),
         (make_item({"B02": {"href": "gs://bucket/B02.tif"}}), "asset B02: gs://bucket/B02.tif: scheme gs://"),
         (make_item({"B02": {"href": "B02.tif", "raster:bands": [{"scale": "x"}]}}), "not a valid STAC item"),
+        (make_item({"B02": {"href": "B02.tif", "raster:bands": [{"offset": float("nan")}]}}), "offset is nan"),
         (make_item({}) | {"assets": []}, "not a valid STAC item"),
     ],
 )
