@@ -26,7 +26,7 @@ from rasterio.io import DatasetReader, FilePath, MemoryFile
 
 from raytrain import storage
 from raytrain.errors import DataError, first_line
-from raytrain.imagery.band_names import known_band
+from raytrain.imagery.band_names import known_bands
 from raytrain.storage.temporary import temporary_folder
 
 ResultT = TypeVar("ResultT")
@@ -331,4 +331,4 @@ def band_names(source: DatasetReader) -> list[str | None]:
     names = list(source.descriptions)
     if not any(names) and source.count == 4:
         return ["B02", "B03", "B04", "B08"]
-    return [(known_band(name) or name) if name else None for name in names]
+    return known_bands(names)

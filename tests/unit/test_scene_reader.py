@@ -126,6 +126,32 @@ def test_common_names_in_descriptions_name_bands(tmp_path: Path) -> None:
         np.testing.assert_array_equal(whole(reader).pixels, pixels[[1, 0]])
 
 
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        (("B8", "B4", "B3", "B2"), {"B02": 3, "B03": 2, "B04": 1, "B08": 0}),
+        (("B2", "B3", "B4", "B8", "QA60"), {"B02": 0, "B03": 1, "B04": 2, "B08": 3}),
+        (("B1", "B2", "B8", "B8A", "B11"), {"B02": 1, "B08": 2, "B8A": 3, "B11": 4}),
+        (("B4", "B12"), {"B04": 0}),
+        # Landsat's B5 is near infrared, its B8 panchromatic.
+        (("B2", "B3", "B4", "B5"), None),
+        (("B1", "B2", "B3", "B4", "B5", "B6", "B7", "B8"), None),
+    ],
+)
+def test_earth_engines_names_count_where_they_can_be_sentinel_2s_only(
+    tmp_path: Path, names: tuple[str, ...], found: dict[str, int] | None
+) -> None:
+    wanted = ("B02", "B03", "B04", "B08", "B8A", "B11")
+    pixels = noise(2, len(names), 8, 8, low=1)
+    source = scene({ALL_BANDS: write(tmp_path / "scene.tif", pixels, names=names)})
+    if found is None:
+        assert "none of the bands" in refusal(source, wanted)
+        return
+    with opened(source, wanted) as reader:
+        assert reader.bands == tuple(found)
+        np.testing.assert_array_equal(whole(reader).pixels, pixels[list(found.values())])
+
+
 @functools.cache
 def mixed_scene(folder: Path) -> SceneSource:
     """Two bands of 10 m, one of 20 m, one of 60 m, each with pixels of no data."""
