@@ -21,12 +21,13 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from rasterio.crs import CRS
+from rasterio.enums import ColorInterp
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader, FilePath, MemoryFile
 
 from raytrain import storage
 from raytrain.errors import DataError, first_line
-from raytrain.imagery.band_names import known_bands
+from raytrain.imagery.band_names import COMMON_NAMES, known_bands
 from raytrain.storage.temporary import temporary_folder
 
 ResultT = TypeVar("ResultT")
@@ -35,6 +36,7 @@ LABEL_CLEAR, LABEL_CLOUD, LABEL_IGNORE = 0, 1, 255
 JPEG_2000 = (b"\x00\x00\x00\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
 """How its files and its bare codestreams begin."""
 HEAD_BYTES = 12
+COLOURS = {ColorInterp[name]: COMMON_NAMES[name] for name in ("red", "green", "blue", "nir")}
 MASK_COLOURS = {0: (0, 0, 0, 0), 1: (255, 255, 255, 255), 255: (128, 128, 128, 255)}
 
 
@@ -324,11 +326,23 @@ def band_indexes(source: DatasetReader, bands: Sequence[str]) -> list[int]:
 
 
 def band_names(source: DatasetReader) -> list[str | None]:
-    """Return what the bands of an open raster are, by their descriptions; common names count, too (`blue` is `B02`).
+    """Return what the bands of an open raster are, by `named_bands`; of just four without names B02, B03, B04, B08."""
+    names = named_bands(source)
+    return ["B02", "B03", "B04", "B08"] if source.count == 4 and not any(names) else names
 
-    A raster without descriptions has B02, B03, B04 and B08 if it has just four bands.
+
+def named_bands(source: DatasetReader) -> list[str | None]:
+    """Return what an open raster says that its bands are, None for those of which it says nothing.
+
+    That is by their descriptions, see `known_bands`; without one, by a colour interpretation that no other band has. Of
+    four bands without any, three of which are red, green and blue, the other one is B08, unless it is an alpha band.
     """
-    names = list(source.descriptions)
-    if not any(names) and source.count == 4:
-        return ["B02", "B03", "B04", "B08"]
-    return known_bands(names)
+    names = known_bands(source.descriptions)
+    colours = [COLOURS.get(colour) for colour in source.colorinterp]
+    if source.count == 4 and not any(names) and sorted(map(str, colours)) == ["B02", "B03", "B04", "None"]:
+        other = colours.index(None)
+        colours[other] = None if source.colorinterp[other] == ColorInterp.alpha else "B08"
+    return [
+        colour if name is None and colours.count(colour) == 1 and colour not in names else name
+        for name, colour in zip(names, colours, strict=True)
+    ]

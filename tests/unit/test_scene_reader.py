@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from rasterio import Affine
+from rasterio.enums import ColorInterp
 
 from raytrain import storage
 from raytrain.config import Baseline
@@ -148,6 +149,41 @@ def test_earth_engines_names_count_where_they_can_be_sentinel_2s_only(
         assert "none of the bands" in refusal(source, wanted)
         return
     with opened(source, wanted) as reader:
+        assert reader.bands == tuple(found)
+        np.testing.assert_array_equal(whole(reader).pixels, pixels[list(found.values())])
+
+
+RED, GREEN, BLUE, NIR, GREY, OTHER, ALPHA = (
+    ColorInterp[name] for name in ("red", "green", "blue", "nir", "gray", "undefined", "alpha")
+)
+
+
+@pytest.mark.parametrize(
+    ("colours", "names", "found"),
+    [
+        ((RED, GREEN, BLUE, OTHER), (), {"B02": 2, "B03": 1, "B04": 0, "B08": 3}),
+        ((NIR, RED, GREEN, BLUE), (), {"B02": 3, "B03": 2, "B04": 1, "B08": 0}),
+        ((OTHER, BLUE, GREEN, RED), (), {"B02": 1, "B03": 2, "B04": 3, "B08": 0}),
+        ((RED, GREEN, BLUE, ALPHA), (), {"B02": 2, "B03": 1, "B04": 0}),
+        ((RED, GREEN, BLUE), (), {"B02": 2, "B03": 1, "B04": 0}),
+        ((GREY, OTHER, OTHER, OTHER), (), {"B02": 0, "B03": 1, "B04": 2, "B08": 3}),
+        # A description is surer than a colour.
+        ((RED, GREEN, BLUE), ("B08", "B04", "B03"), {"B03": 2, "B04": 1, "B08": 0}),
+        ((RED, GREEN, BLUE), ("B08", "B04", ""), {"B02": 2, "B04": 1, "B08": 0}),
+        ((RED, RED, BLUE), ("B03", "", ""), {"B02": 2, "B03": 0}),
+    ],
+)
+def test_colours_name_the_bands_that_have_no_descriptions(
+    tmp_path: Path, colours: tuple[ColorInterp, ...], names: tuple[str, ...], found: dict[str, int]
+) -> None:
+    pixels = noise(2, len(colours), 8, 8, low=1)
+    path = write(tmp_path / "scene.tif", pixels, names=names, photometric="MINISBLACK")
+    with rasterio.open(path, "r+") as target:
+        target.colorinterp = colours
+    (tmp_path / "scene.tif.aux.xml").unlink(missing_ok=True)
+    with rasterio.open(path) as target:
+        assert target.colorinterp == colours
+    with opened(scene({ALL_BANDS: path})) as reader:
         assert reader.bands == tuple(found)
         np.testing.assert_array_equal(whole(reader).pixels, pixels[list(found.values())])
 
