@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rasterio import Affine
+from rasterio.enums import ColorInterp
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
@@ -170,7 +171,17 @@ def _open_bands(source: SceneSource, bands: Sequence[str], stack: contextlib.Exi
         index = _index(name, file, opened[file.uri], alone=name in source.files)
         if index is not None:
             found.append(_Band(name, file, opened[file.uri], index))
+    _check_different(found)
     return found
+
+
+def _check_different(bands: Sequence[_Band]) -> None:
+    """Raise `DataError` if two bands are the same one of the same file."""
+    seen: dict[tuple[str, int], str] = {}
+    for band in bands:
+        other = seen.setdefault((band.file.uri, band.index), band.name)
+        if other != band.name:
+            raise DataError(shown(band.file.uri), f"its band {band.index} is said to be {other} and {band.name}")
 
 
 def _index(name: str, file: BandFile, dataset: DatasetReader, *, alone: bool) -> int | None:
@@ -180,14 +191,18 @@ def _index(name: str, file: BandFile, dataset: DatasetReader, *, alone: bool) ->
             found = f"band {file.index} is said to be {name}, but the file has {dataset.count}"
             raise DataError(shown(file.uri), found)
         return file.index
-    if alone and dataset.count == 1:
-        return 1
+    data = [i for i, colour in enumerate(dataset.colorinterp, start=1) if colour != ColorInterp.alpha]
+    if alone and len(data) == 1:
+        return data[0]
     descriptions = list(dataset.descriptions)
-    names = descriptions if name in descriptions else rasters.band_names(dataset)
+    names = rasters.named_bands(dataset) if alone else rasters.band_names(dataset)
+    names = descriptions if name in descriptions else names
     if name in names:
         return names.index(name) + 1
     if alone:
-        raise DataError(shown(file.uri), f"{dataset.count} bands, none of them named {name}")
+        raise DataError(
+            shown(file.uri), f"{dataset.count} bands, none of them named {name}: which one it is is not known"
+        )
     return None
 
 

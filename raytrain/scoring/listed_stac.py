@@ -324,7 +324,7 @@ def _candidate(scene_id: str, key: str, asset: Json, uri: str, band: Json, place
     nodata = _number(band, "nodata")
     file = BandFile(
         uri=at,
-        index=number + 1,
+        index=number + 1 if count > 1 else None,  # of one band it is not said which of the file's it is
         scale=_finite(band, "scale"),
         offset=_finite(band, "offset"),
         nodata=nodata if nodata is not None and math.isfinite(nodata) else None,  # no integer is NaN

@@ -17,6 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import rasterio
+from rasterio import Affine
 
 from raytrain import storage
 from raytrain.config import ScoreSettings
@@ -413,7 +415,7 @@ def test_items_of_the_large_catalogues(
     assert list(scene.files) == list(BANDS)
     for band, file in scene.files.items():
         assert file.uri.endswith(f"{band}{suffix}")
-        assert (file.index, file.scale, file.offset) == (1, *scales)
+        assert (file.index, file.scale, file.offset) == (None, *scales)
     assert (scene.offset_applied, scene.processing_baseline) == facts
     assert scene.datetime == "2023-07-01T10:46:30.262000Z"
     assert scene.item_uri == str(tmp_path / "item.json")
@@ -477,6 +479,46 @@ def test_an_asset_that_names_no_bands_is_a_file_of_all(tmp_path: Path) -> None:
     (file,) = only(put(tmp_path / "item.json", item)).files.items()
     assert file[0] == ALL_BANDS
     assert file[1].index is None
+
+
+def write_bands(path: Path, values: Sequence[int], names: Sequence[str]) -> None:
+    """Write a file of bands of 8 x 8 pixels, each of one value."""
+    place = Affine(10, 0, 300000, 0, -10, 5000000)
+    profile = {"driver": "GTiff", "dtype": "uint16", "crs": "EPSG:32633", "transform": place}
+    with rasterio.open(path, "w", count=len(values), height=8, width=8, **profile) as target:
+        target.write(np.array(values, np.uint16)[:, None, None].repeat(8, 1).repeat(8, 2))
+        target.descriptions = tuple(names)
+
+
+@pytest.mark.parametrize(
+    ("values", "names", "expected"),
+    [
+        ((8, 4, 3, 2), ("B08", "red", "B03", "B02"), [2, 3, 4, 8]),
+        ((8, 4, 3, 2), ("", "", "", ""), "data.tif: 4 bands, none of them named B02: which one it is is not known"),
+        ((8, 4, 3, 2), ("B08", "B04", "B03", "x"), "data.tif: 4 bands, none of them named B02"),
+        ((8,), ("",), "data.tif: its band 1 is said to be B02 and B03"),
+    ],
+)
+def test_assets_of_a_band_each_in_one_file_are_told_apart_by_its_descriptions(
+    tmp_path: Path, values: Sequence[int], names: Sequence[str], expected: list[int] | str
+) -> None:
+    write_bands(tmp_path / "data.tif", values, names)
+    item = make_item({band: {"href": "./data.tif", "bands": [{"name": band}]} for band in BANDS})
+    scene = only(put(tmp_path / "item.json", item))
+    if isinstance(expected, str):
+        with pytest.raises(DataError, match=re.escape(expected)), open_scene(scene, BANDS, "before-04.00"):
+            pass
+        return
+    with open_scene(scene, BANDS, "before-04.00") as reader:
+        assert list(reader.read(0, 0, 8, 8).pixels[:, 0, 0]) == expected
+
+
+def test_the_only_asset_with_a_band_is_the_only_band_of_its_file(tmp_path: Path) -> None:
+    write_bands(tmp_path / "blue.tif", (5,), ("Band 1",))
+    item = make_item({"B02": {"href": "./blue.tif", "bands": [{"name": "B02"}]}})
+    with open_scene(only(put(tmp_path / "item.json", item)), BANDS, "before-04.00") as reader:
+        assert reader.bands == ("B02",)
+        assert reader.read(0, 0, 8, 8).pixels[0, 0, 0] == 5
 
 
 def test_generated_scenes_are_listed_by_their_items_and_decided(scenes: Path) -> None:
