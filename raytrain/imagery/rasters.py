@@ -89,6 +89,14 @@ def valid_pixels(pixels: NDArray[np.integer[Any]], nodata: Sequence[float | None
     return valid
 
 
+def holdable(value: float | None, dtype: str) -> float | None:
+    """Return a no-data value that pixels of `dtype`, an integer type, may have; None for any other: it names none."""
+    if value is None or not float(value).is_integer():
+        return None
+    limits = np.iinfo(dtype)
+    return value if limits.min <= value <= limits.max else None
+
+
 def georeference_of(source: DatasetReader) -> Georeference:
     """Return the CRS and transform of an open raster; an identity transform without CRS counts as unknown."""
     transform = tuple(float(value) for value in source.transform[:6])

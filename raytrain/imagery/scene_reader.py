@@ -45,8 +45,14 @@ class _Band:
 
     @property
     def nodata(self) -> float | None:
-        value: float | None = self.dataset.nodatavals[self.index - 1]
-        return self.file.nodata if value is None else value
+        """The value of no data, of the file or else of its catalogue; None where neither names one."""
+        of_file = rasters.holdable(self.dataset.nodatavals[self.index - 1], self.dtype)
+        return rasters.holdable(self.file.nodata, self.dtype) if of_file is None else of_file
+
+    @property
+    def dtype(self) -> str:
+        """The type of the stored values."""
+        return str(self.dataset.dtypes[self.index - 1])
 
 
 class SceneReader:
@@ -62,7 +68,7 @@ class SceneReader:
         self.conversion = conversion
         self.datetime = datetime
         self._nodata = [band.nodata for band in bands]
-        self._dtype = np.result_type(*(band.dataset.dtypes[band.index - 1] for band in bands))
+        self._dtype = np.result_type(*(band.dtype for band in bands))
         self._by_file: dict[str, list[_Band]] = {}
         for band in bands:
             self._by_file.setdefault(band.file.uri, []).append(band)
@@ -118,7 +124,7 @@ def _read_file(bands: Sequence[_Band], row: int, column: int, height: int, width
     first_row, first_column = row // ratio, column // ratio
     end_row, end_column = -(-(row + height) // ratio), -(-(column + width) // ratio)
     window = Window(first_column, first_row, end_column - first_column, end_row - first_row)
-    pixels = mapped_array((len(bands), window.height, window.width), np.dtype(dataset.dtypes[bands[0].index - 1]))
+    pixels = mapped_array((len(bands), window.height, window.width), np.dtype(bands[0].dtype))
     try:
         dataset.read([band.index for band in bands], window=window, out=pixels)
     except RasterioError as error:
@@ -240,9 +246,8 @@ def _open(uri: str) -> Iterator[DatasetReader]:
 
 
 def _check_type(band: _Band) -> None:
-    dtype = band.dataset.dtypes[band.index - 1]
-    if dtype not in ("uint16", "int16"):
-        raise DataError(shown(band.file.uri), f"band {band.name} is {dtype}, expected uint16 or int16")
+    if band.dtype not in ("uint16", "int16"):
+        raise DataError(shown(band.file.uri), f"band {band.name} is {band.dtype}, expected uint16 or int16")
 
 
 def _on_one_grid(bands: list[_Band]) -> list[_Band]:

@@ -257,6 +257,8 @@ def test_no_data_is_what_the_catalogue_says_where_the_file_says_nothing(tmp_path
     assert valid(silent, None) == [False, True, True]
     assert valid(silent, 5) == [True, False, True]
     assert valid(saying, 5) == [True, True, False]
+    for impossible in (-9999, 65536, 0.5):
+        assert valid(silent, impossible) == [False, True, True], "one that uint16 can't hold names none"
 
 
 def test_a_pipe_is_not_read(tmp_path: Path) -> None:
