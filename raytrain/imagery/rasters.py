@@ -1,7 +1,7 @@
 """Raster reads and writes: bands of a chip or a scene by name, masks, and what counts as no data.
 
-No data is decided once, here: where a file names a no-data value, a pixel is no data if any band has it; where it
-names none, if every band is 0. Must not know shards or models.
+No data is decided once, here: where a file names a no-data value, a pixel is no data if any band has it; where none
+does, if every band is 0. Must not know shards or models.
 """
 
 from __future__ import annotations

@@ -67,7 +67,8 @@ class SceneReader:
         self.georeference = rasters.georeference_of(finest)
         self.conversion = conversion
         self.datetime = datetime
-        self._nodata = [band.nodata for band in bands]
+        is_sentinel_2 = _is_sentinel_2(source, bands)
+        self._nodata = [0 if band.nodata is None and is_sentinel_2 else band.nodata for band in bands]
         self._dtype = np.result_type(*(band.dtype for band in bands))
         self._by_file: dict[str, list[_Band]] = {}
         for band in bands:
@@ -86,8 +87,9 @@ class SceneReader:
     def read(self, row: int, column: int, height: int, width: int) -> rasters.Raster:
         """Return a window that lies within the scene: reflectance x 10000 `[C, height, width] uint16`, and its place.
 
-        `valid` is by the rule of `rasters`; a pixel is 0 where it is not valid, and nowhere else. Raises `DataError`
-        that names the file for what can't be read, and `StoreOutOfReach`.
+        `valid` is by the rule of `rasters`, where 0 is the value of no data of products of Sentinel-2 that name none. A
+        pixel is 0 where it is not valid, and nowhere else. Raises `DataError` that names the file for what can't be
+        read, and `StoreOutOfReach`.
         """
         assert min(row, column) >= 0, "a window above or left of the scene"
         assert row + height <= self.height, "a window below the scene"
@@ -116,6 +118,11 @@ class SceneReader:
             return self.georeference
         moved = Affine(*self.transform) @ Affine.translation(column, row)
         return rasters.Georeference(self.crs, tuple(float(value) for value in moved[:6]))
+
+
+def _is_sentinel_2(source: SceneSource, bands: Sequence[_Band]) -> bool:
+    """Tell whether a scene is Sentinel-2's: by a processing baseline, or by the format of ESA's files, JPEG 2000."""
+    return source.processing_baseline is not None or any(rasters.is_jp2(band.file.uri) for band in bands)
 
 
 def _read_file(bands: Sequence[_Band], row: int, column: int, height: int, width: int) -> NDArray[np.integer[Any]]:

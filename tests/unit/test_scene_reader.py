@@ -261,6 +261,30 @@ def test_no_data_is_what_the_catalogue_says_where_the_file_says_nothing(tmp_path
         assert valid(silent, impossible) == [False, True, True], "one that uint16 can't hold names none"
 
 
+def test_zero_in_any_band_of_sentinel_2_is_no_data_where_its_files_name_none(tmp_path: Path) -> None:
+    blue, red = np.full((4, 16), 1500, np.uint16), np.full((4, 16), 1500, np.uint16)
+    blue[0], red[:2] = 0, 0
+
+    def valid(
+        ending: str = "tif", nodata: float | None = None, of_red: float | None = None, **facts: Any
+    ) -> list[bool]:
+        uris = [str(tmp_path / f"{name}.{ending}") for name in ("B02", "B04")]
+        for uri, pixels in zip(uris, (blue, red), strict=True):
+            profile = {"driver": "JP2OpenJPEG", "QUALITY": 100, "REVERSIBLE": "YES"} if ending == "jp2" else {}
+            write(Path(uri), pixels, nodata=nodata, **profile)
+        files = {"B02": BandFile(uri=uris[0]), "B04": BandFile(uri=uris[1], nodata=of_red)}
+        with opened(scene(dict(files), **facts)) as reader:
+            return list(whole(reader).valid[:, 0])
+
+    assert valid() == [False, True, True, True], "of other files all bands have to be 0"
+    assert valid(processing_baseline="05.10") == [False, False, True, True]
+    assert valid(processing_baseline="02.14") == [False, False, True, True]
+    assert valid("jp2") == [False, False, True, True]
+    assert valid(processing_baseline="05.10", of_red=-9999) == [False, False, True, True]
+    assert valid(processing_baseline="05.10", of_red=7) == [False, True, True, True], "who names a value is believed"
+    assert valid(processing_baseline="05.10", nodata=7) == [True, True, True, True]
+
+
 def test_a_pipe_is_not_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "B02.tif")
     assert "a device or a pipe" in refusal(scene({"B02": str(tmp_path / "B02.tif")}))
