@@ -1,7 +1,7 @@
 """Raster reads and writes: bands of a chip or a scene by name, masks, and what counts as no data.
 
 No data is decided once, here: where a file names a no-data value, a pixel is no data if any band has it; where none
-does, if every band is 0. Must not know shards or models.
+does, if every band is 0. What masks and alpha bands leave out has none, either. Must not know shards or models.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from rasterio.crs import CRS
-from rasterio.enums import ColorInterp
+from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader, FilePath, MemoryFile
+from rasterio.windows import Window
 
 from raytrain import storage
 from raytrain.errors import DataError, first_line
@@ -95,6 +96,22 @@ def holdable(value: float | None, dtype: str) -> float | None:
         return None
     limits = np.iinfo(dtype)
     return value if limits.min <= value <= limits.max else None
+
+
+def own_mask(source: DatasetReader, index: int, window: Window) -> NDArray[np.bool_] | None:
+    """Return `[H, W] bool` of where a raster says that a band has data: by a mask, internal or `.msk`, or by alpha.
+
+    None where it has neither.
+    """
+    mask: NDArray[Any]
+    if MaskFlags.per_dataset in source.mask_flag_enums[index - 1]:
+        mask = source.read_masks(index, window=window)
+    elif ColorInterp.alpha in source.colorinterp:  # GDAL takes none where a value of no data is named
+        mask = source.read(source.colorinterp.index(ColorInterp.alpha) + 1, window=window)
+    else:
+        return None
+    has_data: NDArray[np.bool_] = mask != 0
+    return has_data
 
 
 def georeference_of(source: DatasetReader) -> Georeference:

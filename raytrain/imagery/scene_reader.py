@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,8 @@ from raytrain.imagery import rasters
 from raytrain.imagery.arrays import mapped_array
 from raytrain.imagery.baseline import REMEDY, Conversion, Evidence, decide
 from raytrain.imagery.scene_files import ALL_BANDS, BandFile, SceneSource, shown, utc_text
+
+PixelT = TypeVar("PixelT", bound=np.generic)
 
 TOLERANCE_PX = 0.01
 """How far a corner of a band may lie from that of the finest one, in pixels of the latter."""
@@ -96,6 +98,10 @@ class SceneReader:
         assert column + width <= self.width, "a window right of the scene"
         stored = self._stored(row, column, height, width)
         valid = rasters.valid_pixels(stored, self._nodata)
+        for bands in self._by_file.values():
+            mask = _read_mask(bands[0], row, column, height, width)
+            if mask is not None:
+                valid &= mask
         # In place where it can be, also of int16: windows may be as wide as a scene.
         out = stored.view(np.uint16) if stored.dtype.itemsize == 2 else None
         pixels = self.conversion.apply(stored, valid, out)
@@ -127,20 +133,43 @@ def _is_sentinel_2(source: SceneSource, bands: Sequence[_Band]) -> bool:
 
 def _read_file(bands: Sequence[_Band], row: int, column: int, height: int, width: int) -> NDArray[np.integer[Any]]:
     """Return a window of the scene's grid `[C, height, width]` as stored, of bands that one file has."""
-    ratio, dataset = bands[0].ratio, bands[0].dataset
-    first_row, first_column = row // ratio, column // ratio
-    end_row, end_column = -(-(row + height) // ratio), -(-(column + width) // ratio)
-    window = Window(first_column, first_row, end_column - first_column, end_row - first_row)
-    pixels = mapped_array((len(bands), window.height, window.width), np.dtype(bands[0].dtype))
+    first = bands[0]
+    window = _window(first, row, column, height, width)
+    pixels = mapped_array((len(bands), window.height, window.width), np.dtype(first.dtype))
+    with _reading(first, row):
+        first.dataset.read([band.index for band in bands], window=window, out=pixels)
+    return _brought_up(pixels, first.ratio, row, column, height, width)
+
+
+def _read_mask(band: _Band, row: int, column: int, height: int, width: int) -> NDArray[np.bool_] | None:
+    """Return where the file of `band` says that a window has data `[height, width]`; None where it has no mask."""
+    with _reading(band, row):
+        mask = rasters.own_mask(band.dataset, band.index, _window(band, row, column, height, width))
+    return None if mask is None else _brought_up(mask, band.ratio, row, column, height, width)
+
+
+@contextlib.contextmanager
+def _reading(band: _Band, row: int) -> Iterator[None]:
     try:
-        dataset.read([band.index for band in bands], window=window, out=pixels)
+        yield
     except RasterioError as error:
-        raise rasters.unreadable(shown(bands[0].file.uri), f"scene from row {row} on", error) from error
+        raise rasters.unreadable(shown(band.file.uri), f"scene from row {row} on", error) from error
+
+
+def _window(band: _Band, row: int, column: int, height: int, width: int) -> Window:
+    """Return the pixels of a band that a window of the scene's grid lies in."""
+    first_row, first_column = row // band.ratio, column // band.ratio
+    end_row, end_column = -(-(row + height) // band.ratio), -(-(column + width) // band.ratio)
+    return Window(first_column, first_row, end_column - first_column, end_row - first_row)
+
+
+def _brought_up(pixels: NDArray[PixelT], ratio: int, row: int, column: int, height: int, width: int) -> NDArray[PixelT]:
+    """Return a window of the scene's grid `[..., height, width]` of the pixels of a coarser band that it lies in."""
     if ratio == 1:
         return pixels
-    top, left = row - first_row * ratio, column - first_column * ratio
-    repeated = pixels.repeat(ratio, axis=1).repeat(ratio, axis=2)
-    return repeated[:, top : top + height, left : left + width]
+    top, left = row % ratio, column % ratio
+    repeated = pixels.repeat(ratio, axis=-2).repeat(ratio, axis=-1)
+    return repeated[..., top : top + height, left : left + width]
 
 
 @contextlib.contextmanager

@@ -285,6 +285,33 @@ def test_zero_in_any_band_of_sentinel_2_is_no_data_where_its_files_name_none(tmp
     assert valid(processing_baseline="05.10", nodata=7) == [True, True, True, True]
 
 
+@pytest.mark.parametrize("nodata", [None, 7])
+def test_what_a_mask_or_an_alpha_band_leaves_out_is_no_data(tmp_path: Path, nodata: int | None) -> None:
+    fine, coarse = noise(2, 2, 64, 64, low=8), noise(3, 32, 32, low=8)
+    fine[:, 60:] = 7
+    keeps = np.ones((64, 64), bool)
+    keeps[5:20, 30:], keeps[33, 34] = False, False
+    blue = write(
+        tmp_path / "x.tif", fine, names=("B02", "B08"), nodata=nodata, tiled=True, blockxsize=16, blockysize=16
+    )
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(blue, "r+") as target:
+        target.write_mask(keeps)
+    alpha = np.stack([coarse, np.full((32, 32), 65535, np.uint16)])
+    alpha[1, :, :3] = 0
+    alpha[1, :, 3] = 1
+    swir = write(tmp_path / "y.tif", alpha, pixel_m=20.0, nodata=nodata, alpha="YES", photometric="MINISBLACK")
+    keeps[:, :6] = False
+    if nodata is not None:
+        keeps[60:] = False
+    files = {"B02": BandFile(uri=blue, index=1), "B08": BandFile(uri=blue, index=2), "B11": BandFile(uri=swir)}
+    with opened(scene(dict(files)), ("B02", "B08", "B11")) as reader:
+        assert reader.bands == ("B02", "B08", "B11")
+        found = whole(reader)
+        np.testing.assert_array_equal(found.valid, keeps)
+        np.testing.assert_array_equal(found.pixels[0] != 0, keeps)
+        np.testing.assert_array_equal(reader.read(3, 5, 31, 47).valid, keeps[3:34, 5:52])
+
+
 def test_a_pipe_is_not_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "B02.tif")
     assert "a device or a pipe" in refusal(scene({"B02": str(tmp_path / "B02.tif")}))
