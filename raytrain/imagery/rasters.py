@@ -36,6 +36,7 @@ ResultT = TypeVar("ResultT")
 LABEL_CLEAR, LABEL_CLOUD, LABEL_IGNORE = 0, 1, 255
 JPEG_2000 = (b"\x00\x00\x00\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
 """How its files and its bare codestreams begin."""
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 HEAD_BYTES = 12
 COLOURS = {ColorInterp[name]: COMMON_NAMES[name] for name in ("red", "green", "blue", "nir")}
 MASK_COLOURS = {0: (0, 0, 0, 0), 1: (255, 255, 255, 255), 255: (128, 128, 128, 255)}
@@ -151,12 +152,12 @@ def is_jp2(uri: str) -> bool:
 def open_geotiff(uri: str, what: str) -> Iterator[DatasetReader]:
     """Open the GeoTIFF or JPEG 2000 file at `uri` for the body, within `storage.gdal_environment()`, in one thread.
 
-    Raises `DataError` that calls it a `what` where it is neither; errors of a store or a server that GDAL met, in
-    opening or in the body, come out as they are (`PermissionError`, `FileNotFoundError`, `StoreOutOfReach`).
+    Beside a local file, a world file, `.aux.xml` and `.msk` count as GDAL has it. Raises `DataError` that calls it a
+    `what` where it is neither; errors of a store or a server that GDAL met, in opening or in the body, come out as they
+    are (`PermissionError`, `FileNotFoundError`, `StoreOutOfReach`).
     """
     if storage.is_local(uri):
-        path = storage.path_of(uri)
-        with _opened(path, _driver(_head(path)), uri, what) as source:
+        with _opened_local(storage.path_of(uri), uri, what) as source:
             yield source
         return
     failures: list[Exception] = []
@@ -206,6 +207,14 @@ def _head(path: str) -> bytes:
 def _driver(head: bytes) -> str:
     """Return the driver for a file that begins so; never any other: text could make GDAL read from anywhere."""
     return "JP2OpenJPEG" if head.startswith(JPEG_2000) else "GTiff"
+
+
+def _opened_local(path: str, uri: str, what: str) -> DatasetReader:
+    mask = f"{path}.msk"
+    if os.path.exists(mask) and not _head(mask).startswith(TIFF):  # GDAL would open it as anything
+        raise DataError(mask, f"not a GeoTIFF, expected one that is the mask of {uri}")
+    with storage.gdal_finds_beside():
+        return _opened(path, _driver(_head(path)), uri, what)
 
 
 def _opened(name: str | FilePath, driver: str, uri: str, what: str) -> DatasetReader:

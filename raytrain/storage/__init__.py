@@ -4,7 +4,7 @@ Endpoint and credentials of a store come from the table of stores (`use_stores`)
 Must not know what the bytes mean.
 """
 
-from raytrain.storage.gdal import GDAL_CACHE_BYTES, gdal_environment, limit_gdal_cache
+from raytrain.storage.gdal import GDAL_CACHE_BYTES, gdal_environment, gdal_finds_beside, limit_gdal_cache
 from raytrain.storage.http import NoRanges
 from raytrain.storage.objects import (
     FileInfo,
@@ -60,6 +60,7 @@ __all__ = [
     "find",
     "for_workers",
     "gdal_environment",
+    "gdal_finds_beside",
     "identity",
     "identity_of",
     "is_http",

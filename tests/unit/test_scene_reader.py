@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from rasterio import Affine
 from rasterio.enums import ColorInterp
+from rasterio.env import get_gdal_config
 
 from raytrain import storage
 from raytrain.config import Baseline
@@ -310,6 +311,42 @@ def test_what_a_mask_or_an_alpha_band_leaves_out_is_no_data(tmp_path: Path, noda
         np.testing.assert_array_equal(found.valid, keeps)
         np.testing.assert_array_equal(found.pixels[0] != 0, keeps)
         np.testing.assert_array_equal(reader.read(3, 5, 31, 47).valid, keeps[3:34, 5:52])
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_what_lies_beside_a_local_file_counts(tmp_path: Path) -> None:
+    pixels = noise(2, 16, 16, low=10)
+    pixels[0] = 9
+    keeps = np.ones((16, 16), bool)
+    keeps[:, 3] = False
+    path = tmp_path / "B02.tif"
+    write(path, pixels, crs=None, corner=None)
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False), rasterio.open(path, "r+") as target:
+        target.write_mask(keeps)
+    assert (tmp_path / "B02.tif.msk").exists()
+    (tmp_path / "B02.tfw").write_text("10\n0\n0\n-10\n300005\n4999995\n")
+    band = '<PAMRasterBand band="1"><NoDataValue>9</NoDataValue></PAMRasterBand>'
+    (tmp_path / "B02.tif.aux.xml").write_text(f"<PAMDataset><SRS>EPSG:32633</SRS>{band}</PAMDataset>")
+    keeps[0] = False
+    with opened(scene({"B02": str(path)})) as reader:
+        assert reader.crs == "EPSG:32633"
+        assert reader.transform == (10.0, 0.0, *CORNER[:1], 0.0, -10.0, *CORNER[1:])
+        np.testing.assert_array_equal(whole(reader).valid, keeps)
+
+
+def test_a_mask_beside_a_file_is_a_tiff_or_an_error(tmp_path: Path) -> None:
+    uri = write(tmp_path / "B02.tif", noise(2, 16, 16))
+    (tmp_path / "B02.tif.msk").write_text('<VRTDataset rasterXSize="16" rasterYSize="16"/>')
+    assert refusal(scene({"B02": uri})) == f"{uri}.msk: not a GeoTIFF, expected one that is the mask of {uri}"
+
+
+def test_gdal_asks_for_what_lies_beside_by_name_and_for_nothing_afterwards() -> None:
+    with storage.gdal_environment():
+        with storage.gdal_finds_beside():
+            assert get_gdal_config("GDAL_DISABLE_READDIR_ON_OPEN") == "TRUE", "it would list the folder"
+            assert str(get_gdal_config("GDAL_NUM_THREADS")) == "1"
+        assert get_gdal_config("GDAL_DISABLE_READDIR_ON_OPEN") == "EMPTY_DIR"
+        assert str(get_gdal_config("GDAL_NUM_THREADS")) == "1"
 
 
 def test_a_pipe_is_not_read(tmp_path: Path) -> None:
