@@ -27,6 +27,7 @@ from raytrain.scoring.listed import (
     checked_id,
     file_identity,
     hashed,
+    id_by_name,
     is_raster,
     refusal,
     refuse_special,
@@ -346,8 +347,17 @@ def _number(band: Json, name: str) -> float | None:
 
 
 def _pixel_m(key: str, band: Json) -> float:
-    """Return the side of a pixel as far as an asset says it, infinity where it does not."""
-    named = _NAMED_RESOLUTION.search(key)
+    """Return the side of a pixel as far as an asset says it, infinity where it does not.
+
+    `gsd` comes last: it is the instrument's, and the same for files of coarser pixels.
+    """
     transform = band.get("proj:transform") or [None]
-    said = (band.get("spatial_resolution"), band.get("raster:spatial_resolution"), transform[0], band.get("gsd"))
-    return next((abs(float(value)) for value in said if value), float(named[1]) if named else float("inf"))
+    named = _NAMED_RESOLUTION.search(key) or _NAMED_RESOLUTION.search(id_by_name(str(band["href"])))
+    said = (
+        band.get("spatial_resolution"),
+        band.get("raster:spatial_resolution"),
+        transform[0],
+        named and named[1],
+        band.get("gsd"),
+    )
+    return next((abs(float(value)) for value in said if value), math.inf)

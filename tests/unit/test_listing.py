@@ -439,6 +439,29 @@ def test_jpeg_2000_is_taken_where_there_is_nothing_else(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("coarse", "fine"),
+    [
+        (("B02_60m", {"gsd": 10}), ("B02_10m", {"gsd": 10})),
+        (
+            ("blue", {"gsd": 10, "href": "https://h/B02_60m.jp2?s=1"}),
+            ("B02", {"gsd": 10, "href": "https://h/B02_10m.jp2"}),
+        ),
+        (("a_20m", {"proj:transform": [60, 0, 0, 0, -60, 0]}), ("b_60m", {"proj:transform": [10, 0, 0, 0, -10, 0]})),
+        (("a_10m", {"raster:spatial_resolution": 20}), ("b_60m", {"raster:spatial_resolution": 10})),
+        (("a", {"gsd": 20}), ("b", {"gsd": 10})),
+        (("a", {}), ("b_60m", {})),
+    ],
+)
+def test_the_finest_asset_of_a_band_is_taken(
+    tmp_path: Path, coarse: tuple[str, dict[str, Any]], fine: tuple[str, dict[str, Any]]
+) -> None:
+    of_blue = {"eo:bands": [{"name": "B02"}], "type": COG}
+    assets = {key: {"href": f"https://h/{key}.tif", **of_blue, **facts} for key, facts in (coarse, fine)}
+    (file,) = only(put(tmp_path / "item.json", make_item(assets))).files.values()
+    assert file.uri == assets[fine[0]]["href"]
+
+
+@pytest.mark.parametrize(
     ("key", "facts"),
     [
         ("visual", {"roles": ["data"]}),
