@@ -72,7 +72,7 @@ class ScoreReport:
     """How many items were found and are done, how many of them were before, and which can't be scored.
 
     `problems` are those that their data is to blame for; `unfinished` says for others why they failed every time: the
-    same command tries them again. `notes` count what could not be made of finished items.
+    same command tries them again. `notes` count those of finished items, see `Record`.
     """
 
     num_masks: int

@@ -7,6 +7,7 @@ window is a crop of the whole. A scene is never held as a whole. Must not know m
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ from raytrain.imagery.scene_files import ALL_BANDS, BandFile, SceneSource, shown
 
 PixelT = TypeVar("PixelT", bound=np.generic)
 
+TRAINED_PIXEL_M, COARSE_PIXEL_M = 10, 15
+"""What members see in training, and the side above which pixels of other instruments than Sentinel-2's are told of."""
 TOLERANCE_PX = 0.01
 """How far a corner of a band may lie from that of the finest one, in pixels of the latter."""
 
@@ -58,7 +61,10 @@ class _Band:
 
 
 class SceneReader:
-    """An open scene. `bands` are those of the wanted that it has, in the order wanted; for the use of one thread."""
+    """An open scene, for the use of one thread.
+
+    `bands` are those of the wanted that it has, in the order wanted; `notes` say what its masks may suffer from.
+    """
 
     def __init__(self, source: SceneSource, bands: list[_Band], conversion: Conversion, datetime: str | None) -> None:
         finest = next(band.dataset for band in bands if band.ratio == 1)
@@ -70,6 +76,7 @@ class SceneReader:
         self.conversion = conversion
         self.datetime = datetime
         is_sentinel_2 = _is_sentinel_2(source, bands)
+        self.notes = _notes(finest, is_sentinel_2=is_sentinel_2)
         self._nodata = [0 if band.nodata is None and is_sentinel_2 else band.nodata for band in bands]
         self._dtype = np.result_type(*(band.dtype for band in bands))
         self._by_file: dict[str, list[_Band]] = {}
@@ -129,6 +136,17 @@ class SceneReader:
 def _is_sentinel_2(source: SceneSource, bands: Sequence[_Band]) -> bool:
     """Tell whether a scene is Sentinel-2's: by a processing baseline, or by the format of ESA's files, JPEG 2000."""
     return source.processing_baseline is not None or any(rasters.is_jp2(band.file.uri) for band in bands)
+
+
+def _notes(finest: DatasetReader, *, is_sentinel_2: bool) -> tuple[str, ...]:
+    """Return a note on pixels that are coarser than those of training, where the CRS tells their side in metres."""
+    if finest.crs is None or not finest.crs.is_projected:
+        return ()
+    step, metres = finest.transform, finest.crs.linear_units_factor[1]
+    pixel_m = metres * max(math.hypot(step.a, step.d), math.hypot(step.b, step.e))
+    if pixel_m <= (TRAINED_PIXEL_M * 1.01 if is_sentinel_2 else COARSE_PIXEL_M):
+        return ()
+    return (f"a finest band of {pixel_m:.3g} m; members are trained with pixels of {TRAINED_PIXEL_M} m",)
 
 
 def _read_file(bands: Sequence[_Band], row: int, column: int, height: int, width: int) -> NDArray[np.integer[Any]]:

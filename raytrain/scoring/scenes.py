@@ -238,6 +238,7 @@ def _finish(source: OpenScene, paths: dict[Kind, Path], counts: Counts, work: Wo
         members_left_out=source.left_out,
         shift=reader.conversion.shift,
         shift_rule=reader.conversion.rule,
+        notes=reader.notes,
     )
     return work.with_item(record)
 

@@ -246,6 +246,21 @@ def test_scene_without_place_or_date_has_its_mask_and_a_note_and_no_item(tmp_pat
     assert not (tmp_path / "out2" / "collection.json").exists()
 
 
+def test_pixels_coarser_than_those_of_training_leave_a_note(tmp_path: Path) -> None:
+    product = "S2B_MSIL2A_20220413T150759_N0400_R025_T33XWJ_20220414T082126"
+    for name, pixel_m in (("a", 10), (f"{product}_a", 10), ("b", 15), ("c", 30), (f"{product}_b", 12)):
+        place = rasterio.Affine(pixel_m, 0, 5e5, 0, -pixel_m, 4e6)
+        write_scene(tmp_path / "in" / f"{name}.tif", noise(70, 70), transform=place)
+    degrees = rasterio.Affine(20, 0, 0, 0, -20, 0)
+    write_scene(tmp_path / "in" / "d.tif", noise(2, 2), crs="EPSG:4326", transform=degrees)
+    records = {record.item_id: record for record in score(tmp_path / "in", work_at(tmp_path / "out"))}
+    assert {name: record.notes for name, record in records.items() if record.notes} == {
+        "c": ("a finest band of 30 m; members are trained with pixels of 10 m",),
+        f"{product}_b": ("a finest band of 12 m; members are trained with pixels of 10 m",),
+    }
+    assert all({"mask", "item"} <= set(record.outputs) for record in records.values())
+
+
 def test_members_whose_bands_are_missing_are_an_error_or_left_out_and_recorded(tmp_path: Path) -> None:
     write_scene(tmp_path / "in" / "three.tif", noise(70, 70)[:3])
     (scene,) = scenes_of(tmp_path / "in")
