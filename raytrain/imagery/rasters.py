@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import rasterio
@@ -99,7 +99,7 @@ def holdable(value: float | None, dtype: str) -> float | None:
     return value if limits.min <= value <= limits.max else None
 
 
-def own_mask(source: DatasetReader, index: int, window: Window) -> NDArray[np.bool_] | None:
+def own_mask(source: DatasetReader, index: int, window: Window | None = None) -> NDArray[np.bool_] | None:
     """Return `[H, W] bool` of where a raster says that a band has data: by a mask, internal or `.msk`, or by alpha.
 
     None where it has neither.
@@ -123,15 +123,24 @@ def georeference_of(source: DatasetReader) -> Georeference:
     return Georeference(crs, None if unknown else transform)
 
 
-def _read_single_band(name: str, data: bytes) -> tuple[NDArray[Any], float | None, Georeference]:
-    """Return the only band of the GeoTIFF `data`, its no-data value and its place; raise `DataError`."""
+class _SingleBand(NamedTuple):
+    """The only band of a GeoTIFF: its pixels, value of no data, mask where it has one, and place."""
+
+    pixels: NDArray[Any]
+    nodata: float | None
+    mask: NDArray[np.bool_] | None
+    place: Georeference
+
+
+def _read_single_band(name: str, data: bytes) -> _SingleBand:
+    """Return the only band of the GeoTIFF `data`; raise `DataError`."""
     if not data:
         raise DataError(name, "an empty file (0 bytes)")
     try:
         with MemoryFile(data, filename=f"{name}.tif") as memory, memory.open(driver="GTiff") as source:
             if source.count != 1:
                 raise DataError(name, f"expected one band in the file, found {source.count}")
-            return source.read(1), source.nodata, georeference_of(source)
+            return _SingleBand(source.read(1), source.nodata, own_mask(source, 1), georeference_of(source))
     except RasterioError as error:
         raise DataError(name, f"not a readable TIFF, perhaps truncated ({_reason(error)})") from error
 
@@ -293,29 +302,28 @@ def read_chip(files: Mapping[str, bytes]) -> Raster:
     Raises `DataError` naming the band for what can't be decoded, is not uint16, or differs in size or place from the
     first; a band without a place fits any.
     """
-    bands: list[NDArray[Any]] = []
-    nodata: list[float | None] = []
-    places: list[Georeference] = []
-    for name, data in files.items():
-        pixels, value, place = _read_single_band(name, data)
-        if pixels.dtype != np.uint16:
-            raise DataError(name, f"expected uint16, found {pixels.dtype}")
-        bands.append(pixels)
-        nodata.append(value)
-        places.append(place)
+    bands = {name: _read_single_band(name, data) for name, data in files.items()}
     first = next(iter(files))
-    for name, pixels, place in zip(files, bands, places, strict=True):
-        if pixels.shape != bands[0].shape:
-            raise DataError(name, f"size {_size(pixels)} differs from the {_size(bands[0])} of {first}")
-        if not place.agrees_with(places[0]):
-            raise DataError(name, f"lies at {place}, but {first} at {places[0]}")
-    stack = np.stack(bands)
-    return Raster(stack, valid_pixels(stack, nodata), places[0])
+    for name, band in bands.items():
+        if band.pixels.dtype != np.uint16:
+            raise DataError(name, f"expected uint16, found {band.pixels.dtype}")
+        if band.pixels.shape != bands[first].pixels.shape:
+            found, expected = _size(band.pixels), _size(bands[first].pixels)
+            raise DataError(name, f"size {found} differs from the {expected} of {first}")
+        if not band.place.agrees_with(bands[first].place):
+            raise DataError(name, f"lies at {band.place}, but {first} at {bands[first].place}")
+    stack = np.stack([band.pixels for band in bands.values()])
+    valid = valid_pixels(stack, [band.nodata for band in bands.values()])
+    for band in bands.values():
+        if band.mask is not None:
+            valid &= band.mask
+    return Raster(stack, valid, bands[first].place)
 
 
 def read_label(name: str, data: bytes, chip: Raster) -> NDArray[np.uint8]:
     """Return the label `[H, W] uint8` of `chip`; raise `DataError` for another size, another place or other values."""
-    pixels, _, place = _read_single_band(name, data)
+    label = _read_single_band(name, data)
+    pixels, place = label.pixels, label.place
     if pixels.shape != chip.valid.shape:
         raise DataError(name, f"label of {_size(pixels)} px for bands of {_size(chip.valid)} px")
     if not place.agrees_with(chip.georeference):

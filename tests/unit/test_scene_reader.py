@@ -313,6 +313,17 @@ def test_what_a_mask_or_an_alpha_band_leaves_out_is_no_data(tmp_path: Path, noda
         np.testing.assert_array_equal(reader.read(3, 5, 31, 47).valid, keeps[3:34, 5:52])
 
 
+def test_what_a_mask_leaves_out_of_a_chip_is_no_data(tmp_path: Path) -> None:
+    pixels, keeps = noise(2, 2, 16, 16, low=8), np.ones((16, 16), bool)
+    keeps[:, 3] = False
+    files = {name: write(tmp_path / f"{name}.tif", band) for name, band in zip(("B02", "B08"), pixels, strict=True)}
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(files["B08"], "r+") as target:
+        target.write_mask(keeps)
+    chip = read_chip("chip", files)
+    np.testing.assert_array_equal(chip.valid, keeps)
+    np.testing.assert_array_equal(chip.pixels, pixels)
+
+
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 def test_what_lies_beside_a_local_file_counts(tmp_path: Path) -> None:
     pixels = noise(2, 16, 16, low=10)
