@@ -73,11 +73,15 @@ def roll(uri: str, records: Sequence[Record], entries: Iterable[str]) -> None:
     """Put `records` into one table in place of the objects `entries` that they were entered by."""
     data = _to_parquet(_table(records))
     storage.write_bytes(storage.join(uri, ROLLED, f"{storage.sha256_of(data)[:32]}.parquet"), data)
+    # Their folder stays, also where it is empty: a worker may be about to write into it.
     _remove(uri, [f"{NEW}/{name}" for name in entries])
 
 
 def compact(uri: str, dropped: Iterable[str] = ()) -> None:
-    """Bring all records into the canonical tables; those of the items `dropped` are taken out."""
+    """Bring all records into the canonical tables; those of the items `dropped` are taken out.
+
+    Nobody may enter items meanwhile.
+    """
     loose = [name for name in storage.find(storage.join(uri, LEDGER)) if name.startswith(("new/", "rolled/"))]
     gone = pa.array(sorted(dropped), pa.string())
     left = {bucket_of(each) for each in gone.to_pylist()}
@@ -89,6 +93,8 @@ def compact(uri: str, dropped: Iterable[str] = ()) -> None:
     for digit in left:
         _rewrite(uri, digit, SCHEMA.empty_table(), gone)
     _remove(uri, [f"{LEDGER}/{name}" for name in loose])
+    for folder in (NEW, ROLLED):
+        _remove_folder(storage.join(uri, folder))
 
 
 def _gathered(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
@@ -259,8 +265,6 @@ def _remove(uri: str, names: Sequence[str]) -> None:
     with ThreadPoolExecutor(READERS) as pool:
         for _ in pool.map(lambda name: storage.remove(storage.join(uri, name)), names):
             pass
-    for folder in sorted({name.rsplit("/", 1)[0] for name in names}):
-        _remove_folder(storage.join(uri, folder))
 
 
 def _remove_folder(uri: str) -> None:

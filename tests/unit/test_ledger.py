@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -13,6 +14,7 @@ from raytrain.errors import ConfigError
 from raytrain.scoring import ledger
 from raytrain.scoring.ledger import Known, Standing
 from raytrain.scoring.records import Output, Record
+from raytrain.storage import local
 
 
 def record(i: int, identity: str = "1", digest: str = "d") -> Record:
@@ -140,6 +142,23 @@ def test_record_of_an_item_that_can_not_be_scored_any_more_is_taken_out(tmp_path
     assert {each.item_id for each in ledger.read_records(uri)} == {f"scene000{i}" for i in (0, 1, 2, 4)}
     ledger.compact(uri, dropped=[f"scene000{i}" for i in range(5)])
     assert tables(tmp_path) == {}
+
+
+def test_items_are_entered_while_others_are_rolled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = str(tmp_path)
+    names = enter_all(uri, [record(1)])
+    real = local._renamed_into_place
+
+    def rolled_meanwhile(path: Path) -> AbstractContextManager[Path]:
+        monkeypatch.setattr(local, "_renamed_into_place", real)
+        ledger.roll(uri, [record(1)], names)  # the folder stands, and nothing is in it yet
+        return real(path)
+
+    monkeypatch.setattr(local, "_renamed_into_place", rolled_meanwhile)
+    ledger.enter(uri, [record(2)])
+    ledger.compact(uri)
+    assert {each.item_id for each in ledger.read_records(uri)} == {"scene0001", "scene0002"}
+    assert {path.name for path in (tmp_path / "ledger").iterdir() if path.is_dir()} == set()
 
 
 def test_torn_entry_counts_for_nothing_and_a_damaged_table_is_named(tmp_path: Path) -> None:
