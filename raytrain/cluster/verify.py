@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from raytrain.scoring.destination import SCORING_FILE
 from raytrain.scoring.ledger import Standing
 from raytrain.scoring.manifest import ENSEMBLE_FILE, ensemble_folder, read_manifest
 from raytrain.scoring.records import Output
-from raytrain.scoring.verify import unknown_outputs, verify_outputs
+from raytrain.scoring.verify import LedgerRead, unknown_outputs, verify_outputs
 from raytrain.tiles.reader import MANIFEST
 from raytrain.tiles.reader import read_manifest as read_shards
 from raytrain.tiles.verify import unknown_files, verify_index, verify_shard
@@ -79,15 +79,12 @@ def _verify_shard(work: _Work) -> list[DataError]:
 
 
 def _verify_scored(uri: str, cluster: session.Cluster, on_progress: OnProgress | None) -> VerifyReport:
-    total = num_objects = num_bytes = 0
-    for digit in ledger.DIGITS:
-        total += ledger.read_table(uri, digit, ["item_id"]).num_rows
-    outputs = (output for record in ledger.read_records(uri) for output in record.outputs.values())
-    known = Standing(output.key for output in outputs)
-    differences = list(unknown_outputs(uri, known))
+    tables, num_objects, num_bytes = LedgerRead(uri), 0, 0
+    known = Standing(tables.keys())
+    differences = [*tables.differences, *unknown_outputs(uri, known, tables.damaged)]
     with session.joined(cluster, [uri]):
-        batches = _batches_of_outputs(uri)
-        total_batches = -(-total // RECORDS_PER_TASK)
+        batches = _batches_of_outputs(uri, tables.digits)
+        total_batches = -(-tables.num_records // RECORDS_PER_TASK)
         for found, count, size in run_tasks(_verify_outputs, batches, total_batches, on_progress):
             differences += found
             num_objects += count
@@ -95,9 +92,9 @@ def _verify_scored(uri: str, cluster: session.Cluster, on_progress: OnProgress |
     return VerifyReport("scored archive", num_objects, num_bytes, differences)
 
 
-def _batches_of_outputs(uri: str) -> Iterator[tuple[str, list[Output]]]:
-    """Yield the outputs of some records at a time."""
-    records = ledger.read_records(uri)
+def _batches_of_outputs(uri: str, digits: Sequence[str]) -> Iterator[tuple[str, list[Output]]]:
+    """Yield the outputs of some records of these tables at a time."""
+    records = ledger.read_records(uri, digits)
     while batch := list(itertools.islice(records, RECORDS_PER_TASK)):
         yield uri, [output for record in batch for output in record.outputs.values()]
 

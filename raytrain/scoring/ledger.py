@@ -13,6 +13,7 @@ import hashlib
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from raytrain import storage
-from raytrain.errors import ConfigError
+from raytrain.errors import ConfigError, first_line
 from raytrain.scoring.records import Record
 
 LEDGER, NEW, ROLLED = "ledger", "ledger/new", "ledger/rolled"
@@ -56,6 +57,14 @@ SCHEMA = pa.schema(
         ("notes", pa.list_(pa.string())),
     ]
 )
+
+
+class DamagedTable(ConfigError):
+    """A canonical table, at `uri`, that can't be read; `found` says why, and what to do."""
+
+    def __init__(self, uri: str, why: object) -> None:
+        self.uri, self.found = uri, f"damaged, not a table of the ledger ({why}); remove it to score its items again"
+        super().__init__(f"{uri}: {self.found}")
 
 
 def enter(uri: str, records: Sequence[Record]) -> None:
@@ -129,7 +138,7 @@ def bucket_of(item_id: str) -> str:
 
 
 def read_table(uri: str, digit: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Return the canonical table of one digit, empty where there is none; raise `ConfigError` for a damaged one."""
+    """Return the canonical table of one digit, empty where there is none; raise `DamagedTable`."""
     target = _table_uri(uri, digit)
     try:
         data = storage.read_bytes(target)
@@ -137,17 +146,26 @@ def read_table(uri: str, digit: str, columns: Sequence[str] | None = None) -> pa
         table = SCHEMA.empty_table()
         return table if columns is None else table.select(columns)
     try:
-        return pq.read_table(pa.BufferReader(data), columns=None if columns is None else list(columns))
-    except (pa.ArrowException, OSError) as error:
-        found = f"{target}: damaged, not a table of the ledger ({error}); remove it to score its items again"
-        raise ConfigError(found) from error
+        return _from_parquet(data, columns)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DamagedTable(target, first_line(error)) from error
 
 
-def read_records(uri: str) -> Iterator[Record]:
-    """Yield the records of the canonical tables, in the order of these and of ids; a table at a time is held."""
-    for digit in DIGITS:
+def read_records(uri: str, digits: Iterable[str] = DIGITS) -> Iterator[Record]:
+    """Yield the records of the canonical tables, in the order of these and of ids; a table at a time is held.
+
+    Raises `DamagedTable`.
+    """
+    for digit in digits:
         for batch in read_table(uri, digit).to_batches(max_chunksize=1024):
-            yield from map(_record, batch.to_pylist())
+            yield from _records(uri, digit, batch.to_pylist())
+
+
+def _records(uri: str, digit: str, rows: Iterable[dict[str, Any]]) -> Iterator[Record]:
+    try:
+        yield from map(_record, rows)
+    except (ValidationError, TypeError) as error:
+        raise DamagedTable(_table_uri(uri, digit), first_line(error)) from error
 
 
 class Known:
@@ -249,9 +267,9 @@ def _read_loose(uri: str, names: Sequence[str]) -> Iterator[pa.Table]:
             return None
         try:
             if name.startswith("rolled/"):
-                return pq.read_table(pa.BufferReader(data))
+                return _from_parquet(data)
             return _table([Record.model_validate_json(line) for line in data.splitlines()])
-        except (ValidationError, pa.ArrowException, OSError):
+        except (ValueError, pa.ArrowException, OSError):
             return None
 
     ordered = sorted(names, key=lambda name: (not name.startswith("rolled/"), name))
@@ -283,18 +301,28 @@ def _table(records: Sequence[Record]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
-def _record(row: dict[str, object]) -> Record:
-    outputs = row["outputs"]
-    assert isinstance(outputs, list)
-    by_kind = {each["kind"]: {name: each[name] for name in ("key", "sha256", "num_bytes")} for each in outputs}
+def _record(row: dict[str, Any]) -> Record:
+    by_kind = {each["kind"]: {name: each[name] for name in ("key", "sha256", "num_bytes")} for each in row["outputs"]}
     return Record.model_validate({**row, "outputs": by_kind})
 
 
 def _to_parquet(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     # The library's version would make bytes depend on where they were written.
-    pq.write_table(table, sink, compression="zstd", store_schema=False, write_statistics=False)
+    pq.write_table(
+        table, sink, compression="zstd", store_schema=False, write_statistics=False, write_page_checksum=True
+    )
     return bytes(sink.getvalue())
+
+
+def _from_parquet(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
+    """Return the table, or some columns of it, of the bytes of `_to_parquet`; raise for damaged ones."""
+    file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+    if not file.schema_arrow.equals(SCHEMA):  # of the footer, which has no checksum
+        raise ValueError("other columns than the ledger has")
+    table = file.read(columns=None if columns is None else list(columns))
+    table.validate(full=True)
+    return table
 
 
 def _table_uri(uri: str, digit: str) -> str:

@@ -3,16 +3,44 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 
 from raytrain import storage
 from raytrain.errors import DataError
-from raytrain.scoring.ledger import LEDGER, Standing
+from raytrain.scoring import ledger
+from raytrain.scoring.ledger import LEDGER, DamagedTable, Standing
 from raytrain.scoring.records import Output
 from raytrain.scoring.work import output_keys
 
 OUTPUT_FOLDERS = tuple(key.rpartition("/")[0] for key in output_keys("x"))
 """Where outputs lie, below the destination."""
+
+
+@dataclass
+class LedgerRead:
+    """What the tables of a ledger name, table by table; those that can't be read are `differences`, not errors."""
+
+    uri: str
+    digits: list[str] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
+    differences: list[DataError] = field(default_factory=list)
+    num_records: int = 0
+
+    def keys(self) -> Iterator[str]:
+        """Read all tables and yield the keys of the outputs that they name."""
+        for digit in ledger.DIGITS:
+            try:
+                records = 0
+                for record in ledger.read_records(self.uri, digit):
+                    records += 1
+                    yield from (output.key for output in record.outputs.values())
+            except DamagedTable as error:
+                self.damaged.append(digit)
+                self.differences.append(DataError(error.uri, error.found))
+            else:
+                self.digits.append(digit)
+                self.num_records += records
 
 
 def verify_outputs(uri: str, outputs: Sequence[Output]) -> list[DataError]:
@@ -32,8 +60,11 @@ def _verify(uri: str, output: Output) -> Iterator[DataError]:
         yield DataError(where, f"sha256 is {found}, the ledger says {output.sha256}; remove it and score again")
 
 
-def unknown_outputs(uri: str, known: Standing) -> Iterator[DataError]:
-    """Yield the outputs at the destination `uri` that no record names, and records that are not in their tables yet."""
+def unknown_outputs(uri: str, known: Standing, damaged: Collection[str] = ()) -> Iterator[DataError]:
+    """Yield the outputs at the destination `uri` that no record names, and records that are not in their tables yet.
+
+    Whether there is a record of an item that belongs to a `damaged` table, nobody can tell.
+    """
     loose = 0
     for name, _ in storage.walk(uri):
         folder, _, file = name.rpartition("/")
@@ -42,6 +73,7 @@ def unknown_outputs(uri: str, known: Standing) -> Iterator[DataError]:
             and file.endswith((".tif", ".json"))
             and name not in known
             and name not in OWN_FILES
+            and ledger.bucket_of(file.rpartition(".")[0]) not in damaged
         ):
             yield DataError(storage.join(uri, name), "no record of the ledger names it; score again, or remove it")
         loose += name.startswith((f"{LEDGER}/new/", f"{LEDGER}/rolled/"))

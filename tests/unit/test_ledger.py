@@ -12,7 +12,7 @@ import pytest
 from raytrain import storage
 from raytrain.errors import ConfigError
 from raytrain.scoring import ledger
-from raytrain.scoring.ledger import Known, Standing
+from raytrain.scoring.ledger import DamagedTable, Known, Standing
 from raytrain.scoring.records import Output, Record
 from raytrain.storage import local
 
@@ -175,6 +175,23 @@ def test_torn_entry_counts_for_nothing_and_a_damaged_table_is_named(tmp_path: Pa
     (tmp_path / "ledger" / f"records-{digit}.parquet").write_bytes(b"PAR1")
     with pytest.raises(ConfigError, match=rf"records-{digit}\.parquet: damaged, .*remove it to score its items again"):
         list(ledger.read_records(uri))
+
+
+def test_byte_of_a_table_that_flipped_is_found_or_changes_nothing(tmp_path: Path) -> None:
+    uri = str(tmp_path)
+    ledger.enter(uri, [record(i) for i in range(60)])
+    ledger.compact(uri)
+    path = max((tmp_path / "ledger").iterdir(), key=lambda each: each.stat().st_size)
+    whole, right, found = path.read_bytes(), list(ledger.read_records(uri)), []
+    for at in range(0, len(whole), 23):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        try:
+            assert list(ledger.read_records(uri)) == right
+            assert Known(uri, "d", Standing([])).has_record(right[0].item_id)
+        except DamagedTable as error:
+            found.append(error.uri)
+    assert set(found) == {str(path)}
+    assert len(found) > len(whole) / 50
 
 
 def test_known_is_what_has_all_outputs_the_same_source_and_the_same_settings(tmp_path: Path) -> None:
