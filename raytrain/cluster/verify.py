@@ -13,6 +13,7 @@ from raytrain.cluster.tasks import run_tasks
 from raytrain.config import Settings
 from raytrain.errors import ConfigError, DataError
 from raytrain.scoring import ledger
+from raytrain.scoring.catalogue import catalogue_differences
 from raytrain.scoring.destination import SCORING_FILE
 from raytrain.scoring.ledger import Standing
 from raytrain.scoring.manifest import ENSEMBLE_FILE, ensemble_folder, read_manifest
@@ -82,6 +83,7 @@ def _verify_scored(uri: str, cluster: session.Cluster, on_progress: OnProgress |
     tables, num_objects, num_bytes = LedgerRead(uri), 0, 0
     known = Standing(tables.keys())
     differences = [*tables.differences, *unknown_outputs(uri, known, tables.damaged)]
+    differences += catalogue_differences(uri, tables.num_known_items)
     with session.joined(cluster, [uri]):
         batches = _batches_of_outputs(uri, tables.digits)
         total_batches = -(-tables.num_records // RECORDS_PER_TASK)

@@ -26,14 +26,21 @@ class LedgerRead:
     damaged: list[str] = field(default_factory=list)
     differences: list[DataError] = field(default_factory=list)
     num_records: int = 0
+    num_items: int = 0
+
+    @property
+    def num_known_items(self) -> int | None:
+        """How many STAC items all tables name; None where some can't be read."""
+        return None if self.damaged else self.num_items
 
     def keys(self) -> Iterator[str]:
         """Read all tables and yield the keys of the outputs that they name."""
         for digit in ledger.DIGITS:
             try:
-                records = 0
+                records = items = 0
                 for record in ledger.read_records(self.uri, digit):
                     records += 1
+                    items += "item" in record.outputs
                     yield from (output.key for output in record.outputs.values())
             except DamagedTable as error:
                 self.damaged.append(digit)
@@ -41,6 +48,7 @@ class LedgerRead:
             else:
                 self.digits.append(digit)
                 self.num_records += records
+                self.num_items += items
 
 
 def verify_outputs(uri: str, outputs: Sequence[Output]) -> list[DataError]:

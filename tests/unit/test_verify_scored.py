@@ -11,6 +11,7 @@ from raytrain.cluster import session
 from raytrain.cluster import verify as cluster_verify
 from raytrain.cluster.verify import VerifyJob, VerifyReport
 from raytrain.scoring import ledger
+from raytrain.scoring.catalogue import is_catalogue_whole
 from raytrain.scoring.destination import claim_destination
 from raytrain.scoring.units import Unit
 from tests.unit.test_perform import do_all, noise, scenes_of, work_at, write_scene
@@ -65,3 +66,45 @@ def test_damaged_table_is_a_difference_and_the_rest_is_verified(scored: Path) ->
     assert found.keys() == {table.name, f"{other}.tif", "stranger.tif"}
     assert "damaged, not a table of the ledger" in found[table.name]
     assert report.num_objects == 2 * (4 - len(mates))
+
+
+def test_catalogue_that_is_gone_damaged_or_of_other_items_is_a_difference_and_to_be_written_again(
+    scored: Path,
+) -> None:
+    assert is_catalogue_whole(str(scored))
+    collection, table = scored / "collection.json", scored / "items.parquet"
+    whole = {path: path.read_bytes() for path in (collection, table)}
+
+    def wrong_with(changed: dict[Path, bytes | None]) -> dict[str, str]:
+        for path, data in {**whole, **changed}.items():
+            path.unlink(missing_ok=True) if data is None else path.write_bytes(data)
+        found = named(verified(scored))
+        assert is_catalogue_whole(str(scored)) == (not found)
+        return found
+
+    assert wrong_with({}) == {}
+    missing = "missing, but the ledger has STAC items; score again"
+    assert wrong_with({collection: None}) == {"collection.json": missing}
+    assert wrong_with({table: None}) == {"items.parquet": missing}
+    assert wrong_with({collection: None, table: None}) == {"collection.json": missing, "items.parquet": missing}
+    assert "not a JSON file" in wrong_with({collection: whole[collection][:-9]})["collection.json"]
+    assert "names no checksum" in wrong_with({collection: b'{"assets": []}'})["collection.json"]
+    flipped = bytearray(whole[table])
+    flipped[100] ^= 1
+    assert "collection.json says" in wrong_with({table: bytes(flipped)})["items.parquet"]
+    ledger.compact(str(scored), dropped=["a"])
+    assert "4 STAC items, where the ledger has 3" in wrong_with({})["items.parquet"]
+    ledger.compact(str(scored), dropped="abcd")
+    assert wrong_with({}).keys() == {*(f"{name}.tif" for name in "abcd"), *(f"{name}.json" for name in "abcd")} | {
+        "collection.json",
+        "items.parquet",
+    }
+
+
+def test_without_stac_items_there_is_no_catalogue(tmp_path: Path) -> None:
+    write_scene(tmp_path / "in" / "s.tif", noise(70, 60), crs=None)
+    work = work_at(tmp_path / "out")
+    claim_destination(work.destination, work.scoring)
+    do_all([Unit(kind="scene", scene=scene) for scene in scenes_of(tmp_path / "in")], work)
+    assert verified(tmp_path / "out").differences == []
+    assert is_catalogue_whole(work.destination)
