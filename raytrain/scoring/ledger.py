@@ -91,7 +91,7 @@ def compact(uri: str, dropped: Iterable[str] = ()) -> None:
 
     Nobody may enter items meanwhile.
     """
-    loose = [name for name in storage.find(storage.join(uri, LEDGER)) if name.startswith(("new/", "rolled/"))]
+    loose = _loose(uri)
     gone = pa.array(sorted(dropped), pa.string())
     left = {bucket_of(each) for each in gone.to_pylist()}
     for fresh in _gathered(_read_loose(uri, loose)):
@@ -104,6 +104,11 @@ def compact(uri: str, dropped: Iterable[str] = ()) -> None:
     _remove(uri, [f"{LEDGER}/{name}" for name in loose])
     for folder in (NEW, ROLLED):
         _remove_folder(storage.join(uri, folder))
+
+
+def _loose(uri: str) -> list[str]:
+    """Return the names below `ledger/` of what is not compacted."""
+    return [name for name in storage.find(storage.join(uri, LEDGER)) if name.startswith(("new/", "rolled/"))]
 
 
 def _gathered(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
@@ -171,13 +176,20 @@ def _records(uri: str, digit: str, rows: Iterable[dict[str, Any]]) -> Iterator[R
 class Known:
     """What a destination has records of: by id, what each was made from, and whether all of it still stands.
 
-    Holds 24 bytes a record. `num_done` counts those made with the settings asked for whose outputs all stand.
+    Records that a stopped run left uncompacted count as well; nothing is written. Holds 24 bytes a record. `num_done`
+    counts those made with the settings asked for whose outputs all stand. Raises `DamagedTable`.
     """
 
     def __init__(self, uri: str, settings_digest: str, standing: Standing) -> None:
-        lots = [lot for digit in DIGITS for lot in _rows(uri, digit, settings_digest, standing)]
-        rows = np.concatenate([np.zeros((3, 0), np.uint64), *lots], axis=1)
-        self._ids, self._sources, self._identities = rows[:, np.argsort(rows[0])]
+        def rows_of(tables: Iterable[pa.Table]) -> list[NDArray[np.uint64]]:
+            return [rows for table in tables for rows in _rows(table, settings_digest, standing)]
+
+        fresh = rows_of(_read_loose(uri, _loose(uri)))  # first: what is compacted meanwhile is in the tables then
+        lots = rows_of(read_table(uri, digit, _KNOWN_COLUMNS) for digit in DIGITS)
+        rows = np.concatenate([np.zeros((3, 0), np.uint64), *lots, *fresh], axis=1)
+        rows = rows[:, np.argsort(rows[0], kind="stable")]
+        is_last = np.append(rows[0, 1:] != rows[0, :-1], np.ones(min(1, rows.shape[1]), bool))  # of records of one id
+        self._ids, self._sources, self._identities = rows[:, is_last]
         self.num_done = int(np.count_nonzero(self._identities))
 
     def is_done(self, item_id: str, identity: str) -> bool:
@@ -199,12 +211,11 @@ class Known:
 _KNOWN_COLUMNS = ("item_id", "source_uri", "identity", "settings_digest", "outputs")
 
 
-def _rows(uri: str, digit: str, settings_digest: str, standing: Standing) -> Iterator[NDArray[np.uint64]]:
+def _rows(table: pa.Table, settings_digest: str, standing: Standing) -> Iterator[NDArray[np.uint64]]:
     """Yield the hashes of id, source and identity of some records `[3, records]`.
 
     That of the identity is 0 where a record was made with other settings, or not all of its outputs stand.
     """
-    table = read_table(uri, digit, _KNOWN_COLUMNS)
     for batch in table.to_batches(max_chunksize=65536):
         outputs = batch["outputs"]
         values = outputs.flatten()

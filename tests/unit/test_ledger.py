@@ -218,6 +218,28 @@ def test_known_is_what_has_all_outputs_the_same_source_and_the_same_settings(tmp
     assert Known(str(tmp_path / "empty"), "d", Standing([])).num_done == 0
 
 
+def test_known_is_what_compaction_would_leave_and_stays_uncompacted(tmp_path: Path) -> None:
+    uri = str(tmp_path)
+    ledger.enter(uri, [record(i, identity="old") for i in range(10)])
+    ledger.compact(uri)
+    rolled = [record(i) for i in range(5, 20)]
+    ledger.roll(uri, rolled, enter_all(uri, rolled))
+    fresh = [record(i, identity="new") for i in range(18, 25)]
+    enter_all(uri, fresh)
+    before = tables(tmp_path)
+    stands = standing(tmp_path, [*rolled, *fresh, *(record(i) for i in range(10))])
+    known = Known(uri, "d", stands)
+    assert tables(tmp_path) == before
+    assert known.num_done == 25
+    expected = {i: "old" if i < 5 else "1" if i < 18 else "new" for i in range(25)}
+    for identity in ("old", "1", "new"):
+        done = {i for i in range(25) if known.is_done(record(i).item_id, identity)}
+        assert done == {i for i, each in expected.items() if each == identity}
+    ledger.compact(uri)
+    compacted = Known(uri, "d", stands)
+    assert all(compacted.is_done(record(i).item_id, identity) for i, identity in expected.items())
+
+
 def test_ledger_is_read_by_any_tool(tmp_path: Path) -> None:
     ledger.enter(str(tmp_path), [record(3)])
     ledger.compact(str(tmp_path))
