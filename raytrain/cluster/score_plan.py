@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -13,12 +14,12 @@ from raytrain.cluster import session
 from raytrain.cluster.pool import UNITS_IN_FLIGHT
 from raytrain.cluster.room import actors_at_once, has_gpus
 from raytrain.cluster.score import ScoreJob, scoring_of, start_actor
-from raytrain.errors import ConfigError, DataError
+from raytrain.errors import ConfigError, DataError, StoreOutOfReach, first_line
 from raytrain.imagery.rasters import is_jp2
 from raytrain.imagery.scene_reader import open_scene
 from raytrain.scoring import ledger
 from raytrain.scoring.destination import check_destination
-from raytrain.scoring.estimate import Calibration, Sample, disk_bytes, unit_bytes, windows_of, worker_bytes
+from raytrain.scoring.estimate import Calibration, Sample, disk_bytes, hours_of, unit_bytes, windows_of, worker_bytes
 from raytrain.scoring.planning import Listing
 from raytrain.scoring.units import ChipSource, Unit, blocks_of
 from raytrain.scoring.work import layers_of
@@ -83,11 +84,7 @@ def plan_score(job: ScoreJob, cluster: session.Cluster) -> ScorePlan:
             chosen.add(unit)
         with ThreadPoolExecutor(SAMPLES) as pool:
             looked = list(pool.map(lambda item: _look(item, job, manifest.bands), chosen.items))
-        samples = [each for each in looked if isinstance(each, Sample)]
-        if looked and not samples:
-            raise ConfigError(
-                f"none of the {len(looked)} items that were looked at can be read; the first: {looked[0]}"
-            )
+        samples = _readable(looked)
         calibration = _calibrate(job, scoring, manifest)
         workers = actors_at_once(job.settings.threads, use_gpu=has_gpus())
     layers, to_do = layers_of(scoring), chosen.num_items
@@ -95,12 +92,13 @@ def plan_score(job: ScoreJob, cluster: session.Cluster) -> ScorePlan:
     pixels = sum(each.height * each.width for each in samples) * share
     windows = sum(windows_of(each.height, each.width, job.settings) for each in samples) * share
     blocks = sum(len(blocks_of(each.height, each.width, job.settings.block_px)) for each in samples) * share
+    num_units = chosen.num_units if chosen.of_chips else round(blocks)
     largest = max((unit_bytes(each, len(manifest.bands), job.settings) for each in samples), default=0)
     return ScorePlan(
         num_items=listing.num_items,
         num_done=listing.num_done,
         num_samples=len(samples),
-        num_units=chosen.num_units if chosen.of_chips else round(blocks),
+        num_units=num_units,
         megapixels=pixels / 1e6,
         bytes_to_read=round(sum(each.num_bytes for each in samples) * share),
         bytes_to_write=round(sum(layers.temporary_bytes(each.height, each.width) for each in samples) * share),
@@ -108,7 +106,7 @@ def plan_score(job: ScoreJob, cluster: session.Cluster) -> ScorePlan:
         disk_per_worker=UNITS_IN_FLIGHT * max((disk_bytes(each, layers) for each in samples), default=0),
         workers=workers,
         window_s=calibration.window_s,
-        hours=windows * calibration.window_s / workers / 3600,
+        hours=hours_of(windows, num_units, workers, calibration.window_s),
         problems=[DataError(each.item_id, each.found) for each in [*listing.problems, *listing.unreached]],
     )
 
@@ -135,8 +133,19 @@ class _Sampler:
                 self._every *= 2
 
 
-def _look(item: ChipSource | Unit, job: ScoreJob, bands: tuple[str, ...]) -> Sample | DataError:
-    """Return the size of an item, or what is wrong with it."""
+def _readable(looked: Sequence[Sample | DataError | StoreOutOfReach]) -> list[Sample]:
+    """Return the samples; where there are none, raise what keeps all items from being looked at."""
+    samples = [each for each in looked if isinstance(each, Sample)]
+    for each in looked:
+        if not samples and isinstance(each, StoreOutOfReach):
+            raise each
+    if looked and not samples:
+        raise ConfigError(f"none of the {len(looked)} items that were looked at can be read; the first: {looked[0]}")
+    return samples
+
+
+def _look(item: ChipSource | Unit, job: ScoreJob, bands: tuple[str, ...]) -> Sample | DataError | StoreOutOfReach:
+    """Return the size of an item, or what is wrong with it, or that its store is away, which says nothing of it."""
     try:
         if isinstance(item, ChipSource):
             chip = read_chip(item.chip_id, item.files)
@@ -154,8 +163,10 @@ def _look(item: ChipSource | Unit, job: ScoreJob, bands: tuple[str, ...]) -> Sam
                 num_remote_files=len(remote),
                 copied_bytes=sum(sizes[uri] for uri in remote if is_jp2(uri)),
             )
-    except DataError as error:
+    except (DataError, StoreOutOfReach) as error:
         return error
+    except (OSError, ConfigError) as error:  # a file that may not be read, a host that may not be asked
+        return DataError(item.chip_id if isinstance(item, ChipSource) else item.item_ids[0], first_line(error))
 
 
 def _calibrate(job: ScoreJob, scoring: Any, manifest: Any) -> Calibration:

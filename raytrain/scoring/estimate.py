@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from raytrain import storage
 from raytrain.config import ScoreSettings
+from raytrain.imagery.windows import round_up
 from raytrain.scoring.blending import needed_windows, region_bytes
 from raytrain.scoring.chips import CHIPS_AHEAD
 from raytrain.scoring.layers import Layers
@@ -45,13 +47,26 @@ class Calibration:
     resident_bytes: int
 
 
-def windows_of(height: int, width: int, settings: ScoreSettings) -> int:
-    """Return how many windows are computed for an item; those that two blocks need count twice."""
-    return sum(
+def windows_of(height: int, width: int, settings: ScoreSettings) -> float:
+    """Return how many windows are computed for an item; those that two blocks need count twice.
+
+    Of an item smaller than a window, this is the share of one that the nets see.
+    """
+    count = sum(
         len(needed_windows(height, block.row, block.height, settings))
         * len(needed_windows(width, block.column, block.width, settings))
         for block in blocks_of(height, width, settings.block_px)
     )
+    sides = [round_up(min(length, settings.window_px)) for length in (height, width)]
+    return count * math.prod(sides) / round_up(settings.window_px) ** 2
+
+
+def hours_of(windows: float, num_units: int, workers: int, window_s: float) -> float:
+    """Return how long so many windows take, of units of about one size that each are one worker's."""
+    if not num_units:
+        return 0.0
+    rounds = -(-num_units // workers)
+    return rounds * windows / num_units * window_s / 3600
 
 
 def worker_bytes(calibration: Calibration, unit_bytes: int, units_in_flight: int) -> int:
