@@ -29,10 +29,18 @@ class BandFile(Settings):
     nodata: float | None = None
 
 
+class FileVersion(Settings):
+    """What a file was when its archive was listed: its identity, and for a local one the stamp that it had then."""
+
+    identity: str
+    stamp: str | None = None
+
+
 class SceneSource(Settings):
     """One scene of an archive: its id, its files by band (or one by `ALL_BANDS`), and what a catalogue says of it.
 
     `identity` changes when a file of the scene, or what its values mean, changes; it depends on neither place nor time.
+    `versions` are what its files were, by URI, but those that a catalogue has a checksum of, which is their identity.
     `datetime` is RFC 3339 in UTC. `offset_applied` says that the shift of baseline 04.00 is off the values already;
     `processing_baseline` is like `05.10`. Both are None where the source says nothing. `item_uri` is where its STAC
     item lies, by its own word; else the document that it is, or the document that it is in, `#` and its id.
@@ -41,6 +49,7 @@ class SceneSource(Settings):
     scene_id: str
     files: dict[str, BandFile]
     identity: str
+    versions: dict[str, FileVersion] = Field(default_factory=dict)
     datetime: str | None = None
     item_uri: str | None = None
     offset_applied: bool | None = None

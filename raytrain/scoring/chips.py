@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from raytrain.scoring.ahead import ahead
 from raytrain.scoring.blending import Region, blended_strips
 from raytrain.scoring.layers import Kind, create_striped, encode, finish_cog
 from raytrain.scoring.records import Output, Record
-from raytrain.scoring.units import ChipSource, Problem, folder_of
+from raytrain.scoring.sources import CHANGED, chip_has_changed
+from raytrain.scoring.units import Answer, ChipSource, Problem, folder_of
 from raytrain.scoring.work import Work, layer_number
 from raytrain.storage.temporary import temporary_folder
 from raytrain.tiles.archive import read_chip
@@ -53,19 +55,31 @@ class _Pixels:
         return Raster(self.raster.pixels[:, *box], self.raster.valid[box], self.raster.georeference)
 
 
-def score_chips(chips: Sequence[ChipSource], work: Work) -> tuple[list[Record], list[Problem]]:
+def score_chips(chips: Sequence[ChipSource], work: Work) -> Answer:
     """Score `chips` and return their records, whose outputs stand then, and what is wrong with those left out."""
     records: list[Record] = []
     problems: list[Problem] = []
+    changed: list[Problem] = []
     with ahead(_read(chips, work), CHIPS_AHEAD) as read:
         for group in _of_one_shape(read, work.scoring.settings.windows_per_pass):
-            for chip in group:
-                if chip.raster is None:
+            usable = []
+            for chip, has_changed in zip(group, _have_changed(group), strict=True):
+                if has_changed:
+                    changed.append(_problem(replace(chip, found=CHANGED)))
+                elif chip.raster is None:
                     problems.append(_problem(chip))
-            usable = [chip for chip in group if chip.raster is not None]
+                else:
+                    usable.append(chip)
             for chip, layers in zip(usable, _layers(usable, work), strict=True):
                 records.append(_write(chip, layers, work))
-    return records, problems
+    pixels = sum(record.height * record.width for record in records)
+    return Answer(records=tuple(records), problems=tuple(problems), changed=tuple(changed), pixels=pixels)
+
+
+def _have_changed(group: Sequence[_ReadChip]) -> list[bool]:
+    """Tell of each of some chips, now that they are read, whether it is no more what was listed."""
+    with ThreadPoolExecutor(len(group)) as pool:
+        return list(pool.map(chip_has_changed, [chip.source for chip in group]))
 
 
 def _read(chips: Sequence[ChipSource], work: Work) -> Generator[_ReadChip]:

@@ -17,7 +17,7 @@ from urllib.parse import urljoin
 from raytrain import storage
 from raytrain.errors import ConfigError, DataError, encodable
 from raytrain.imagery.baseline import baseline_in_name
-from raytrain.imagery.scene_files import ALL_BANDS, BandFile, SceneSource, shown
+from raytrain.imagery.scene_files import ALL_BANDS, BandFile, FileVersion, SceneSource, shown
 
 _RASTER = re.compile(r"\.(tiff?|jp2)$", re.IGNORECASE)
 _KEYS = re.compile(r"//[^/]*@")
@@ -81,6 +81,12 @@ def file_identity(uri: str, info: storage.FileInfo | None = None) -> str:
         raise refusal(uri, error) from error
 
 
+def file_version(uri: str, info: storage.FileInfo | None = None) -> FileVersion:
+    """Return what the file at `uri` is now; `info` is what a listing had. Raise `DataError`."""
+    stamp = storage.stamp_of(uri)  # before its content is read: who writes meanwhile changes it
+    return FileVersion(identity=file_identity(uri, info), stamp=stamp)
+
+
 def refuse_special(uri: str) -> None:
     """Raise `DataError` for what is no regular file, and for a name that no record could hold."""
     if encodable(uri) != uri:
@@ -102,10 +108,12 @@ def hashed(facts: Any) -> str:
 def file_scene(uri: str, scene_id: str | None = None, info: storage.FileInfo | None = None) -> SceneSource:
     """Return the scene of one file of all bands, by default of the file's name."""
     scene_id = checked_id(id_by_name(uri) if scene_id is None else scene_id)
+    version = file_version(uri, info)
     return SceneSource(
         scene_id=scene_id,
         files={ALL_BANDS: BandFile(uri=uri)},
-        identity=file_identity(uri, info),
+        identity=version.identity,
+        versions={uri: version},
         processing_baseline=baseline_in_name(shown(uri)),
     )
 
@@ -114,10 +122,12 @@ def band_scene(
     scene_id: str, uris: Mapping[str, str], infos: Mapping[str, storage.FileInfo], place: str
 ) -> SceneSource:
     """Return the scene of one file a band; `place` is its folder, whose names may tell the processing baseline."""
+    versions = {band: file_version(uri, infos[band]) for band, uri in uris.items()}
     return SceneSource(
         scene_id=checked_id(scene_id),
         files={band: BandFile(uri=uri) for band, uri in uris.items()},
-        identity=hashed(sorted((band, file_identity(uri, infos[band])) for band, uri in uris.items())),
+        identity=hashed(sorted((band, version.identity) for band, version in versions.items())),
+        versions={uri: versions[band] for band, uri in uris.items()},
         processing_baseline=baseline_in_name(place),
     )
 

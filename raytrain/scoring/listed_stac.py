@@ -25,7 +25,7 @@ from raytrain.imagery.scene_files import ALL_BANDS, BandFile, SceneSource, shown
 from raytrain.scoring.listed import (
     Work,
     checked_id,
-    file_identity,
+    file_version,
     hashed,
     id_by_name,
     is_raster,
@@ -194,12 +194,13 @@ def _scene(item: Json, uri: str, bands: Sequence[str], scene_id: str | None, *, 
     properties = item.get("properties") or {}
     chosen = _chosen(scene_id, item.get("assets", {}), uri, bands)
     identities = {each.file.uri: each.checksum or "" for each in chosen.values()}
-    for at in [at for at, checksum in identities.items() if not checksum]:
-        identities[at] = file_identity(at)
+    versions = {at: file_version(at) for at, checksum in identities.items() if not checksum}
+    identities |= {at: version.identity for at, version in versions.items()}
     facts = SceneSource(
         scene_id=scene_id,
         files={band: each.file for band, each in chosen.items()},
         identity="",
+        versions=versions,
         datetime=_datetime(scene_id, properties),
         item_uri=_own_uri(item, uri) or (uri if is_alone else f"{shown(uri)}#{scene_id}"),
         offset_applied=next((properties[name] for name in _FLAGS if isinstance(properties.get(name), bool)), None),

@@ -12,6 +12,7 @@ from raytrain.imagery.scene_files import SceneSource
 from raytrain.scoring import ledger
 from raytrain.scoring.chips import score_chips
 from raytrain.scoring.scenes import assemble, missing_blocks, opened, remove_blocks, score_block, score_whole
+from raytrain.scoring.sources import CHANGED, SourceChanged, scene_has_changed
 from raytrain.scoring.units import Answer, Problem, Unit, blocks_of, shown_source
 from raytrain.scoring.work import Work, remove_outputs
 
@@ -19,20 +20,21 @@ from raytrain.scoring.work import Work, remove_outputs
 def perform(unit: Unit, work: Work) -> Answer:
     """Do `unit`. What is wrong with the data of an item is a problem of the answer, and the item has no outputs then.
 
+    An item whose source is no more what was listed is `changed`, whatever seems wrong with it, and has no blocks then.
     Any other failure (a store, memory) is raised, and nothing is entered.
     """
     start = time.monotonic()
     if unit.kind == "chips":
-        records, problems = score_chips(unit.chips, work)
-        answer = Answer(
-            records=tuple(records), problems=tuple(problems), pixels=sum(r.height * r.width for r in records)
-        )
+        answer = score_chips(unit.chips, work)
     else:
         assert unit.scene is not None, "only units of chips have no scene"
         try:
             answer = _PERFORM[unit.kind](unit, unit.scene, work)
         except DataError as error:
-            answer = Answer(problems=(_problem(unit.scene, error),))
+            changed = scene_has_changed(unit.scene)
+            answer = _changed(unit.scene, work) if changed else Answer(problems=(_problem(unit.scene, error),))
+        except SourceChanged:
+            answer = _changed(unit.scene, work)
     for problem in answer.problems:
         remove_outputs(work.destination, problem.item_id)
     if answer.records:
@@ -46,6 +48,12 @@ def perform(unit: Unit, work: Work) -> Answer:
             "network_s": work.nets.network_s,
         }
     )
+
+
+def _changed(scene: SceneSource, work: Work) -> Answer:
+    """Remove the blocks of a scene whose source is no more what they were made of."""
+    remove_blocks(scene, work.destination)
+    return Answer(changed=(Problem(item_id=scene.scene_id, source_uri=shown_source(scene), found=CHANGED),))
 
 
 def _problem(scene: SceneSource, error: DataError) -> Problem:

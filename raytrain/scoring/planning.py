@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from raytrain import storage
 from raytrain.config import ScoreSettings
 from raytrain.errors import ConfigError, DataError
-from raytrain.imagery.scene_files import SceneSource
+from raytrain.imagery.scene_files import FileVersion, SceneSource
 from raytrain.scoring.ledger import Known
 from raytrain.scoring.listed import Unlisted
 from raytrain.scoring.listing import is_listed, list_scenes
@@ -102,12 +102,19 @@ class Listing:
 def _chip_source(chip: Chip) -> ChipSource | DataError:
     """Return a chip with what changes when the bytes of one of its files do, and nothing else."""
     identity = chip.identity
+    versions: dict[str, FileVersion] = {}
     if storage.is_local(chip.source_uri):
         try:
-            parts = [f"{band} {storage.identity_of(uri)}" for band, uri in sorted(chip.bands.items())]
+            versions = {uri: _version(uri) for uri in chip.bands.values()}
         except FileNotFoundError as error:
             return DataError(chip.chip_id, f"a band vanished after the listing: {error}")
         except OSError as error:
             return DataError(chip.chip_id, f"a band that can't be read: {error}")
+        parts = [f"{band} {versions[uri].identity}" for band, uri in sorted(chip.bands.items())]
         identity = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
-    return ChipSource(chip_id=chip.chip_id, files=chip.bands, identity=identity)
+    return ChipSource(chip_id=chip.chip_id, files=chip.bands, identity=identity, versions=versions)
+
+
+def _version(uri: str) -> FileVersion:
+    stamp = storage.stamp_of(uri)  # before its content is read: who writes meanwhile changes it
+    return FileVersion(identity=storage.identity_of(uri), stamp=stamp)

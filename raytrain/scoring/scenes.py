@@ -29,6 +29,7 @@ from raytrain.scoring.ahead import OneThread
 from raytrain.scoring.blending import Region, blended_strips
 from raytrain.scoring.layers import NO_DATA, Kind, create_striped, encode, finish_cog
 from raytrain.scoring.records import Output, Record
+from raytrain.scoring.sources import check_unchanged
 from raytrain.scoring.units import shown_item, shown_source
 from raytrain.scoring.work import layer_number
 from raytrain.storage.temporary import temporary_folder
@@ -106,10 +107,14 @@ def missing_blocks(scene: SceneSource, blocks: Sequence[Region], work: Work) -> 
 
 
 def score_block(scene: SceneSource, block: Region, work: Work) -> None:
-    """Score a block of a scene; its layers stand at the destination, and are recorded, when this returns."""
+    """Score a block of a scene; its layers stand at the destination, and are recorded, when this returns.
+
+    Raises `SourceChanged`, before anything is written.
+    """
     folder = _blocks_uri(scene, work)
     with opened(scene, work) as source, temporary_folder() as temporary:
         paths, _ = _write_layers(source, block, work, Path(temporary))
+        check_unchanged(scene)
         hashes = {}
         for kind, path in paths.items():
             hashes[kind] = _sha256(path)
@@ -119,7 +124,7 @@ def score_block(scene: SceneSource, block: Region, work: Work) -> None:
 
 
 def score_whole(source: OpenScene, work: Work) -> Record:
-    """Score a scene in one go and return its record; its outputs stand then."""
+    """Score a scene in one go and return its record; its outputs stand then. Raises `SourceChanged`, before they do."""
     whole = Region(row=0, column=0, height=source.height, width=source.width)
     with temporary_folder() as temporary:
         paths, counts = _write_layers(source, whole, work, Path(temporary))
@@ -129,7 +134,8 @@ def score_whole(source: OpenScene, work: Work) -> Record:
 def assemble(scene: SceneSource, blocks: Sequence[Region], work: Work) -> Record:
     """Put the layers of a scene together from its blocks and return its record; its outputs stand then.
 
-    Raises `FileNotFoundError` if a block is gone or damaged. `remove_blocks` removes them, once the record stands.
+    Raises `SourceChanged`, before they do, and `FileNotFoundError` if a block is gone or damaged. `remove_blocks`
+    removes them, once the record stands.
     """
     folder = _blocks_uri(scene, work)
     with opened(scene, work) as source, temporary_folder() as temporary:
@@ -214,6 +220,7 @@ def _copy(piece: Path, block: Region, target: Any, counts: Counts | None) -> Cou
 def _finish(source: OpenScene, paths: dict[Kind, Path], counts: Counts, work: Work) -> Record:
     """Turn the finished local layers into outputs of the destination, the mask last, and return the scene's record."""
     scene, reader = source.source, source.reader
+    check_unchanged(scene)
     outputs: dict[str, Output] = {}
     for kind in sorted(paths, key=lambda kind: kind == "mask"):
         cog = paths[kind].with_suffix(".cog.tif")

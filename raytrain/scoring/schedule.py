@@ -165,12 +165,14 @@ class Schedule:
             self._scene_finished(task, unit.scene, answer)
         for problem in answer.problems:
             self.add(Casualty(problem, in_data=True))
+        for problem in answer.changed:  # not tried again: a unit is of what was listed
+            self.add(Casualty(problem, in_data=False))
 
     def _scene_finished(self, task: Task, scene: SceneSource, answer: Answer) -> None:
         """Note what came of a scene, one of its blocks, or its assembly."""
         unit, scene_id = task.unit, scene.scene_id
         self._in_assembly.discard(scene_id)
-        if answer.problems or answer.records:
+        if answer.problems or answer.changed or answer.records:
             self._scenes.pop(scene_id, None)
             self.num_done += 1
         elif answer.blocks:

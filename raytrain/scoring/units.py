@@ -11,12 +11,12 @@ import itertools
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from raytrain import storage
 from raytrain.config import Settings
 from raytrain.errors import encodable
-from raytrain.imagery.scene_files import SceneSource
+from raytrain.imagery.scene_files import FileVersion, SceneSource
 from raytrain.scoring.blending import Region
 from raytrain.scoring.records import Record
 
@@ -26,11 +26,15 @@ BLOCK_ALIGNMENT_PX = 512
 
 
 class ChipSource(Settings):
-    """One chip of an archive: its id, its files by band, what changes when one of them does."""
+    """One chip of an archive: its id, its files by band, what changes when one of them does.
+
+    `versions` are what its files were, by URI, where these are local; of others `identity` is a listing's.
+    """
 
     chip_id: str
     files: dict[str, str]
     identity: str
+    versions: dict[str, FileVersion] = Field(default_factory=dict)
 
 
 class Unit(Settings):
@@ -71,6 +75,7 @@ class Problem(Settings):
 class Answer(Settings):
     """What came of a unit: records of finished items, problems of the data; for a scene too large, its blocks.
 
+    `changed` are items whose source is no more what was listed: neither finished nor bad, the next run lists them anew.
     `missing` are the blocks that are still to be done, of all `blocks`. `entry` is the object of the ledger that holds
     the records. `pixels` were computed in `seconds`; `network_s` went by inside the worker's nets so far, over all of
     its units.
@@ -79,6 +84,7 @@ class Answer(Settings):
     records: tuple[Record, ...] = ()
     entry: str | None = None
     problems: tuple[Problem, ...] = ()
+    changed: tuple[Problem, ...] = ()
     blocks: tuple[Region, ...] = ()
     missing: tuple[Region, ...] = ()
     pixels: int = 0

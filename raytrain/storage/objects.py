@@ -194,6 +194,20 @@ def identity_of(uri: str, info: FileInfo | None = None) -> str:
     return f"{size}:{etag}"
 
 
+def stamp_of(uri: str) -> str | None:
+    """Return what changes with every write to the local file at `uri`, without its content; None for any other.
+
+    As long as it is the same the bytes are; where it differs they may be the same, as on another machine.
+    """
+    if not is_local(uri):
+        return None
+    try:
+        found = os.stat(path_of(uri))
+    except OSError:  # who reads it will say so
+        return None
+    return f"{found.st_ino}:{found.st_size}:{found.st_mtime_ns}:{found.st_ctime_ns}"
+
+
 def _is_strong(etag: str | None) -> bool:
     return bool(etag) and not str(etag).startswith("W/")
 

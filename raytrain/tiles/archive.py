@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -209,6 +209,16 @@ def _listed_chip(layout: Layout, row: MetadataRow, listed: _Listed | None, *, al
     if missing:
         layout = _with_bands(layout, tuple(band for band in layout.bands if band not in missing))
     return Chip(row, layout, listed.digest)
+
+
+def identity_now(folder: str, bands: Collection[str]) -> str:
+    """Return what `Chip.identity` is now, by a listing, of the chip without a label whose `bands` lie in `folder`."""
+    listed = _Listed()
+    for name, info in storage.walk(folder):
+        band, dot, kind = name.rpartition(".")
+        if dot and kind == "tif" and band in bands:
+            listed.add(band, info)
+    return f"{listed.digest:032x}"
 
 
 def read_chip(chip_id: str, bands: Mapping[str, str]) -> rasters.Raster:
