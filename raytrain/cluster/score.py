@@ -7,15 +7,8 @@ destination, and the same command does the rest.
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import itertools
-import json
-import logging
-import time
 import uuid
-from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -24,32 +17,22 @@ import ray
 
 from raytrain import storage
 from raytrain.cluster import session
-from raytrain.cluster.pool import UNITS_IN_FLIGHT, Outcome, Pool
+from raytrain.cluster.books import Books, OnProgress
+from raytrain.cluster.pool import UNITS_IN_FLIGHT, Pool
 from raytrain.cluster.room import actors_at_once, cpus_each, has_gpus
 from raytrain.cluster.scorer import Scorer
-from raytrain.cluster.tracking import ScoringGauges
 from raytrain.config import ScoreSettings, Settings
-from raytrain.errors import ConfigError, DataError, StoreOutOfReach, first_line
+from raytrain.errors import DataError
 from raytrain.scoring import ledger
-from raytrain.scoring.catalogue import write_catalogue
+from raytrain.scoring.catalogue import is_catalogue_whole
 from raytrain.scoring.destination import Scoring, check_destination, check_source, claim_destination
 from raytrain.scoring.manifest import EnsembleManifest, read_manifest
-from raytrain.scoring.pace import Progress, Rate
-from raytrain.scoring.partials import CASUALTIES, LOG, remove_partials
-from raytrain.scoring.patience import Patience
-from raytrain.scoring.plan import is_started, read_parts, remove_plan, start, write_plan
+from raytrain.scoring.pace import Rate
+from raytrain.scoring.partials import remove_partials
+from raytrain.scoring.plan import is_started, read_parts, start, write_plan
 from raytrain.scoring.planning import Listing
-from raytrain.scoring.records import Record
-from raytrain.scoring.scenes import remove_all_blocks
-from raytrain.scoring.schedule import Casualty, Schedule, Task
-from raytrain.scoring.units import Answer
-from raytrain.scoring.work import remove_outputs
+from raytrain.scoring.schedule import Casualty, Schedule
 from raytrain.tiles.selection import Selection
-
-CASUALTY_COLUMNS = ["item_id", "source_uri", "in_data", "cause"]
-RECORDS_PER_ROLL = 2000
-"""Records that the driver holds before it rolls their entries into one table."""
-_logger = logging.getLogger(__name__)
 
 
 class ScoreJob(Settings):
@@ -83,9 +66,6 @@ class ScoreReport:
     rate: Rate = field(default_factory=lambda: Rate())
 
 
-OnProgress = Callable[[Progress], None]
-
-
 def score(job: ScoreJob, cluster: session.Cluster, on_progress: OnProgress | None = None) -> ScoreReport:
     """Score every item of `job` that is not done at the destination.
 
@@ -106,7 +86,7 @@ def score(job: ScoreJob, cluster: session.Cluster, on_progress: OnProgress | Non
         is_open, run = is_started(job.dst), uuid.uuid4().hex[:8]
         total = _plan(job, scoring, listing, run)
         schedule = Schedule(read_parts(job.dst, run, total), total, job.max_failures)
-        books, is_over = _Books(job.dst, schedule, on_progress), False
+        books, is_over = Books(job.dst, schedule, on_progress), False
         try:
             for problems, in_data in ((listing.problems, True), (listing.unreached, False)):
                 for problem in problems:
@@ -120,7 +100,7 @@ def score(job: ScoreJob, cluster: session.Cluster, on_progress: OnProgress | Non
         finally:
             books.roll()
             books.write_casualties(is_over=is_over)
-        if total or is_open or schedule.casualties:
+        if total or is_open or schedule.casualties or not is_catalogue_whole(job.dst):
             remove_partials(job.dst)  # of workers that were killed, and nobody works any more
             books.close(scoring)
     casualties = schedule.casualties
@@ -146,7 +126,7 @@ def _plan(job: ScoreJob, scoring: Scoring, listing: Listing, run: str) -> int:
     return write_plan(job.dst, run, itertools.chain([first], units))
 
 
-def _run(job: ScoreJob, scoring: Scoring, manifest: EnsembleManifest, schedule: Schedule, books: _Books) -> None:
+def _run(job: ScoreJob, scoring: Scoring, manifest: EnsembleManifest, schedule: Schedule, books: Books) -> None:
     """Do all units of `schedule` on the cluster; on GPUs only if it has any as this begins."""
     use_gpu = has_gpus()
     room = partial(actors_at_once, job.settings.threads, use_gpu=use_gpu)
@@ -169,123 +149,3 @@ def start_actor(job: ScoreJob, scoring: Scoring, manifest: EnsembleManifest, *, 
     )
     arguments = (scoring.model_dump(mode="json"), manifest.model_dump(mode="json"), use_gpu)
     return actor.remote(job.dst, job.ensemble, *arguments)
-
-
-class _Books:
-    """What the driver writes down: entries of the ledger rolled together, the log, casualties, the catalogue."""
-
-    def __init__(self, destination: str, schedule: Schedule, on_progress: OnProgress | None) -> None:
-        self._destination, self._schedule, self._on_progress = destination, schedule, on_progress
-        self._records: list[Record] = []
-        self._entries: list[str] = []
-        self._log: list[dict[str, Any]] = []
-        self._log_name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{uuid.uuid4().hex[:8]}"
-        self._num_rolled = 0
-        self._patience = Patience()
-        self.notes: Counter[str] = Counter()
-        self.rate = Rate()
-        self._gauges: ScoringGauges | None = None
-
-    def add(self, task: Task, text: str, where: dict[str, Any]) -> None:
-        """Note what came of a task, in the schedule and in the books."""
-        answer = Answer.model_validate_json(text)
-        self._records += answer.records
-        self._entries += [answer.entry] if answer.entry else []
-        self.notes.update(note for record in answer.records for note in record.notes)
-        self.rate.add(answer, _name_of(where))
-        numbers = {"network_s_so_far": round(answer.network_s, 3), "pixels": answer.pixels}
-        self._note(task, "done", where, seconds=round(answer.seconds, 3), **numbers)
-        if len(self._log) >= RECORDS_PER_ROLL or len(self._records) >= RECORDS_PER_ROLL:
-            self._roll_later()  # not where something failed: it may be the store that is away
-        self._schedule.finished(task, answer)
-        progress = self._schedule.progress(self.rate)
-        self._gauges = self._gauges or ScoringGauges(self._destination)  # where Ray runs
-        self._gauges.set(progress)
-        if self._on_progress is not None:
-            self._on_progress(progress)
-
-    def note_failure(self, task: Task, outcome: Outcome, cause: str, where: dict[str, Any]) -> None:
-        """Note an attempt at a task that failed or was lost, and why; `failures` and `deaths` are those before it."""
-        self._note(task, outcome, where, cause=cause)
-
-    def note_end(self, where: dict[str, Any]) -> None:
-        """Note that a worker is no more: its time ends."""
-        self.rate.ended(_name_of(where))
-
-    def _note(self, task: Task, outcome: str, where: dict[str, Any], **more: Any) -> None:
-        """Add a line to the log."""
-        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        counts = {"failures": task.failures, "deaths": task.deaths}
-        self._log.append({"time": now, "unit": task.unit.unit_id, "outcome": outcome, **counts, **more, **where})
-
-    def _roll_later(self) -> None:
-        """Roll now, or at a later answer if the store is out of reach: workers go on meanwhile, and so does the job."""
-        if self._patience.is_wait:
-            return
-        try:
-            self.roll()
-        except (StoreOutOfReach, OSError) as error:
-            self._patience.failed()
-            _logger.warning("%s; the ledger's entries are put together later", first_line(error))
-        else:
-            self._patience.succeeded()
-
-    def roll(self) -> None:
-        """Put the entries of the ledger so far into one table, and what was logged into one file.
-
-        What can't be written is kept for the next time.
-        """
-        if self._log:
-            lines = "".join(f"{json.dumps(line)}\n" for line in self._log)
-            name = f"{self._log_name}-{self._num_rolled:05d}.jsonl"
-            storage.write_bytes(storage.join(self._destination, LOG, name), lines.encode())
-            self._num_rolled += 1
-            self._log = []
-        if self._entries:
-            ledger.roll(self._destination, self._records, self._entries)
-            self._records, self._entries = [], []
-
-    def write_casualties(self, *, is_over: bool) -> None:
-        """Write the table of what can't be scored, in the order of ids; none where there is none.
-
-        Of a run that was cut short, others that are in the table stay there: it did not come to them.
-        """
-        target = storage.join(self._destination, CASUALTIES)
-        rows = [
-            [each.problem.item_id, each.problem.source_uri, str(each.in_data).lower(), each.problem.found]
-            for each in self._schedule.casualties
-        ]
-        if not is_over:
-            known = {row[0] for row in rows}
-            rows += [row for row in _read_casualties(target) if row[0] not in known]
-        if not rows:
-            storage.remove(target)
-            return
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerows([CASUALTY_COLUMNS, *sorted(rows, key=lambda row: row[0])])
-        storage.write_bytes(target, text.getvalue().encode())
-
-    def close(self, scoring: Scoring) -> None:
-        """Bring the ledger into its canonical form and write the catalogue of it; nothing else is left of the run."""
-        casualties = self._schedule.casualties
-        gone = {each.problem.item_id for each in casualties if each.in_data and each.was_read}
-        for item_id in gone:
-            remove_outputs(self._destination, item_id)
-        ledger.compact(self._destination, dropped=gone)
-        write_catalogue(self._destination, scoring)
-        remove_all_blocks(self._destination, but={each.problem.item_id for each in casualties if not each.in_data})
-        remove_plan(self._destination)  # last: a driver that is lost before it closes the books again
-
-
-def _read_casualties(uri: str) -> list[list[str]]:
-    """Return the rows of a table of casualties; none where there is no such table."""
-    try:
-        header, *rows = csv.reader(io.StringIO(storage.read_text(uri, "table of casualties")))
-    except (FileNotFoundError, ConfigError, ValueError):
-        return []
-    return rows if header == CASUALTY_COLUMNS else []
-
-
-def _name_of(where: dict[str, Any]) -> str:
-    return f"{where.get('host')}:{where.get('pid')}"

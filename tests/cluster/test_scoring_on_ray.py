@@ -133,6 +133,11 @@ def test_rerun_writes_nothing_twice_and_does_what_is_missing_or_changed(
     again = run(source, out, ensemble)
     assert (again.num_masks, again.num_skipped) == (7, 7)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.tif")} == times
+    whole = files_of(out)
+    (out / "collection.json").unlink()
+    (out / "items.parquet").write_bytes(b"junk")
+    assert run(source, out, ensemble).num_skipped == 7
+    assert files_of(out) == whole
     names = sorted(path.name for path in source.iterdir())
     (out / names[0]).unlink()
     (out / "probability" / names[1]).unlink()

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from raytrain import storage
-from raytrain.cluster.score import ScoreJob, _Books, _plan
+from raytrain.cluster.books import Books
+from raytrain.cluster.score import ScoreJob, _plan
 from raytrain.config import change
 from raytrain.errors import WorkNotFinished
 from raytrain.scoring import ledger
@@ -33,7 +34,7 @@ def run(source: Path, work: Work, *problems: Problem) -> Listing:
     total = _plan(job, work.scoring, listing, "run")
     listing.problems += problems
     schedule = Schedule(read_parts(work.destination, "run", total), total)
-    books = _Books(work.destination, schedule, None)
+    books = Books(work.destination, schedule, None)
     for problem in [*listing.problems, *listing.unreached]:
         schedule.add(Casualty(problem, in_data=problem in listing.problems, was_read=False))
     while not schedule.is_over:
@@ -95,11 +96,11 @@ def test_destination_of_a_run_in_which_all_was_bad_is_ours(tmp_path: Path) -> No
 
 
 def test_casualties_that_a_run_did_not_come_to_stay_in_the_table(tmp_path: Path) -> None:
-    def books_of(*item_ids: str) -> _Books:
+    def books_of(*item_ids: str) -> Books:
         schedule = Schedule(iter([]), 0)
         for item_id in item_ids:
             schedule.add(Casualty(Problem(item_id=item_id, source_uri=f"of {item_id}", found="x"), in_data=False))
-        return _Books(str(tmp_path), schedule, None)
+        return Books(str(tmp_path), schedule, None)
 
     books_of("b", "c").write_casualties(is_over=True)
     books_of().write_casualties(is_over=False)
@@ -117,11 +118,11 @@ def test_blocks_of_scenes_that_are_done_go_and_those_of_unfinished_ones_stay(tmp
     schedule = Schedule(iter([]), 0)
     for item_id, in_data in (("unfinished", False), ("bad", True)):
         schedule.add(Casualty(Problem(item_id=item_id, source_uri="x", found="x"), in_data=in_data))
-    _Books(work.destination, schedule, None).close(work.scoring)
+    Books(work.destination, schedule, None).close(work.scoring)
     assert [name for name in files_of(tmp_path) if name.startswith("blocks/")] == [
         "blocks/unfinished/digest/0-0-mask.tif"
     ]
-    _Books(work.destination, Schedule(iter([]), 0), None).close(work.scoring)
+    Books(work.destination, Schedule(iter([]), 0), None).close(work.scoring)
     assert not (tmp_path / "blocks").exists()
 
 

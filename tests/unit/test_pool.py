@@ -20,9 +20,10 @@ import ray.exceptions
 
 from raytrain import storage
 from raytrain.cluster import pool, session, vacancies
+from raytrain.cluster.books import Books
 from raytrain.cluster.pool import Pool
 from raytrain.cluster.room import actors_at_once, cpus_each
-from raytrain.cluster.score import ScoreJob, _Books, _run
+from raytrain.cluster.score import ScoreJob, _run
 from raytrain.errors import ConfigError, StoreOutOfReach, WorkNotFinished
 from raytrain.scoring import ledger, patience
 from raytrain.scoring.plan import read_parts, write_plan
@@ -269,7 +270,7 @@ def test_nodes_that_are_taken_away_with_notice_blame_no_unit(cluster: FakeCluste
 def test_log_tells_of_each_attempt_that_failed_or_was_lost_where_and_why(cluster: FakeCluster, tmp_path: Path) -> None:
     cluster.scripts = [([], [("", "OSError: no space left"), DIED])]
     plan = schedule([scene("a")])
-    books = _Books(str(tmp_path), plan, None)
+    books = Books(str(tmp_path), plan, None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             "raytrain.cluster.score.ScoringGauges", lambda destination: SimpleNamespace(set=lambda found: None)
@@ -415,7 +416,7 @@ def test_driver_that_cannot_write_goes_on_and_writes_all_later(
     cluster: FakeCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("raytrain.cluster.score.ScoringGauges", lambda uri: SimpleNamespace(set=lambda found: None))
-    monkeypatch.setattr("raytrain.cluster.score.RECORDS_PER_ROLL", 2)
+    monkeypatch.setattr("raytrain.cluster.books.RECORDS_PER_ROLL", 2)
     write, failed = storage.write_bytes, []
 
     def write_unless_away(uri: str, data: bytes) -> None:
@@ -427,7 +428,7 @@ def test_driver_that_cannot_write_goes_on_and_writes_all_later(
     monkeypatch.setattr(storage, "write_bytes", write_unless_away)
     monkeypatch.setattr(patience, "FIRST_WAIT_S", 0.015)
     plan = schedule([scene(f"s{i}") for i in range(20)])
-    books = _Books(str(tmp_path), plan, None)
+    books = Books(str(tmp_path), plan, None)
 
     def add(task: Task, text: str, where: dict[str, Any]) -> None:
         entry = {"entry": f"{task.unit.unit_id}.jsonl"}
@@ -516,13 +517,13 @@ class Started:
     def num_gpus(self) -> int:
         return self.gpus[min(self.cluster.started, len(self.gpus) - 1)]
 
-    def run(self, monkeypatch: pytest.MonkeyPatch, plan: Schedule, uri: str) -> _Books:
+    def run(self, monkeypatch: pytest.MonkeyPatch, plan: Schedule, uri: str) -> Books:
         monkeypatch.setattr(session, "num_gpus", self.num_gpus)
         monkeypatch.setattr(session, "cpus_of_nodes", lambda: [8])
         monkeypatch.setattr(ray, "remote", self.remote)
         monkeypatch.setattr("raytrain.cluster.score.ScoringGauges", lambda uri: SimpleNamespace(set=lambda found: None))
         record: Any = SimpleNamespace(model_dump=lambda mode: {})
-        books = _Books(uri, plan, None)
+        books = Books(uri, plan, None)
         _run(ScoreJob(src="s", dst=uri, ensemble="e"), record, record, plan, books)
         return books
 
