@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+LOST_AND_FOUND = "lost+found"
+
 
 def read_range(path: str, start: int, end: int) -> bytes:
     """Return bytes `start` to `end` (exclusive) of a file: without fsspec's checks, in a tenth of the time."""
@@ -63,7 +65,10 @@ def _to_disk(path: Path) -> None:
 
 
 def walk(folder: str, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the files below a local folder, nothing where there is none; a link to a folder above is not entered."""
+    """Yield the files below a local folder, nothing where there is none; a link to a folder above is not entered.
+
+    Nor is `lost+found`, which a disk of its own has and only root may read.
+    """
     try:
         status = os.stat(folder)
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
@@ -82,6 +87,7 @@ def walk(folder: str, above: frozenset[tuple[int, int]] = frozenset()) -> Iterat
                 continue
             raise
         if stat.S_ISDIR(found.st_mode):
-            yield from walk(entry.path, above | {here})
+            if entry.name != LOST_AND_FOUND:
+                yield from walk(entry.path, above | {here})
         else:
             yield entry.path, {"size": found.st_size, "mtime": found.st_mtime}

@@ -808,6 +808,11 @@ def test_what_is_no_uri_of_a_document_is_refused(href: str) -> None:
         resolved(href, "https://h/c.json")
 
 
+def test_what_a_disk_keeps_for_its_repair_is_not_entered(tmp_path: Path) -> None:
+    touch(tmp_path, "a.tif", "lost+found/b.tif", "x/c.tif")
+    assert [name for name, _ in storage.walk(str(tmp_path))] == ["a.tif", "x/c.tif"]
+
+
 def test_a_pipe_is_no_scene_and_no_item(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.tif")
     os.mkfifo(tmp_path / "pipe.json")
