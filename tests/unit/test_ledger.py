@@ -187,7 +187,7 @@ def test_byte_of_a_table_that_flipped_is_found_or_changes_nothing(tmp_path: Path
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
         try:
             assert list(ledger.read_records(uri)) == right
-            assert Known(uri, "d", Standing([])).has_record(right[0].item_id)
+            assert Known(uri, "d", Standing([])).is_of_another(right[0].item_id, "elsewhere")
         except DamagedTable as error:
             found.append(error.uri)
     assert set(found) == {str(path)}
