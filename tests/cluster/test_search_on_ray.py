@@ -6,6 +6,7 @@ import _thread
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -38,6 +39,7 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 MEMBER = "small-byob-3b"
 EPOCHS = 14
 """So many that a trial is not over before an interrupt has come through."""
+AGAIN_S = 5.0
 CHANGES = {
     "epochs": EPOCHS,
     "crop_px": 32,
@@ -75,19 +77,29 @@ class Watcher:
         self.results: list[tuple[Results, bool]] = []
         self.killed: str | None = None
         self.num_killed = 0
+        self.interrupted_at: float | None = None
 
     def on_results(self, results: Results, is_over: bool) -> None:
         self.results.append((results, is_over))
 
     def kill_and_interrupt(self, news: News) -> None:
-        """Kill the ranks of whatever runs after the third epoch of the original, interrupt once it has gone on."""
+        """Kill the ranks of whatever runs after the third epoch of the original, interrupt once it has gone on.
+
+        Interrupt again where it still goes on: a library may have caught what an interrupt raised inside of it.
+        """
         self.news.append(news)
         if isinstance(news, Post) and self.killed is None and news.metrics["epoch"] == 2 and "0000" in news.run:
             self.killed = news.run
             for pid in ranks():
                 os.kill(pid, signal.SIGKILL)
-        if isinstance(news, Begun) and news.run == self.killed and news.attempt == 2:
-            _thread.interrupt_main()
+        has_gone_on = isinstance(news, Begun) and news.run == self.killed and news.attempt == 2
+        was_caught = self.interrupted_at is not None and time.monotonic() - self.interrupted_at > AGAIN_S
+        if has_gone_on or was_caught:
+            self._interrupt()
+
+    def _interrupt(self) -> None:
+        self.interrupted_at = time.monotonic()
+        _thread.interrupt_main()
 
     def kill_actors(self, news: News) -> None:
         """Kill the actors of all trials in the second epoch of a finalist: they hold all places of this machine."""
