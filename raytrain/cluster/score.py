@@ -63,7 +63,7 @@ class ScoreReport:
     problems: list[DataError]
     unfinished: dict[str, str]
     notes: dict[str, int] = field(default_factory=dict)
-    rate: Rate = field(default_factory=lambda: Rate())
+    rate: Rate = field(default_factory=Rate)
 
 
 def score(job: ScoreJob, cluster: session.Cluster, on_progress: OnProgress | None = None) -> ScoreReport:

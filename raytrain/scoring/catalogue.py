@@ -73,20 +73,16 @@ def catalogue_differences(uri: str, num_items: int | None) -> list[DataError]:
             for key, each in where.items()
             if key not in missing
         ]
+    if num_items is None and len(missing) == 2:  # there may be no items
+        return []
     if missing:
-        of_none = num_items is None and len(missing) == 2  # there may be no items
-        return (
-            []
-            if of_none
-            else [DataError(where[key], "missing, but the ledger has STAC items; score again") for key in missing]
-        )
+        return [DataError(where[key], "missing, but the ledger has STAC items; score again") for key in missing]
     try:
         sha256 = _recorded_sha256(where[COLLECTION_KEY])
         return _table_differences(where[TABLE_KEY], sha256, num_items)
     except ConfigError as error:
-        return [
-            DataError(where[COLLECTION_KEY], f"{str(error).removeprefix(f'{where[COLLECTION_KEY]}: ')}; score again")
-        ]
+        collection_uri = where[COLLECTION_KEY]
+        return [DataError(collection_uri, f"{str(error).removeprefix(f'{collection_uri}: ')}; score again")]
 
 
 def _count_items(uri: str) -> int:

@@ -103,7 +103,7 @@ def compact(uri: str, dropped: Iterable[str] = ()) -> None:
         _rewrite(uri, digit, SCHEMA.empty_table(), gone)
     _remove(uri, [f"{LEDGER}/{name}" for name in loose])
     for folder in (NEW, ROLLED):
-        _remove_folder(storage.join(uri, folder))
+        storage.remove_empty_folder(storage.join(uri, folder))
 
 
 def _loose(uri: str) -> list[str]:
@@ -294,13 +294,6 @@ def _remove(uri: str, names: Sequence[str]) -> None:
     with ThreadPoolExecutor(READERS) as pool:
         for _ in pool.map(lambda name: storage.remove(storage.join(uri, name)), names):
             pass
-
-
-def _remove_folder(uri: str) -> None:
-    try:
-        storage.remove_empty_folder(uri)
-    except OSError:  # something is in it
-        return
 
 
 def _table(records: Sequence[Record]) -> pa.Table:

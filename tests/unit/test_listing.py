@@ -147,10 +147,10 @@ def test_hidden_files_are_none(tmp_path: Path) -> None:
 
 def test_files_in_subfolders_are_scenes_where_no_bands_are(tmp_path: Path) -> None:
     touch(tmp_path, "c.tif", "2023/a.tif", "2024/07/b.tif", "S2X/B02.tif", "S2X/TCI.tif", "S2X/R20m/SCL.tif", "d/c.tif")
-    found = list(list_scenes(str(tmp_path), BANDS))
-    assert [each.scene_id for each in found if isinstance(each, SceneSource)] == ["a", "b", "S2X", "c"]
+    found = [each for each in list_scenes(str(tmp_path), BANDS) if isinstance(each, SceneSource)]
+    assert [each.scene_id for each in found] == ["a", "b", "S2X", "c"]
     assert problems(tmp_path) == [f"{tmp_path}/d/c.tif: a second scene of the id c: the first counts"]
-    assert found[0].files[ALL_BANDS].uri == str(tmp_path / "2023/a.tif")  # type: ignore[union-attr]
+    assert found[0].files[ALL_BANDS].uri == str(tmp_path / "2023/a.tif")
 
 
 def test_outputs_below_an_archive_are_no_scenes(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,7 +34,7 @@ def scored(tmp_path: Path) -> Path:
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do the tasks of Ray one after the other, in this process."""
 
-    def in_order(function, work, total, on_progress):  # type: ignore[no-untyped-def]
+    def in_order(function: Callable[[Any], Any], work: Iterable[Any], total: int, on_progress: object) -> list[Any]:
         done = [function(each) for each in work]
         assert len(done) == total
         return done
