@@ -7,6 +7,7 @@ are held at a time, and those of the folders above it. Must not know pixels.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -230,10 +231,10 @@ def _groups(rasters: list[_Raster], names: _Names, pattern: re.Pattern[str]) -> 
 
 
 def _band_works(folder: tuple[str, ...], groups: dict[tuple[str, str], _Bands], names: _Names) -> Iterator[Work]:
-    has_granules = len({granule for granule, _ in groups}) > 1
+    of_granule = Counter(granule for granule, _ in groups)
     for (granule, text), found in groups.items():
-        scene_id = _folder_id(folder or (names.root_name,), granule if has_granules else "")
-        if sum(other == granule for other, _ in groups) > 1 and text:
+        scene_id = _folder_id(folder or (names.root_name,), granule if len(of_granule) > 1 else "")
+        if of_granule[granule] > 1 and text:
             scene_id = text if text.startswith(scene_id) else f"{scene_id}_{text}"
         yield Work(found.place, partial(_band_scene, scene_id, names.bands, found), scene_id)
 
