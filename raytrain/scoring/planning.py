@@ -12,7 +12,7 @@ from raytrain.config import ScoreSettings
 from raytrain.errors import ConfigError, DataError
 from raytrain.imagery.scene_files import FileVersion, SceneSource
 from raytrain.scoring.ledger import Known
-from raytrain.scoring.listed import Unlisted
+from raytrain.scoring.listed import Unlisted, file_version
 from raytrain.scoring.listing import is_listed, list_scenes
 from raytrain.scoring.units import ChipSource, Problem, Unit, folder_of, shown_source, units_of_chips
 from raytrain.tiles.archive import Chip, bands_of_chips, holds_chips, open_archive
@@ -105,16 +105,9 @@ def _chip_source(chip: Chip) -> ChipSource | DataError:
     versions: dict[str, FileVersion] = {}
     if storage.is_local(chip.source_uri):
         try:
-            versions = {uri: _version(uri) for uri in chip.bands.values()}
-        except FileNotFoundError as error:
-            return DataError(chip.chip_id, f"a band vanished after the listing: {error}")
-        except OSError as error:
-            return DataError(chip.chip_id, f"a band that can't be read: {error}")
+            versions = {uri: file_version(uri) for uri in chip.bands.values()}
+        except DataError as error:
+            return DataError(chip.chip_id, f"a band that can't be read: {error.found} ({error.subject})")
         parts = [f"{band} {versions[uri].identity}" for band, uri in sorted(chip.bands.items())]
         identity = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
     return ChipSource(chip_id=chip.chip_id, files=chip.bands, identity=identity, versions=versions)
-
-
-def _version(uri: str) -> FileVersion:
-    stamp = storage.stamp_of(uri)  # before its content is read: who writes meanwhile changes it
-    return FileVersion(identity=storage.identity_of(uri), stamp=stamp)
