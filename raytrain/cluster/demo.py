@@ -25,7 +25,9 @@ from raytrain.cluster.train import train
 from raytrain.config import ScoreSettings
 from raytrain.errors import DataError, WorkNotFinished
 from raytrain.evaluation.gallery import find_images, make_gallery
+from raytrain.evaluation.html import render_page
 from raytrain.evaluation.masks import CountedPair
+from raytrain.evaluation.page import Gallery, Page, Picture, Table
 from raytrain.evaluation.pictures import (
     OUTLINE_LEGEND,
     TRUE_COLOUR_BANDS,
@@ -33,7 +35,7 @@ from raytrain.evaluation.pictures import (
     read_picture_mask,
     read_picture_source,
 )
-from raytrain.evaluation.report import Gallery, Page, Picture, Table, evaluation_page, render_report
+from raytrain.evaluation.report import evaluation_page
 from raytrain.evaluation.results import Evaluation
 from raytrain.imagery import synth
 from raytrain.scoring.manifest import TrainedMember
@@ -128,7 +130,7 @@ def demo(out: Path, cluster: session.Cluster, narrator: Narrator) -> DemoReport:
         "ensemble": folders.runs / "main" / "ensemble.json",
     }
     storage.write_bytes(str(paths["picture"]), picture.png)
-    storage.write_bytes(str(paths["report"]), render_report(page).encode())
+    storage.write_bytes(str(paths["report"]), render_page(page).encode())
     problems += report.problems
     return DemoReport(report.evaluation, problems, paths, seconds)
 
@@ -239,4 +241,4 @@ def _page(
     headers = ["member", "encoder", "bands", "normalisation", "best epoch", "validation IoU by location"]
     table = Table("Members of the ensemble", headers, rows)
     facts = [("Duration", f"{seconds:.0f} s"), ("Imagery", "generated, with its true masks"), *page.facts]
-    return replace(page, tables=[table, *page.tables], facts=facts)
+    return replace(page, parts=[table, *page.parts], facts=facts)

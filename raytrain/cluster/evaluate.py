@@ -11,8 +11,9 @@ from raytrain.cluster.tasks import run_tasks
 from raytrain.config import EmptyUnionRule, Settings
 from raytrain.errors import DataError
 from raytrain.evaluation.gallery import find_images, make_gallery
+from raytrain.evaluation.html import render_page
 from raytrain.evaluation.masks import CountedPair, count_pairs, pair_up
-from raytrain.evaluation.report import evaluation_page, render_report
+from raytrain.evaluation.report import evaluation_page
 from raytrain.evaluation.results import METRICS_NAME, Evaluation, Inputs, write_metrics
 from raytrain.tiles.metadata import BadRow, Metadata, read_metadata
 from raytrain.training.metrics import scores
@@ -85,7 +86,7 @@ def evaluate(
     inputs = Inputs(predictions=job.predictions, labels=job.labels, metadata=job.metadata, where=job.where)
     evaluation = Evaluation.of(result, problems, inputs)
     page = evaluation_page(evaluation, "Cloud masks against labels", make_gallery(counted, images))
-    storage.write_bytes(page_uri, render_report(page).encode())
+    storage.write_bytes(page_uri, render_page(page).encode())
     metrics_uri = write_metrics(job.out, evaluation)
     return EvaluateReport(evaluation, counted, problems, metrics_uri, page_uri)
 

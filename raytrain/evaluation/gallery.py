@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from raytrain import storage
 from raytrain.errors import ConfigError, DataError
 from raytrain.evaluation.masks import CountedPair
+from raytrain.evaluation.page import Gallery, Picture
 from raytrain.evaluation.pictures import (
     AGREEMENT_LEGEND,
     OUTLINE_LEGEND,
@@ -17,7 +18,6 @@ from raytrain.evaluation.pictures import (
     read_picture_mask,
     read_picture_source,
 )
-from raytrain.evaluation.report import Gallery, Picture
 from raytrain.tiles.archive import holds_chips, open_archive
 
 Source = str | Mapping[str, str]

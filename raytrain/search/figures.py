@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from raytrain.evaluation.page import Plot
 from raytrain.evaluation.plots import ACCENT, QUIET, drawing, label_ends, shade, svg_of
-from raytrain.evaluation.report import Plot
 from raytrain.search.records import ORIGINAL, Trial
 from raytrain.search.sampling import importances
 from raytrain.search.space import Choice, Distribution, LogUniform, Space, Weight

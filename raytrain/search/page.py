@@ -8,7 +8,7 @@ from typing import Any
 
 from raytrain.config import flat
 from raytrain.evaluation.intervals import FEW_LOCATIONS
-from raytrain.evaluation.report import Cell, Figure, Page, Table, version_facts
+from raytrain.evaluation.page import Cell, Figure, Page, Table, version_facts
 from raytrain.search.figures import plots_of
 from raytrain.search.finals import verdict_text
 from raytrain.search.outcome import Results
@@ -40,8 +40,12 @@ def page_of(settings: SearchSettings, results: Results) -> Page:
         subtitle=f"{count} settings tried; trial {best.number if best else _DASH} is in best.toml.",
         figures=_figures(results),
         note=verdict[0].upper() + verdict[1:] + few,
-        plots=plots_of(space, results.trials),
-        tables=[*_finals(settings, results), _best_table(settings, results), _trials(settings, results.trials)],
+        parts=[
+            *plots_of(space, results.trials),
+            *_finals(settings, results),
+            _best_table(settings, results),
+            _trials(settings, results.trials),
+        ],
         facts=[*_facts(settings, results), *version_facts()],
     )
 

@@ -12,7 +12,7 @@ import tomli_w
 
 from raytrain import storage
 from raytrain.config import MemberSettings, flat
-from raytrain.evaluation.report import render_report
+from raytrain.evaluation.html import render_page
 from raytrain.search.finals import final_scores, finalists, judge, verdict_text
 from raytrain.search.outcome import Best, Results
 from raytrain.search.page import page_of
@@ -94,7 +94,7 @@ def write_results(folder: str, search: Search, changes: Mapping[str, Any]) -> Re
     )
     storage.write_bytes(results.trials_uri, _parquet(search.settings.member, trials))
     page = page_of(search.settings, results)
-    storage.write_bytes(results.report_uri, render_report(page).encode())
+    storage.write_bytes(results.report_uri, render_page(page).encode())
     return results
 
 

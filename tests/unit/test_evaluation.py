@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from raytrain.errors import ConfigError, DataError
-from raytrain.evaluation import gallery, masks, pictures, report, results
+from raytrain.evaluation import gallery, html, masks, pictures, report, results
+from raytrain.evaluation import page as pages
 from raytrain.tiles.metadata import MetadataRow, read_metadata
 from raytrain.training import metrics
 
@@ -266,16 +267,16 @@ def test_the_same_evaluation_gives_the_same_bytes_in_any_order_of_problems() -> 
 # The report
 
 
-def a_picture() -> report.Picture:
+def a_picture() -> pages.Picture:
     pixels = np.full((3, 16, 16), 2000, np.uint16)
     mask = np.zeros((16, 16), np.uint8)
-    return report.Picture(pictures.picture_of_chip(pixels, RED_GREEN_BLUE, mask), 'a "chip"', "<i>adwp</i>")
+    return pages.Picture(pictures.picture_of_chip(pixels, RED_GREEN_BLUE, mask), 'a "chip"', "<i>adwp</i>")
 
 
 def a_report(location: str = "Jinja") -> str:
     evaluation = an_evaluation(location, (DataError("<b>adwp</b>", "no label in s3://a/labels"),))
-    gallery = report.Gallery([a_picture()], pictures.OUTLINE_LEGEND)
-    return report.render_report(report.evaluation_page(evaluation, "Evaluation <1>", gallery))
+    gallery = pages.Gallery([a_picture()], pictures.OUTLINE_LEGEND)
+    return html.render_page(report.evaluation_page(evaluation, "Evaluation <1>", gallery))
 
 
 def test_the_report_needs_nothing_but_itself() -> None:
@@ -307,20 +308,20 @@ def test_pictures_in_the_report_are_the_pngs_given() -> None:
 
 
 def test_a_page_takes_further_tables_and_facts_and_leaves_out_what_is_empty() -> None:
-    members = report.Table("Members", ["Member", "Epochs", "Score"], [["r34-3b", 1200, 0.5]])
+    members = pages.Table("Members", ["Member", "Epochs", "Score"], [["r34-3b", 1200, 0.5]])
     base = report.evaluation_page(an_evaluation(), "raytrain demo")
-    page = dataclasses.replace(base, tables=[members, *base.tables], facts=[("Training", "2 min"), *base.facts])
-    text = report.render_report(page)
+    page = dataclasses.replace(base, parts=[members, *base.parts], facts=[("Training", "2 min"), *base.facts])
+    text = html.render_page(page)
     assert '<td class="number">1,200</td><td class="number">0.5000</td>' in text
     assert "2 min" in text
     assert "Pictures" not in text
-    assert "<section" not in report.render_report(report.Page("Empty", "Nothing here."))
+    assert "<section" not in html.render_page(pages.Page("Empty", "Nothing here."))
 
 
 def test_a_long_list_of_problems_is_cut_and_counted() -> None:
-    problems = [DataError(f"chip{i}", "no label") for i in range(report.PROBLEMS_SHOWN + 7)]
-    text = report.render_report(report.Page("t", "s", problems=problems))
-    assert text.count("<li>") == report.PROBLEMS_SHOWN
+    problems = [DataError(f"chip{i}", "no label") for i in range(html.PROBLEMS_SHOWN + 7)]
+    text = html.render_page(pages.Page("t", "s", parts=[pages.Problems(problems)]))
+    assert text.count("<li>") == html.PROBLEMS_SHOWN
     assert "And 7 more" in text
 
 
