@@ -129,7 +129,7 @@ def demo(out: Path, cluster: session.Cluster, narrator: Narrator) -> DemoReport:
         "metrics": folders.scores / "metrics.json",
         "ensemble": folders.runs / "main" / "ensemble.json",
     }
-    storage.write_bytes(str(paths["picture"]), picture.png)
+    storage.write_bytes(str(paths["picture"]), picture.image)
     storage.write_bytes(str(paths["report"]), render_page(page).encode())
     problems += report.problems
     return DemoReport(report.evaluation, problems, paths, seconds)
@@ -224,8 +224,8 @@ def _page(
     picture: Picture,
     seconds: float,
 ) -> Page:
+    scene = Gallery([picture], OUTLINE_LEGEND, "A whole scene")
     gallery = make_gallery(counted, find_images(str(folders.unseen)))
-    gallery = Gallery([picture, *gallery.pictures], OUTLINE_LEGEND)
     page = evaluation_page(evaluation, "raytrain demo: clouds in places that training never saw", gallery)
     rows = [
         [
@@ -234,11 +234,11 @@ def _page(
             " ".join(member.settings.bands),
             member.settings.normalisation.kind,
             member.epoch,
-            "-" if member.score is None else member.score,
+            member.score,
         ]
         for member in members
     ]
-    headers = ["member", "encoder", "bands", "normalisation", "best epoch", "validation IoU by location"]
+    headers = ["Member", "Encoder", "Bands", "Normalisation", "Best epoch", "Validation IoU by location"]
     table = Table("Members of the ensemble", headers, rows)
     facts = [("Duration", f"{seconds:.0f} s"), ("Imagery", "generated, with its true masks"), *page.facts]
-    return replace(page, parts=[table, *page.parts], facts=facts)
+    return replace(page, parts=[scene, table, *page.parts], facts=facts)

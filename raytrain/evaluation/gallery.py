@@ -1,28 +1,50 @@
-"""Pictures of some of what was evaluated: worst, median and best. Must not know how a page is made of them."""
+"""Pictures of what was scored or evaluated, in panels side by side; of what was evaluated worst, median and best.
+
+Must not know how a page is made of them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from raytrain import storage
 from raytrain.errors import ConfigError, DataError
 from raytrain.evaluation.masks import CountedPair
-from raytrain.evaluation.page import Gallery, Picture
+from raytrain.evaluation.page import Comparison, Gallery, Picture, Scale
 from raytrain.evaluation.pictures import (
     AGREEMENT_LEGEND,
-    OUTLINE_LEGEND,
+    DISAGREEMENT_COLOURS,
+    DISAGREEMENT_LARGEST,
+    MASK_LEGEND,
     TRUE_COLOUR_BANDS,
-    Colour,
-    picture_of_chip,
-    picture_of_masks,
+    agreement_panel,
+    disagreement_panel,
+    mask_panel,
     read_picture_mask,
     read_picture_source,
+    read_picture_values,
+    true_colour_panel,
 )
 from raytrain.tiles.archive import holds_chips, open_archive
 
 Source = str | Mapping[str, str]
-Legend = tuple[tuple[Colour, str], ...]
 PICTURE_PX = 384
+DISAGREEMENT_SCALE = Scale(
+    "members' disagreement", DISAGREEMENT_COLOURS, "0", f"{DISAGREEMENT_LARGEST} (half against half)"
+)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is looked at: a mask by its URI, and those of its label, its image and its members' disagreement, if any."""
+
+    name: str
+    caption: str
+    prediction: str
+    label: str | None = None
+    image: Source | None = None
+    disagreement: str | None = None
 
 
 def choose(counted: Sequence[CountedPair], each: int) -> list[tuple[str, CountedPair]]:
@@ -49,34 +71,87 @@ def find_images(uri: str) -> dict[str, Source]:
     return {storage.name_of(name).removesuffix(".tif"): storage.join(uri, name) for name in names}
 
 
-def make_gallery(counted: Sequence[CountedPair], images: Mapping[str, Source] | None, each: int = 3) -> Gallery:
-    """Return pictures of the chosen pairs: true colour with outlines where `images` has the source, else the masks.
-
-    A source that can't be drawn costs its picture, not the page: the masks are shown, and the caption says why.
-    """
-    pictures = []
-    legends: set[Legend] = set()
+def make_gallery(
+    counted: Sequence[CountedPair],
+    images: Mapping[str, Source] | None,
+    each: int = 3,
+    disagreements: Mapping[str, str] | None = None,
+) -> Gallery:
+    """Return the chosen pairs side by side, with the image and the members' disagreement of those that have them."""
+    subjects = []
     for word, pair in choose(counted, each):
-        name = f"{pair.pair.chip_id}, {pair.pair.location}"
-        caption = f"{f'{word}: ' if word else ''}{name}, IoU {pair.iou:.3f}"
-        source = images.get(pair.pair.chip_id) if images else None
+        chip_id, location = pair.pair.chip_id, pair.pair.location
+        subjects.append(
+            Subject(
+                name=f"{chip_id}, {location}",
+                caption=f"{f'{word.capitalize()}: ' if word else ''}{chip_id}, {location}, IoU {pair.iou:.3f}",
+                prediction=pair.pair.prediction,
+                label=pair.pair.label,
+                image=images.get(chip_id) if images else None,
+                disagreement=disagreements.get(chip_id) if disagreements else None,
+            )
+        )
+    return draw_gallery(subjects)
+
+
+def draw_gallery(subjects: Sequence[Subject], heading: str = "Pictures", caption: str = "") -> Gallery:
+    """Return each subject as panels side by side, with a legend for those that are there."""
+    labelled = any(subject.label for subject in subjects)
+    disagreeing = any(subject.disagreement for subject in subjects)
+    return Gallery(
+        pictures=[draw(subject) for subject in subjects],
+        legend=AGREEMENT_LEGEND if labelled else MASK_LEGEND,
+        heading=heading,
+        caption=caption,
+        scales=(DISAGREEMENT_SCALE,) if disagreeing else (),
+    )
+
+
+def draw(subject: Subject) -> Comparison:
+    """Return true colour, label, prediction, where these differ, and the members' disagreement: those that are there.
+
+    An image or a disagreement that can't be drawn costs its panel, not the page, and the caption says why. Raises
+    `DataError` for masks that can't be read, or are of two shapes.
+    """
+    prediction = read_picture_mask(subject.prediction, PICTURE_PX)
+    panels: list[tuple[str, bytes]] = []
+    missing: list[str] = []
+
+    def add(name: str, panel: Callable[[], bytes]) -> None:
         try:
-            png, legend = _draw(pair, source)
+            panels.append((name, panel()))
         except DataError as error:
-            png, legend = _draw(pair, None)
-            caption += f" (no true colour: {error.found})"
-        legends.add(legend)
-        pictures.append(Picture(png, f"Cloud mask of {name}", caption))
-    shown = [legend for legend in (OUTLINE_LEGEND, AGREEMENT_LEGEND) if legend in legends]
-    return Gallery(pictures, tuple(entry for legend in shown for entry in legend))
+            missing.append(f"no {name.lower()}: {error.found}")
+
+    if subject.image is not None:
+        source = subject.image
+        add("True colour", lambda: _true_colour(source, prediction.shape))
+    if subject.label is not None:
+        label = read_picture_mask(subject.label, PICTURE_PX)
+        _check_shape(subject.label, label.shape, prediction.shape)
+        panels.append(("Label", mask_panel(label, PICTURE_PX)))
+    panels.append(("Prediction", mask_panel(prediction, PICTURE_PX)))
+    if subject.label is not None:
+        panels.append(("Where they differ", agreement_panel(prediction, label, PICTURE_PX)))
+    if subject.disagreement is not None:
+        uri = subject.disagreement
+        add("Members' disagreement", lambda: _disagreement(uri, prediction.shape))
+    pictures = [Picture(image, f"{name} of {subject.name}", name) for name, image in panels]
+    return Comparison(pictures, "; ".join([subject.caption, *missing]))
 
 
-def _draw(pair: CountedPair, source: Source | None) -> tuple[bytes, Legend]:
-    prediction = read_picture_mask(pair.pair.prediction, PICTURE_PX)
-    label = read_picture_mask(pair.pair.label, PICTURE_PX)
-    if source is None:
-        return picture_of_masks(prediction, label, PICTURE_PX), AGREEMENT_LEGEND
+def _true_colour(source: Source, shape: tuple[int, ...]) -> bytes:
     pixels = read_picture_source(source, TRUE_COLOUR_BANDS, PICTURE_PX)
-    if pixels.shape[1:] != label.shape:
-        raise DataError(pair.pair.chip_id, "the image is of another shape than the label")
-    return picture_of_chip(pixels, TRUE_COLOUR_BANDS, prediction, label, PICTURE_PX), OUTLINE_LEGEND
+    _check_shape(source if isinstance(source, str) else source[TRUE_COLOUR_BANDS[0]], pixels.shape[1:], shape)
+    return true_colour_panel(pixels, TRUE_COLOUR_BANDS, PICTURE_PX)
+
+
+def _disagreement(uri: str, shape: tuple[int, ...]) -> bytes:
+    values = read_picture_values(uri, PICTURE_PX)
+    _check_shape(uri, values.shape, shape)
+    return disagreement_panel(values, PICTURE_PX)
+
+
+def _check_shape(uri: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    if found != expected:
+        raise DataError(uri, "of another shape than the prediction")

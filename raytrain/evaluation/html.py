@@ -1,229 +1,261 @@
 """A page as one self-contained HTML document: nothing fetched, no link out of it, prints well, light and dark.
 
-Must not know what is shown.
+Must not know what is shown, or how it looks: that is `raytrain.evaluation.look`.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+import itertools
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from html import escape
-from string import Template
 
-from raytrain.evaluation.page import Bar, Cell, Figure, Gallery, Page, Part, Plot, Problems, Shown, Table
+from raytrain.evaluation.look import DOCUMENT, POLICY, SCRIPT, STYLE
+from raytrain.evaluation.page import (
+    Bar,
+    Cell,
+    Comparison,
+    Figure,
+    Gallery,
+    Page,
+    Part,
+    Picture,
+    Plot,
+    Problems,
+    Scale,
+    Shown,
+    Table,
+)
 
 PROBLEMS_SHOWN = 100
+LONG_TABLE_ROWS = 30
+"""A longer table has a box of its own to scroll in."""
+MANY_COLUMNS = 9
+"""A wider table is printed smaller, to fit on paper."""
+CONTENTS_FROM = 4
+"""A page of so many parts has a table of contents."""
+MISSING = "–"  # noqa: RUF001  # a dash, for a value that there is none of
+_TYPES = ((b"\x89PNG", "image/png"), (b"\xff\xd8\xff", "image/jpeg"), (b"RIFF", "image/webp"))
+
+
+@dataclass(frozen=True)
+class _Section:
+    """A part as it stands in the document, without its heading."""
+
+    heading: str
+    body: str
+    half: bool = False
 
 
 def render_page(page: Page) -> str:
     """Return `page` as an HTML document without any link out of it; every text is escaped."""
+    sections = [section for i, part in enumerate(page.parts) if (section := _part(part, f"part{i}-"))]
+    if page.facts:
+        sections.append(_facts(page.facts))
+    anchors = _anchors([section.heading for section in sections])
     parts = [
         _figures(page.figures, page.note),
-        *(_part(part) for part in page.parts),
-        _facts(page.facts),
+        _contents(sections, anchors) if len(sections) >= CONTENTS_FROM else "",
+        *_laid_out(sections, anchors),
     ]
-    return _DOCUMENT.substitute(
-        title=escape(page.title), subtitle=escape(page.subtitle), style=_STYLE, body="\n".join(filter(None, parts))
+    return DOCUMENT.substitute(
+        policy=POLICY,
+        title=escape(page.title),
+        subtitle=escape(page.subtitle),
+        style=STYLE,
+        body="\n".join(filter(None, parts)),
+        script=SCRIPT,
     )
 
 
-def _part(part: Part) -> str:
+def _anchors(headings: Sequence[str]) -> list[str]:
+    """Return an id for each heading, none twice."""
+    taken: list[str] = []
+    for heading in headings:
+        slug = re.sub(r"[^a-z0-9]+", "-", heading.lower()).strip("-") or "part"
+        candidates = itertools.chain([slug], (f"{slug}-{i}" for i in itertools.count(2)))
+        taken.append(next(name for name in candidates if name not in taken))
+    return taken
+
+
+def _contents(sections: Sequence[_Section], anchors: Sequence[str]) -> str:
+    items = "\n".join(
+        f'<li><a href="#{anchor}">{escape(section.heading)}</a></li>'
+        for section, anchor in zip(sections, anchors, strict=True)
+    )
+    return f'<nav aria-label="Contents"><ul>\n{items}\n</ul></nav>'
+
+
+def _laid_out(sections: Sequence[_Section], anchors: Sequence[str]) -> Iterator[str]:
+    """Yield the sections below each other, but halves that follow each other in rows."""
+    pairs = zip(sections, anchors, strict=True)
+    for half, group in itertools.groupby(pairs, key=lambda pair: pair[0].half):
+        shown = "\n".join(
+            f'<section id="{anchor}">\n<h2>{escape(section.heading)}</h2>\n{section.body}\n</section>'
+            for section, anchor in group
+        )
+        yield f'<div class="pair">\n{shown}\n</div>' if half else shown
+
+
+def _part(part: Part, prefix: str) -> _Section | None:
+    """Return a part, or None where there is nothing in it; `prefix` makes ids in it the part's own."""
     if isinstance(part, Plot):
-        return _plot(part)
+        return _plot(part, prefix)
     if isinstance(part, Table):
-        return _table(part)
-    return _gallery(part) if isinstance(part, Gallery) else _problems(part)
+        return _table(part) if part.rows else None
+    if isinstance(part, Gallery):
+        return _gallery(part) if part.pictures else None
+    return _problems(part) if part.problems else None
 
 
 def _figures(figures: Sequence[Figure], note: str) -> str:
-    items = "".join(
-        f'<div class="figure"><dt>{escape(figure.label)}</dt>'
-        f"<dd><strong>{escape(figure.value)}</strong><span>{escape(figure.explanation)}</span></dd></div>\n"
-        for figure in figures
-    )
-    shown = f'<dl class="figures">\n{items}</dl>\n' if figures else ""
+    items = "\n".join(_figure(figure) for figure in figures)
+    shown = f'<dl class="figures">\n{items}\n</dl>\n' if figures else ""
     return shown + (f'<p class="note">{escape(note)}</p>' if note else "")
 
 
-def _plot(plot: Plot) -> str:
-    heading = escape(plot.heading)
+def _figure(figure: Figure) -> str:
+    interval = f'<dd class="interval">{escape(figure.interval)}</dd>' if figure.interval else ""
     return (
-        f"<section>\n<h2>{heading}</h2>\n{_caption(plot.caption)}"
-        f'<div class="scroll plot" role="img" aria-label="{escape(plot.alt)}" tabindex="0">{plot.svg}</div>\n</section>'
+        f'<div class="figure"><dt>{escape(figure.label)}</dt><dd class="value">{escape(figure.value)}</dd>{interval}'
+        f"<dd>{escape(figure.explanation)}</dd></div>"
     )
 
 
-def _table(table: Table) -> str:
-    if not table.rows:
-        return ""
-    # A header stands over its numbers: right where the cells below it are.
-    classes = [' class="number"' if isinstance(cell, int | float | Shown) else "" for cell in table.rows[0]]
-    head = "".join(
-        f'<th scope="col"{place}>{escape(header)}</th>' for header, place in zip(table.headers, classes, strict=True)
+def _plot(plot: Plot, prefix: str) -> _Section:
+    size = "scroll half plot" if plot.half else "scroll plot"
+    body = (
+        f'{_caption(plot.caption)}<div class="{size}" role="img" aria-label="{escape(plot.alt)}" tabindex="0">'
+        f"{_with_own_ids(plot.svg, prefix)}</div>"
     )
+    return _Section(plot.heading, body, plot.half)
+
+
+def _with_own_ids(svg: str, prefix: str) -> str:
+    """Return a drawing whose ids are in no other one of the page: matplotlib counts from 1 in each."""
+    used = set(re.findall(r"""(?:href=["']#|url\(["']?#)([^"')]+)""", svg))
+
+    def own(match: re.Match[str]) -> str:
+        return f' id="{prefix}{match[1]}"' if match[1] in used else ""
+
+    svg = re.sub(r"""((?:href=["']#|url\(["']?#))""", rf"\g<1>{prefix}", svg)
+    return re.sub(r'\sid="([^"]*)"', own, svg)
+
+
+def _table(table: Table) -> _Section:
+    columns = list(zip(*table.rows, strict=True))
+    head = "".join(_header(text, cells) for text, cells in zip(table.headers, columns, strict=True))
     body = "\n".join(
         f"<tr>{''.join(_cell(cell, first=i == 0) for i, cell in enumerate(row))}</tr>" for row in table.rows
     )
-    heading = escape(table.heading)
-    return (
-        f"<section>\n<h2>{heading}</h2>\n{_caption(table.caption)}"
-        f'<div class="scroll" role="region" aria-label="{heading}" tabindex="0"><table>\n'
-        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>\n</section>"
+    box = "scroll"
+    if len(table.rows) > LONG_TABLE_ROWS:
+        box += " long"
+    if len(table.headers) > MANY_COLUMNS:
+        box += " many"
+    return _Section(
+        table.heading,
+        f'{_caption(table.caption)}<div class="{box}" role="region" aria-label="{escape(table.heading)}" tabindex="0">'
+        f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>",
     )
 
 
+def _header(text: str, cells: Sequence[Cell]) -> str:
+    """Return the header of a column, which stands over its numbers and says whether it is sorted by them."""
+    kind = "number" if any(isinstance(cell, int | float | Bar | Shown) for cell in cells) else "text"
+    right = any(isinstance(cell, int | float | Shown) for cell in cells)
+    place = ' class="number"' if right else ""
+    return f'<th scope="col"{place} data-kind="{kind}">{escape(text)}</th>'
+
+
 def _cell(cell: Cell, *, first: bool) -> str:
+    if isinstance(cell, str):
+        return f'<th scope="row">{escape(cell)}</th>' if first else f"<td>{escape(cell)}</td>"
+    number = cell.fraction if isinstance(cell, Bar) else cell.number if isinstance(cell, Shown) else cell
+    if number is None or math.isnan(number):
+        return f'<td class="number missing">{escape(cell.text) if isinstance(cell, Shown) else MISSING}</td>'
+    key = f'data-sort="{_key(number)}"'
     if isinstance(cell, Bar):
         width = min(max(cell.fraction, 0.0), 1.0) * 100
         bar = f'<span class="track" aria-hidden="true"><span style="width:{width:.1f}%"></span></span>'
-        return f'<td class="bar"><span class="both">{bar}<span>{f"{cell.fraction:.4f}"}</span></span></td>'
+        return f'<td class="bar" {key}><span class="both">{bar}<span>{f"{cell.fraction:.4f}"}</span></span></td>'
     if isinstance(cell, Shown):
-        return f'<td class="number">{escape(cell.text)}</td>'
-    if isinstance(cell, str):
-        return f'<th scope="row">{escape(cell)}</th>' if first else f"<td>{escape(cell)}</td>"
-    return f'<td class="number">{f"{cell:,}" if isinstance(cell, int) else f"{cell:.4f}"}</td>'
+        return f'<td class="number" {key}>{escape(cell.text)}</td>'
+    return f'<td class="number" {key}>{f"{cell:,}" if isinstance(cell, int) else f"{cell:.4f}"}</td>'
+
+
+def _key(number: float) -> str:
+    """Return a number as JavaScript reads it."""
+    if math.isinf(number):
+        return "Infinity" if number > 0 else "-Infinity"
+    return str(number) if isinstance(number, int) else repr(float(number))
 
 
 def _caption(text: str) -> str:
     return f'<p class="caption">{escape(text)}</p>\n' if text else ""
 
 
-def _problems(found: Problems) -> str:
+def _problems(found: Problems) -> _Section:
     problems = found.problems
-    if not problems:
-        return ""
     items = "\n".join(
         f"<li><strong>{escape(problem.subject)}</strong> {escape(problem.found)}</li>"
         for problem in problems[:PROBLEMS_SHOWN]
     )
     more = len(problems) - PROBLEMS_SHOWN
     rest = f"\n<p class='caption'>And {more:,} more, not shown on this page.</p>" if more > 0 else ""
-    heading = f"{escape(found.heading)} ({len(problems):,})"
-    return f'<section>\n<h2>{heading}</h2>\n<ul class="problems">\n{items}\n</ul>{rest}\n</section>'
+    return _Section(f"{found.heading} ({len(problems):,})", f'<ul class="problems">\n{items}\n</ul>{rest}')
 
 
-def _gallery(gallery: Gallery) -> str:
-    if not gallery.pictures:
-        return ""
+def _gallery(gallery: Gallery) -> _Section:
     keys = "".join(
-        f'<li><span class="key" style="background:rgb({red},{green},{blue})"></span>{escape(text)}</li>'
-        for (red, green, blue), text in gallery.legend
+        f'<li><span class="key" style="background:{_rgb(colour)}"></span>{escape(text)}</li>'
+        for colour, text in gallery.legend
     )
+    keys += "".join(_scale(scale) for scale in gallery.scales)
     legend = f'<ul class="legend">{keys}</ul>\n' if keys else ""
     pictures = "\n".join(
-        f'<figure><img alt="{escape(picture.alt)}" src="{_data_url(picture.png)}">'
-        f"<figcaption>{escape(picture.caption)}</figcaption></figure>"
-        for picture in gallery.pictures
+        _comparison(each) if isinstance(each, Comparison) else _picture(each) for each in gallery.pictures
     )
+    return _Section(gallery.heading, f'{_caption(gallery.caption)}{legend}<div class="gallery">\n{pictures}\n</div>')
+
+
+def _scale(scale: Scale) -> str:
+    steps = "".join(f'<span style="background:{_rgb(colour)}"></span>' for colour in scale.colours)
+    ramp = f'<span class="ramp" aria-hidden="true">{steps}</span>'
+    words = [f"<span>{escape(text)}</span>" for text in (f"{scale.name}:", scale.low, scale.high)]
+    return f"<li>{words[0]}{words[1]}{ramp}{words[2]}</li>"
+
+
+def _rgb(colour: tuple[int, int, int]) -> str:
+    return f"rgb({colour[0]},{colour[1]},{colour[2]})"
+
+
+def _picture(picture: Picture) -> str:
     return (
-        f"<section>\n<h2>{escape(gallery.heading)}</h2>\n{_caption(gallery.caption)}{legend}"
-        f'<div class="gallery">\n{pictures}\n</div>\n</section>'
+        f'<figure><img alt="{escape(picture.alt)}" src="{_data_url(picture.image)}">'
+        f"<figcaption>{escape(picture.caption)}</figcaption></figure>"
     )
 
 
-def _data_url(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+def _comparison(comparison: Comparison) -> str:
+    panels = "\n".join(_picture(panel) for panel in comparison.panels)
+    return (
+        f'<figure class="comparison"><figcaption>{escape(comparison.caption)}</figcaption>'
+        f'<div class="panels">\n{panels}\n</div></figure>'
+    )
 
 
-def _facts(facts: Sequence[tuple[str, str]]) -> str:
-    if not facts:
-        return ""
+def _data_url(image: bytes) -> str:
+    """Return an image as the text of a link; raise `ValueError` for what is neither PNG, JPEG nor WebP."""
+    kind = next((kind for start, kind in _TYPES if image.startswith(start)), None)
+    if kind is None:
+        raise ValueError(f"a picture must be PNG, JPEG or WebP, found a file that begins with {image[:8]!r}")
+    return f"data:{kind};base64,{base64.b64encode(image).decode()}"
+
+
+def _facts(facts: Sequence[tuple[str, str]]) -> _Section:
     items = "\n".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts)
-    return f'<section>\n<h2>Settings and versions</h2>\n<dl class="facts">\n{items}\n</dl>\n</section>'
-
-
-# The policy makes the browser hold the promise: nothing is fetched, no script runs.
-_DOCUMENT = Template("""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<link rel="icon" href="data:,">
-<title>$title</title>
-<style>
-$style</style>
-</head>
-<body>
-<main>
-<header>
-<h1>$title</h1>
-<p>$subtitle</p>
-</header>
-$body
-</main>
-</body>
-</html>
-""")
-
-_STYLE = """\
-:root { color-scheme: light dark; --page: #ffffff; --text: #1a2027; --quiet: #57626e; --line: #dde2e8;
-  --panel: #f5f7f9; --accent: #1f6feb; --track: #e4e9ef; --warn: #9a4b00; }
-@media (prefers-color-scheme: dark) {
-  :root { --page: #12161b; --text: #e5e9ee; --quiet: #9ba7b4; --line: #2b333d; --panel: #1a2027; --accent: #5b9dff;
-    --track: #2b333d; --warn: #f0a35e; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--text); line-height: 1.5;
-  font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-main { max-width: 68rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
-h1 { font-size: 1.75rem; line-height: 1.2; margin: 0 0 .4rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.15rem; margin: 2.5rem 0 .75rem; break-after: avoid; }
-header p, .caption, .note { color: var(--quiet); margin: 0 0 .75rem; max-width: 56rem; }
-dl, dd { margin: 0; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); gap: .75rem;
-  margin: 1.5rem 0 .75rem; }
-.figure { background: var(--panel); border: 1px solid var(--line); border-radius: .5rem; padding: .9rem 1rem; }
-.figure dt { font-weight: 600; }
-.figure strong { display: block; font-size: 2rem; line-height: 1.25; font-weight: 600;
-  font-variant-numeric: tabular-nums; }
-.figure span { display: block; color: var(--quiet); font-size: .875rem; margin-top: .2rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: .9375rem; }
-th, td { text-align: left; padding: .4rem .75rem; border-bottom: 1px solid var(--line);
-  font-weight: 400; vertical-align: top; }
-th:first-child, td:first-child { padding-left: 0; }
-th:last-child, td:last-child { padding-right: 0; }
-thead th { color: var(--quiet); font-size: .8125rem; font-weight: 600; vertical-align: bottom; }
-tbody th { overflow-wrap: anywhere; min-width: 7rem; }
-tr { break-inside: avoid; }
-.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-thead .number { white-space: normal; }
-td.bar { width: 40%; min-width: 9rem; }
-.both { display: flex; align-items: center; gap: .75rem; font-variant-numeric: tabular-nums; }
-.track { flex: 1; height: .6rem; background: var(--track); border-radius: .2rem; overflow: hidden; }
-.track span { display: block; height: 100%; background: var(--accent); }
-.problems { margin: 0; padding: .75rem 1rem .75rem 2rem; background: var(--panel); border: 1px solid var(--warn);
-  border-radius: .5rem; font-size: .9375rem; overflow-wrap: anywhere; }
-.problems strong { margin-right: .35rem; }
-.problems + .caption { margin-top: .5rem; }
-.legend { list-style: none; display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; padding: 0;
-  margin: 0 0 .75rem; font-size: .875rem; }
-.key { display: inline-block; width: .9rem; height: .9rem; border-radius: .2rem; border: 1px solid var(--line);
-  vertical-align: -.1rem; margin-right: .45rem; }
-.plot svg { display: block; min-width: 34rem; width: 100%; height: auto; }
-.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr));
-  gap: 1.5rem 1.25rem; }
-figure { margin: 0; break-inside: avoid; }
-img { display: block; max-width: 100%; height: auto; border-radius: .25rem; }
-figcaption { color: var(--quiet); font-size: .875rem; margin-top: .4rem; overflow-wrap: anywhere; }
-.facts { font-size: .9375rem; }
-.facts div { display: grid; grid-template-columns: 11rem 1fr; gap: .75rem; padding: .3rem 0;
-  border-bottom: 1px solid var(--line); }
-.facts dt { color: var(--quiet); }
-.facts dd { overflow-wrap: anywhere; }
-@media (max-width: 34rem) {
-  main { padding: 1.5rem 1rem 3rem; }
-  .figures { grid-template-columns: 1fr; }
-  .facts div { grid-template-columns: 1fr; gap: 0; }
-  th, td { padding: .4rem .5rem; }
-  td.bar { min-width: 7.5rem; } }
-@media print {
-  :root { color-scheme: light; --page: #ffffff; --text: #000000; --quiet: #444444; --line: #cccccc; --panel: #ffffff;
-    --track: #eeeeee; --accent: #1f6feb; --warn: #9a4b00; }
-  body { font-size: 10pt; }
-  main { max-width: none; padding: 0; }
-  .scroll { overflow: visible; }
-  .plot svg { min-width: 0; }
-  .track, .track span, .key { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
-"""
+    return _Section("Settings and versions", f'<dl class="facts">\n{items}\n</dl>')

@@ -17,11 +17,12 @@ from raytrain.evaluation.results import Problem
 
 @dataclass(frozen=True)
 class Figure:
-    """A headline number with one sentence that says what it is."""
+    """A headline number, one sentence that says what it is, and its interval ("0.84 to 0.91, 95 %") if it has one."""
 
     label: str
     value: str
     explanation: str
+    interval: str = ""
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,17 @@ class Shown:
     text: str
 
 
-Cell = str | int | float | Bar | Shown
+Cell = str | int | float | Bar | Shown | None
+"""What a cell shows. None and NaN, for a number that there is none of, are a dash and sorted last."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table under its own heading; text stands left, numbers right (floats with four decimals)."""
+    """A table under its own heading; text stands left, numbers right (floats with four decimals).
+
+    Readers sort it by any column. A column with a number in it is sorted by numbers, and any text in it counts as
+    missing; other columns are sorted as text.
+    """
 
     heading: str
     headers: Sequence[str]
@@ -54,31 +60,58 @@ class Table:
 
 @dataclass(frozen=True)
 class Plot:
-    """A drawing by `raytrain.evaluation.plots`, what it shows for those who can't see it, and the text below it."""
+    """A drawing by `raytrain.evaluation.plots`, what it shows for those who can't see it, and the text below it.
+
+    One that is `half` shares a row with the half one after it where a screen is wide enough.
+    """
 
     heading: str
     svg: str
     alt: str
     caption: str = ""
+    half: bool = False
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG, what it shows for those who can't see it, and the text below it."""
+    """A PNG, JPEG or WebP file, what it shows for those who can't see it, and the text below it."""
 
-    png: bytes
+    image: bytes
     alt: str
     caption: str
 
 
 @dataclass(frozen=True)
-class Gallery:
-    """Pictures under one heading; `legend` names the colours (red, green, blue) drawn in them."""
+class Comparison:
+    """Pictures of one thing side by side, each with its name as caption, and the text over them all."""
 
-    pictures: Sequence[Picture]
-    legend: Sequence[tuple[tuple[int, int, int], str]] = ()
+    panels: Sequence[Picture]
+    caption: str
+
+
+Colour = tuple[int, int, int]
+"""Red, green and blue, 0 to 255."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The colours that stand for values, in their order, and what those at its ends stand for."""
+
+    name: str
+    colours: Sequence[Colour]
+    low: str
+    high: str
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Pictures under one heading; `legend` and `scales` name the colours drawn in them."""
+
+    pictures: Sequence[Picture | Comparison]
+    legend: Sequence[tuple[Colour, str]] = ()
     heading: str = "Pictures"
     caption: str = ""
+    scales: Sequence[Scale] = ()
 
 
 @dataclass(frozen=True)
@@ -96,7 +129,7 @@ Part = Plot | Table | Gallery | Problems
 class Page:
     """What a page shows, from top to bottom: headline figures, a note on them, the parts in their order, facts.
 
-    Parts without anything in them are left out.
+    Parts without anything in them are left out. Many parts have a table of contents before them.
     """
 
     title: str

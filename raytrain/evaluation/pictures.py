@@ -1,4 +1,4 @@
-"""Pictures to look at: true colour with the masks drawn on it, or two masks and where they differ; always small.
+"""Pictures to look at: true colour, masks, where two differ, where members disagree; always small.
 
 Must not know which chips are worth a look, or the page that shows them.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,28 +18,42 @@ from rasterio.io import DatasetReader
 
 from raytrain import storage
 from raytrain.errors import ConfigError, DataError
+from raytrain.evaluation.page import Colour
+from raytrain.evaluation.plots import scale_colours
 from raytrain.imagery.rasters import LABEL_CLOUD, LABEL_IGNORE, band_indexes, open_geotiff, unreadable
 
 TRUE_COLOUR_BANDS = ("B04", "B03", "B02")
 MAX_PX = 512
 GAP_PX = 8
 LINE_PX = 2
+JPEG_QUALITY = 85
 
-Colour = tuple[int, int, int]
 PREDICTION_COLOUR: Colour = (255, 60, 0)
 LABEL_COLOUR: Colour = (0, 170, 255)
+CLOUD_COLOUR: Colour = (240, 240, 240)
+CLEAR_COLOUR: Colour = (40, 44, 52)
+NO_DATA_COLOUR: Colour = (120, 124, 132)
 OUTLINE_LEGEND: tuple[tuple[Colour, str], ...] = (
     (PREDICTION_COLOUR, "predicted cloud"),
     (LABEL_COLOUR, "labelled cloud"),
 )
+MASK_LEGEND: tuple[tuple[Colour, str], ...] = (
+    (CLOUD_COLOUR, "cloud"),
+    (CLEAR_COLOUR, "clear"),
+    (NO_DATA_COLOUR, "no data"),
+)
 # Found, missed and false in colours that differ in lightness too, for eyes that confuse red and green.
 AGREEMENT_LEGEND: tuple[tuple[Colour, str], ...] = (
-    ((240, 240, 240), "cloud in both"),
+    (CLOUD_COLOUR, "cloud in both"),
     (LABEL_COLOUR, "missed: only in the label"),
     (PREDICTION_COLOUR, "false: only in the prediction"),
-    ((40, 44, 52), "clear in both"),
-    ((120, 124, 132), "ignored: no label"),
+    (CLEAR_COLOUR, "clear in both"),
+    (NO_DATA_COLOUR, "ignored: no label"),
 )
+DISAGREEMENT_LARGEST = 0.5
+"""The largest standard deviation of probabilities: half of the members say cloud, half clear."""
+DISAGREEMENT_COLOURS: tuple[Colour, ...] = scale_colours(15)
+"""The colours of 0 to `DISAGREEMENT_LARGEST`, in equal steps."""
 
 # Reflectance x 10000. Thick cloud is near 10000 and keeps its shape; sunlit snow and cloud tops above WHITE are white.
 BLACK, WHITE, GAMMA = 150.0, 13000.0, 2.1
@@ -94,18 +109,46 @@ def picture_of_chip(
     return _png([plain, drawn])
 
 
-def picture_of_masks(prediction: NDArray[np.uint8], label: NDArray[np.uint8], max_px: int = MAX_PX) -> bytes:
+def true_colour_panel(pixels: NDArray[np.uint16], bands: Sequence[str], max_px: int = MAX_PX) -> bytes:
+    """Return a JPEG of `pixels` `[C, H, W]`, as large as a panel of `picture_of_chip` without its margin.
+
+    Raises `ConfigError` as `true_colour` does.
+    """
+    buffer = io.BytesIO()
+    image = Image.fromarray(_fitted(Image.fromarray(true_colour(pixels, bands)), max_px))
+    image.save(buffer, "JPEG", quality=JPEG_QUALITY, optimize=True)
+    return buffer.getvalue()
+
+
+def mask_panel(mask: NDArray[np.uint8], max_px: int = MAX_PX) -> bytes:
+    """Return a PNG of a mask `[H, W]`, in the colours of `MASK_LEGEND`; the size is as in `true_colour_panel`."""
+    mask = _fitted_mask(mask, max_px)
+    return _palette_png(np.select([mask == LABEL_CLOUD, mask != LABEL_IGNORE], [0, 1], 2), MASK_LEGEND)
+
+
+def agreement_panel(prediction: NDArray[np.uint8], label: NDArray[np.uint8], max_px: int = MAX_PX) -> bytes:
     """Return a PNG of two masks `[H, W]` laid over each other, in the colours of `AGREEMENT_LEGEND`.
 
-    For where there is no imagery at hand. The size is as in `picture_of_chip`.
+    The size is as in `true_colour_panel`.
     """
     if prediction.shape != label.shape:
         raise ValueError(f"masks must have one shape, found {prediction.shape} and {label.shape}")
     prediction, label = _fitted_mask(prediction, max_px), _fitted_mask(label, max_px)
-    both, missed, false, clear, ignored = (np.array(colour, np.uint8) for colour, _ in AGREEMENT_LEGEND)
-    predicted, labelled = (prediction == LABEL_CLOUD)[..., None], (label == LABEL_CLOUD)[..., None]
-    picture = np.where(labelled, np.where(predicted, both, missed), np.where(predicted, false, clear))
-    return _png([np.where((label == LABEL_IGNORE)[..., None], ignored, picture)])
+    predicted, labelled = prediction == LABEL_CLOUD, label == LABEL_CLOUD
+    cases = [label == LABEL_IGNORE, labelled & predicted, labelled, predicted]
+    return _palette_png(np.select(cases, [4, 0, 1, 2], 3), AGREEMENT_LEGEND)
+
+
+def disagreement_panel(values: NDArray[np.float32], max_px: int = MAX_PX) -> bytes:
+    """Return a PNG of the members' disagreement `[H, W]`, 0 to `DISAGREEMENT_LARGEST`; NaN is no data.
+
+    The colours are `DISAGREEMENT_COLOURS`; the size is as in `true_colour_panel`.
+    """
+    values = _fitted(Image.fromarray(np.asarray(values, np.float32)), max_px)
+    steps = len(DISAGREEMENT_COLOURS)
+    fractions = np.nan_to_num(values / DISAGREEMENT_LARGEST)
+    indexes = np.where(np.isnan(values), steps, np.clip(fractions * steps, 0, steps - 1))
+    return _palette_png(indexes, [*((colour, "") for colour in DISAGREEMENT_COLOURS), (NO_DATA_COLOUR, "")])
 
 
 def read_picture_source(
@@ -133,6 +176,21 @@ def read_picture_mask(uri: str, max_px: int = MAX_PX) -> NDArray[np.uint8]:
     return np.asarray(_read_small(uri, None, max_px, Resampling.nearest)[0], np.uint8)
 
 
+def read_picture_values(uri: str, max_px: int = MAX_PX) -> NDArray[np.float32]:
+    """Return a layer of scoring (probability, disagreement) as `[h, w] float32`, NaN where there is no data.
+
+    The size is that of `read_picture_source`, and so is what it raises.
+    """
+    with storage.gdal_environment(), open_geotiff(uri, "layer") as source:
+        try:
+            shape = (1, *_small(source, max_px))
+            stored = source.read([1], out_shape=shape, resampling=Resampling.average, masked=True)[0]
+        except RasterioError as error:
+            raise unreadable(uri, "layer", error) from error
+        values = stored.astype(np.float32) * np.float32(source.scales[0])
+        return np.asarray(values.filled(np.float32(np.nan)), np.float32)
+
+
 def _read_small(uri: str, bands: Sequence[str] | None, max_px: int, how: Resampling) -> NDArray[np.generic]:
     """Return the named bands, or the first, as `[C, h, w]`."""
     with storage.gdal_environment(), open_geotiff(uri, "image") as source:
@@ -148,7 +206,7 @@ def _small(source: DatasetReader, max_px: int) -> tuple[int, int]:
     return max(1, round(source.height / shrink)), max(1, round(source.width / shrink))
 
 
-def _fitted(image: Image.Image, max_px: int) -> NDArray[np.uint8]:
+def _fitted(image: Image.Image, max_px: int) -> NDArray[Any]:
     """Return the image as an array, shrunk to `max_px` or enlarged by the largest whole number that stays below it."""
     longest = max(image.size)
     factor = max_px / longest if longest > max_px else max_px // longest
@@ -158,7 +216,7 @@ def _fitted(image: Image.Image, max_px: int) -> NDArray[np.uint8]:
 
 
 def _fitted_mask(mask: NDArray[np.uint8], max_px: int) -> NDArray[np.uint8]:
-    return _fitted(Image.fromarray(mask), max_px)
+    return np.asarray(_fitted(Image.fromarray(mask), max_px), np.uint8)
 
 
 def _cloud_with_margin(mask: NDArray[np.uint8], max_px: int) -> NDArray[np.bool_]:
@@ -173,6 +231,15 @@ def _line(area: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return line
 
 
+def _palette_png(indexes: NDArray[Any], legend: Sequence[tuple[Colour, str]]) -> bytes:
+    """Return `[H, W]` indexes of a legend's colours as a PNG that stores no more than these."""
+    image = Image.fromarray(indexes.astype(np.uint8))
+    image.putpalette([channel for colour, _ in legend for channel in colour])
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
 def _png(panels: Sequence[NDArray[np.uint8]]) -> bytes:
     """Return panels of one size side by side; the gaps are transparent, to be of the page's colour."""
     height, width = panels[0].shape[:2]
@@ -180,5 +247,5 @@ def _png(panels: Sequence[NDArray[np.uint8]]) -> bytes:
     for i, panel in enumerate(panels):
         sheet.paste(Image.fromarray(panel), (i * (width + GAP_PX), 0))
     buffer = io.BytesIO()
-    (sheet if len(panels) > 1 else sheet.convert("RGB")).save(buffer, "PNG")
+    sheet.save(buffer, "PNG")
     return buffer.getvalue()

@@ -14,16 +14,26 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import Transform, offset_copy
+
+from raytrain.evaluation.look import SCALE_STEPS
+from raytrain.evaluation.page import Colour
 
 # Colours that nothing else is drawn in; the page's own take their place.
 _TEXT, _QUIET, _LINE, _ACCENT = "#010203", "#040506", "#070809", "#0a0b0c"
+_SCALE = [f"#0b0c{step:02x}" for step in range(SCALE_STEPS)]
 _VARIABLES = {_TEXT: "--text", _QUIET: "--quiet", _LINE: "--line", _ACCENT: "--accent"}
+_VARIABLES |= {marker: f"--scale-{step}" for step, marker in enumerate(_SCALE)}
+TEXT = _TEXT
+"""The page's colour of text."""
 ACCENT = _ACCENT
 """The page's colour for what matters."""
 QUIET = _QUIET
 """The page's colour for what stands behind."""
 COLOURS = "viridis"
-"""The scale of colours for values; seen by all, and on light and dark pages (its ends are left out)."""
+"""The scale of colours for values: even steps to every eye. In drawings the page has its own shades of it."""
+WIDE, HALF = (8.6, 3.0), (4.6, 3.0)
+"""Sizes of drawings (width and height in inches) over the width of a page, and of a `Plot` that is `half`."""
 _STYLE: Any = {
     "svg.fonttype": "none",  # text stays text, in the page's font
     "svg.hashsalt": "raytrain",  # the same drawing has the same bytes
@@ -41,6 +51,7 @@ _STYLE: Any = {
     "grid.linewidth": 0.6,
     "xtick.color": _QUIET,
     "ytick.color": _QUIET,
+    "figure.constrained_layout.use": True,  # all that is drawn finds room in the size asked for
     "figure.facecolor": "none",
     "axes.facecolor": "none",
     "savefig.facecolor": "none",
@@ -59,7 +70,7 @@ def svg_of(figure: Figure) -> str:
     """Return a figure as an SVG element for a page. To be called within `drawing`."""
     file = io.StringIO()
     # Without a date the same drawing has the same bytes.
-    figure.savefig(file, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
+    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     text = file.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
@@ -69,13 +80,29 @@ def svg_of(figure: Figure) -> str:
     return text
 
 
-def shade(fraction: float) -> tuple[float, float, float, float]:
-    """Return the colour of a value in [0, 1] on the scale of `COLOURS`, without its darkest and lightest."""
-    red, green, blue, alpha = matplotlib.colormaps[COLOURS](0.12 + 0.76 * min(max(fraction, 0.0), 1.0))
-    return float(red), float(green), float(blue), float(alpha)
+def shade(fraction: float) -> str:
+    """Return the colour of a value in [0, 1] on the scale: one of `SCALE_STEPS`, seen on a light and on a dark page."""
+    return _SCALE[min(int(min(max(fraction, 0.0), 1.0) * SCALE_STEPS), SCALE_STEPS - 1)]
+
+
+def scale_colours(count: int) -> tuple[Colour, ...]:
+    """Return `count` colours of the scale from end to end, for images, which are the same on any page."""
+    steps = matplotlib.colormaps[COLOURS].resampled(count)
+    return tuple(
+        (round(255 * red), round(255 * green), round(255 * blue)) for red, green, blue, _ in steps(range(count))
+    )
 
 
 def label_ends(axes: Axes, low: str, high: str) -> None:
-    """Write below axes what the two ends of the scale of colours stand for."""
-    axes.text(0.0, -0.28, low, transform=axes.transAxes, color=shade(0), fontweight="bold")
-    axes.text(1.0, -0.28, high, transform=axes.transAxes, color=shade(1), ha="right", fontweight="bold")
+    """Draw the scale of colours below axes, between the words for what its two ends stand for."""
+    step, below = 9.0, -44.0  # points, from the middle of the lower edge
+    half = step * SCALE_STEPS / 2
+
+    def at(right: float) -> Transform:
+        return offset_copy(axes.transAxes, axes.get_figure(root=True), right, below, units="points")
+
+    for i, colour in enumerate(_SCALE):
+        x = (i + 0.5) * step - half
+        axes.plot(0.5, 0, "s", color=colour, markersize=step, markeredgewidth=0, transform=at(x), clip_on=False)
+    axes.text(0.5, 0, low, transform=at(-half - 6), ha="right", va="center")
+    axes.text(0.5, 0, high, transform=at(half + 6), ha="left", va="center")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import hashlib
 import io
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
 
+import matplotlib.figure
 import numpy as np
 import pytest
 import rasterio
@@ -17,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from raytrain.errors import ConfigError, DataError
-from raytrain.evaluation import gallery, html, masks, pictures, report, results
+from raytrain.evaluation import gallery, html, masks, pictures, plots, report, results
 from raytrain.evaluation import page as pages
 from raytrain.tiles.metadata import MetadataRow, read_metadata
 from raytrain.training import metrics
@@ -281,11 +284,20 @@ def a_report(location: str = "Jinja") -> str:
 
 def test_the_report_needs_nothing_but_itself() -> None:
     page = a_report()
-    targets = re.findall(r"""(?:src|href|action|srcset|poster|data)\s*=\s*["']([^"']*)""", page)
+    targets = re.findall(r"""\s(?:src|href|action|srcset|poster|data)\s*=\s*["']([^"']*)""", page)
     assert targets
-    assert all(target.startswith("data:") for target in targets)
-    assert not re.search(r"<script|@import|url\(|https?://", page)
-    assert "default-src 'none'" in page
+    assert all(target.startswith(("data:", "#")) for target in targets)
+    assert not re.search(r"@import|url\(|https?://", page)
+    assert "default-src 'none'; img-src data:;" in page
+
+
+def test_the_only_script_is_the_one_that_the_policy_names() -> None:
+    page = a_report()
+    scripts = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    assert len(scripts) == page.count("<script") == 1
+    digest = base64.b64encode(hashlib.sha256(scripts[0].encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}';" in page
+    assert not re.search(r"\son\w+=", page), "no handlers in attributes"
 
 
 def test_every_text_of_the_report_is_escaped() -> None:
@@ -304,18 +316,85 @@ def test_the_report_says_the_scores_the_rule_and_the_problems() -> None:
 
 def test_pictures_in_the_report_are_the_pngs_given() -> None:
     found = re.findall(r"data:image/png;base64,([A-Za-z0-9+/=]+)", a_report())
-    assert [base64.b64decode(text) for text in found] == [a_picture().png]
+    assert [base64.b64decode(text) for text in found] == [a_picture().image]
 
 
 def test_a_page_takes_further_tables_and_facts_and_leaves_out_what_is_empty() -> None:
-    members = pages.Table("Members", ["Member", "Epochs", "Score"], [["r34-3b", 1200, 0.5]])
+    members = pages.Table("Members", ["Member", "Epochs", "Score", "Gain"], [["r34-3b", 1200, 0.5, None]])
     base = report.evaluation_page(an_evaluation(), "raytrain demo")
     page = dataclasses.replace(base, parts=[members, *base.parts], facts=[("Training", "2 min"), *base.facts])
     text = html.render_page(page)
-    assert '<td class="number">1,200</td><td class="number">0.5000</td>' in text
+    assert '<td class="number" data-sort="1200">1,200</td><td class="number" data-sort="0.5">0.5000</td>' in text
+    assert f'<td class="number missing">{html.MISSING}</td>' in text
     assert "2 min" in text
     assert "Pictures" not in text
     assert "<section" not in html.render_page(pages.Page("Empty", "Nothing here."))
+
+
+def keys_of(*cells: pages.Cell) -> list[str]:
+    text = html.render_page(pages.Page("t", "s", parts=[pages.Table("T", ["N"], [[cell] for cell in cells])]))
+    return re.findall(r"<t[dh][^>]*>(?=[^<]*|<span class=.both)", text.partition("<tbody>")[2].partition("</tbody>")[0])
+
+
+@pytest.mark.parametrize(
+    ("cell", "key"),
+    [
+        (pages.Bar(1.5), 'data-sort="1.5"'),
+        (pages.Shown(-3, "3 days ago"), 'data-sort="-3"'),
+        (np.float64(0.1), 'data-sort="0.1"'),
+        (2**60, f'data-sort="{2**60}"'),
+        (-math.inf, 'data-sort="-Infinity"'),
+        (1e-300, 'data-sort="1e-300"'),
+    ],
+)
+def test_numbers_have_a_key_that_javascript_reads(cell: pages.Cell, key: str) -> None:
+    (tag,) = keys_of(cell)
+    assert key in tag
+
+
+def test_what_is_no_number_has_no_key() -> None:
+    found = keys_of(math.nan, None, pages.Bar(math.nan), pages.Shown(math.nan, "none yet"), "0.5")
+    assert len(found) == 5
+    assert not any("data-sort" in tag for tag in found)
+
+
+def test_a_page_of_many_parts_has_a_table_of_contents_with_an_anchor_each() -> None:
+    tables = [pages.Table("Same & same", ["N"], [[i]]) for i in range(html.CONTENTS_FROM)]
+    few, many = (html.render_page(pages.Page("t", "s", parts=tables[:count])) for count in (len(tables) - 1, None))
+    assert "<nav" not in few
+    links = re.findall(r'<a href="#([^"]+)">Same &amp; same</a>', many)
+    assert links == ["same-same", "same-same-2", "same-same-3", "same-same-4"]
+    assert re.findall(r'<section id="([^"]+)">', many) == links
+
+
+def test_ids_of_one_drawing_are_in_no_other() -> None:
+    def drawn(top: float) -> str:
+        figure = matplotlib.figure.Figure(plots.HALF)
+        axes = figure.subplots()
+        axes.plot([0, 1], [0, top], marker="o", color=plots.shade(0.3))
+        return plots.svg_of(figure)
+
+    with plots.drawing():
+        parts = [
+            pages.Plot("A", drawn(1), "a", half=True),
+            pages.Plot("B", drawn(1), "b"),
+            pages.Plot("C", drawn(2), "c"),
+        ]
+    text = html.render_page(pages.Page("t", "s", parts=parts))
+    ids = re.findall(r'\sid="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
+    used = re.findall(r'xlink:href="#([^"]+)"|url\(#([^)]+)\)', text)
+    assert len(used) > 6
+    assert {first or second for first, second in used} <= set(ids)
+    for marker in ("var(--scale-2)", "var(--quiet)"):
+        assert marker in text
+    assert not re.search('#0[1-9a-f]0[0-9a-f]{3}[;"]', text), "a marker colour that is no variable"
+
+
+def test_a_picture_that_no_browser_shows_is_refused() -> None:
+    picture = pages.Picture(b"II*\0", "a", "b")
+    with pytest.raises(ValueError, match="PNG, JPEG or WebP"):
+        html.render_page(pages.Page("t", "s", parts=[pages.Gallery([picture])]))
 
 
 def test_a_long_list_of_problems_is_cut_and_counted() -> None:
@@ -345,11 +424,46 @@ def test_image_that_cannot_be_drawn_costs_its_picture_and_not_the_page(tmp_path:
         for i, band in enumerate(RED_GREEN_BLUE)
     }
     found = gallery.make_gallery(counted, images)
-    captions = sorted(picture.caption for picture in found.pictures)
-    assert len(captions) == 4
-    assert sum("(no true colour: " in caption for caption in captions) == 3
-    assert [caption.partition(",")[0] for caption in captions if "no true" not in caption] == ["good"]
-    assert tuple(found.legend) == pictures.OUTLINE_LEGEND + pictures.AGREEMENT_LEGEND
+    assert len(found.pictures) == 4
+    panels = {each.caption.partition(",")[0]: [panel.caption for panel in each.panels] for each in found.pictures}
+    masks_only = ["Label", "Prediction", "Where they differ"]
+    assert panels["good"] == ["True colour", *masks_only]
+    for name in ("empty", "other-size", "mixed"):
+        assert panels[name] == masks_only
+    told = {each.caption.partition(",")[0]: each.caption for each in found.pictures}
+    assert "no true colour" not in told["good"]
+    assert "no true colour: the bands differ in size" in told["mixed"]
+    assert "no true colour: of another shape than the prediction" in told["other-size"]
+    assert "no true colour: " in told["empty"]
+    assert tuple(found.legend) == pictures.AGREEMENT_LEGEND
+
+
+def test_a_mask_without_a_label_is_shown_with_its_image_and_the_members_disagreement(tmp_path: Path) -> None:
+    mask = write_tiff(tmp_path / "mask.tif", random_mask(0, (60, 40)))
+    image = write_tiff(tmp_path / "image.tif", np.full((3, 60, 40), 900, np.uint16))
+    values = np.full((60, 40), 100, np.uint8)
+    disagreement = write_tiff(tmp_path / "disagreement.tif", values, nodata=255)
+    subject = gallery.Subject("adwp", "adwp, 3 % cloud", mask, image=image, disagreement=disagreement)
+    found = gallery.draw_gallery([subject], "Scored", "Some of them")
+    assert (found.heading, found.caption) == ("Scored", "Some of them")
+    (drawn,) = found.pictures
+    assert [panel.caption for panel in drawn.panels] == ["True colour", "Prediction", "Members' disagreement"]
+    assert [panel.alt for panel in drawn.panels][1] == "Prediction of adwp"
+    assert drawn.caption == "adwp, 3 % cloud"
+    assert len({decoded(panel.image).shape for panel in drawn.panels}) == 1
+    assert found.scales == (gallery.DISAGREEMENT_SCALE,)
+    assert tuple(found.legend) == pictures.MASK_LEGEND
+    Path(disagreement).unlink()
+    without = gallery.draw(subject)
+    assert [panel.caption for panel in without.panels] == ["True colour", "Prediction"]
+    assert "no members' disagreement: " in without.caption
+
+
+def test_masks_of_two_shapes_are_an_error(tmp_path: Path) -> None:
+    prediction = write_tiff(tmp_path / "prediction.tif", np.zeros((60, 40), np.uint8))
+    label = write_tiff(tmp_path / "label.tif", np.zeros((40, 60), np.uint8))
+    with pytest.raises(DataError, match=r"label.tif: of another shape"):
+        gallery.draw(gallery.Subject("adwp", "", prediction, label))
 
 
 def test_true_colour_shows_land_and_keeps_cloud_below_white() -> None:
@@ -416,15 +530,58 @@ def test_a_chip_all_in_cloud_differs_from_one_all_clear() -> None:
 @pytest.mark.parametrize(("size_px", "panel_px"), [(100, 500), (256, 512), (384, 384), (512, 512), (2000, 512)])
 def test_panels_fit_the_limit_and_small_chips_are_enlarged(size_px: int, panel_px: int) -> None:
     mask = np.ones((size_px, size_px), np.uint8)
-    assert decoded(pictures.picture_of_masks(mask, mask)).shape == (panel_px, panel_px, 3)
+    for panel in (pictures.agreement_panel(mask, mask), pictures.mask_panel(mask)):
+        assert decoded(panel).shape == (panel_px, panel_px, 3)
     picture = decoded(pictures.picture_of_chip(np.zeros((3, *mask.shape), np.uint16), RED_GREEN_BLUE, mask))
     assert picture.shape[0] == panel_px + 2 * pictures.LINE_PX
 
 
-def test_two_masks_are_shown_in_the_colours_of_their_legend() -> None:
+def colours_of(png: bytes) -> list[tuple[int, ...]]:
+    return [tuple(colour) for colour in decoded(png)[0].tolist()]
+
+
+def test_masks_are_shown_in_the_colours_of_their_legends() -> None:
     prediction, label = np.array([[1, 0, 1, 0, 1]], np.uint8), np.array([[1, 1, 0, 0, 255]], np.uint8)
-    picture = decoded(pictures.picture_of_masks(prediction, label, max_px=5))
-    assert [tuple(colour) for colour in picture[0].tolist()] == [colour for colour, _ in pictures.AGREEMENT_LEGEND]
+    png = pictures.agreement_panel(prediction, label, max_px=5)
+    assert colours_of(png) == [colour for colour, _ in pictures.AGREEMENT_LEGEND]
+    png = pictures.mask_panel(np.array([[1, 0, 255]], np.uint8), max_px=3)
+    assert colours_of(png) == [colour for colour, _ in pictures.MASK_LEGEND]
+    assert Image.open(io.BytesIO(png)).mode == "P"
+    with pytest.raises(ValueError, match="one shape"):
+        pictures.agreement_panel(prediction, label[:, :4])
+
+
+def test_disagreement_is_shown_from_none_to_the_largest_and_where_there_is_none() -> None:
+    values = np.array([[0.0, 0.25, 0.5, 0.51, np.nan]], np.float32)
+    colours = pictures.DISAGREEMENT_COLOURS
+    middle = colours[len(colours) // 2]
+    expected = [colours[0], middle, colours[-1], colours[-1], pictures.NO_DATA_COLOUR]
+    assert colours_of(pictures.disagreement_panel(values, max_px=5)) == expected
+    lightness = [0.2126 * red + 0.7152 * green + 0.0722 * blue for red, green, blue in colours]
+    assert lightness == sorted(lightness), "more is lighter"
+
+
+def test_true_colour_is_a_small_jpeg_of_what_was_read() -> None:
+    pixels = np.broadcast_to(np.linspace(200, 9000, 300).astype(np.uint16), (3, 300, 300))
+    panel = pictures.true_colour_panel(pixels, RED_GREEN_BLUE, max_px=150)
+    assert panel.startswith(b"\xff\xd8")
+    assert len(panel) < 5_000
+    shown = decoded(panel).astype(int)
+    assert shown.shape == (150, 150, 3)
+    expected = pictures.true_colour(pixels, RED_GREEN_BLUE)[::2, ::2].astype(int)
+    assert np.abs(shown - expected).max() < 12
+
+
+def test_a_layer_of_scoring_is_read_in_its_scale_and_without_what_is_no_data(tmp_path: Path) -> None:
+    stored = np.full((40, 60), 127, np.uint8)
+    stored[:, :30] = 255
+    uri = write_tiff(tmp_path / "layer.tif", stored, nodata=255)
+    with rasterio.open(uri, "r+") as target:
+        target.scales = (0.5 / 254,)
+    values = pictures.read_picture_values(uri, max_px=30)
+    assert values.shape == (20, 30)
+    assert np.isnan(values[:, :15]).all()
+    assert values[:, 15:] == pytest.approx(0.25)
 
 
 def test_scenes_and_chips_are_read_small_and_in_the_order_of_the_bands_asked_for(tmp_path: Path) -> None:
