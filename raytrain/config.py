@@ -240,6 +240,7 @@ class ScoreSettings(Settings):
     missing_bands: Literal["error", "leave-out"] = "error"
     probability: LayerEncoding = "none"
     disagreement: LayerEncoding = "none"
+    members: LayerEncoding = "none"
     datetime: str | None = None
 
     @model_validator(mode="after")

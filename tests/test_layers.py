@@ -19,7 +19,13 @@ LAYERS = [
     ("raytrain.search",),
     ("raytrain.cluster",),
     ("raytrain.console", "raytrain.console_runs"),
-    ("raytrain.command", "raytrain.command_score", "raytrain.command_train", "raytrain.command_tune"),
+    (
+        "raytrain.command",
+        "raytrain.command_evaluate",
+        "raytrain.command_score",
+        "raytrain.command_train",
+        "raytrain.command_tune",
+    ),
     ("raytrain.cli",),
 ]
 FORBIDDEN = {

@@ -24,9 +24,7 @@ from raytrain.cluster.shard import ShardJob, shard
 from raytrain.cluster.train import train
 from raytrain.config import ScoreSettings
 from raytrain.errors import DataError, WorkNotFinished
-from raytrain.evaluation.gallery import find_images, make_gallery
 from raytrain.evaluation.html import render_page
-from raytrain.evaluation.masks import CountedPair
 from raytrain.evaluation.page import Gallery, Page, Picture, Table
 from raytrain.evaluation.pictures import (
     OUTLINE_LEGEND,
@@ -120,7 +118,7 @@ def demo(out: Path, cluster: session.Cluster, narrator: Narrator) -> DemoReport:
         raise report.problems[0]
     seconds = time.monotonic() - start
     picture = _scene_picture(folders)
-    page = _page(folders, report.evaluation, report.counted, members, picture, seconds)
+    page = _page(folders, report.evaluation, report.gallery, members, picture, seconds)
     paths = {
         "report": out / "report.html",
         "picture": out / "scene.png",
@@ -219,13 +217,12 @@ def _scene_picture(folders: _Folders) -> Picture:
 def _page(
     folders: _Folders,
     evaluation: Evaluation,
-    counted: list[CountedPair],
+    gallery: Gallery | None,
     members: list[TrainedMember],
     picture: Picture,
     seconds: float,
 ) -> Page:
     scene = Gallery([picture], OUTLINE_LEGEND, "A whole scene")
-    gallery = make_gallery(counted, find_images(str(folders.unseen)))
     page = evaluation_page(evaluation, "raytrain demo: clouds in places that training never saw", gallery)
     rows = [
         [

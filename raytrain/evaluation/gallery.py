@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from raytrain import storage
 from raytrain.errors import ConfigError, DataError
-from raytrain.evaluation.masks import CountedPair
 from raytrain.evaluation.page import Comparison, Gallery, Picture, Scale
 from raytrain.evaluation.pictures import (
     AGREEMENT_LEGEND,
@@ -47,17 +46,18 @@ class Subject:
     disagreement: str | None = None
 
 
-def choose(counted: Sequence[CountedPair], each: int) -> list[tuple[str, CountedPair]]:
-    """Return up to `each` of the worst, median and best pairs with that word, worst first, none twice.
+def choose(ious: Sequence[float | None], each: int) -> list[tuple[str, int]]:
+    """Return the places of up to `each` of the worst, median and best IoUs with that word, worst first, none twice.
 
-    Pairs without an IoU (no cloud, none predicted) show nothing and are not chosen.
+    Without an IoU (no cloud, none predicted) there is nothing to show.
     """
-    ordered = sorted((pair for pair in counted if pair.iou is not None), key=lambda pair: pair.iou or 0.0)
+    known = [(iou, place) for place, iou in enumerate(ious) if iou is not None]
+    ordered = [place for _, place in sorted(known)]
     if len(ordered) <= 3 * each:
-        return [("", pair) for pair in ordered]
+        return [("", place) for place in ordered]
     middle = (len(ordered) - each) // 2
     groups = (("worst", ordered[:each]), ("median", ordered[middle : middle + each]), ("best", ordered[-each:]))
-    return [(word, pair) for word, pairs in groups for pair in pairs]
+    return [(word, place) for word, places in groups for place in places]
 
 
 def find_images(uri: str) -> dict[str, Source]:
@@ -69,29 +69,6 @@ def find_images(uri: str) -> dict[str, Source]:
     if not names:
         raise ConfigError(f"{uri}: no chips and no scenes for the pictures")
     return {storage.name_of(name).removesuffix(".tif"): storage.join(uri, name) for name in names}
-
-
-def make_gallery(
-    counted: Sequence[CountedPair],
-    images: Mapping[str, Source] | None,
-    each: int = 3,
-    disagreements: Mapping[str, str] | None = None,
-) -> Gallery:
-    """Return the chosen pairs side by side, with the image and the members' disagreement of those that have them."""
-    subjects = []
-    for word, pair in choose(counted, each):
-        chip_id, location = pair.pair.chip_id, pair.pair.location
-        subjects.append(
-            Subject(
-                name=f"{chip_id}, {location}",
-                caption=f"{f'{word.capitalize()}: ' if word else ''}{chip_id}, {location}, IoU {pair.iou:.3f}",
-                prediction=pair.pair.prediction,
-                label=pair.pair.label,
-                image=images.get(chip_id) if images else None,
-                disagreement=disagreements.get(chip_id) if disagreements else None,
-            )
-        )
-    return draw_gallery(subjects)
 
 
 def draw_gallery(subjects: Sequence[Subject], heading: str = "Pictures", caption: str = "") -> Gallery:

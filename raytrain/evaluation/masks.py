@@ -1,13 +1,15 @@
-"""Predictions and labels: which belong together, and their counts, read strip by strip so that any size fits.
+"""Predictions and a label, read strip by strip so that any size fits, and counted.
 
-A prediction holds 0 clear, 1 cloud, 255 no data; a label 0, 1, 255 ignore. Must not know what the counts are made into.
+A mask holds 0 clear, 1 cloud, 255 no data; a label 0, 1, 255 ignore; a map probabilities of cloud. Must not know which
+files belong together, or what the counts are made into.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,102 +18,90 @@ from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
 from raytrain import storage
-from raytrain.errors import ConfigError, DataError
+from raytrain.errors import DataError
+from raytrain.evaluation.counting import MapCounts, MemberCounts, Truth, near_edges
+from raytrain.evaluation.oddities import PROBABILITIES, Kind, Odd
 from raytrain.imagery.rasters import LABEL_CLEAR, LABEL_CLOUD, LABEL_IGNORE, georeference_of, open_geotiff, unreadable
-from raytrain.tiles.metadata import MetadataRow
-from raytrain.training import metrics
 
-# About 100 MB with the copies that counting makes, whatever the size of a scene.
-STRIP_PIXELS = 2**24
-# Tiled files have blocks of 256, 512 or 1024 rows: strips that end with a block decode it once.
+STRIP_PIXELS = 2**23
+"""About 100 MB with the copies that counting makes, 300 with the maps of eight members, for scenes of any size."""
 STRIP_ALIGNMENT_PX = 512
+"""Tiled files have blocks of 256, 512 or 1024 rows: strips that end with a block decode it once."""
+TOLERANCE = 1e-6
+"""How far stored values times their scale may be from [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What one way of predicting gave for a chip or scene, as URIs of GeoTIFFs.
+
+    `uri` is a mask or a map; beside a mask there may be the `probability` that it was made of, and those of `members`.
+    """
+
+    uri: str
+    probability: str | None = None
+    members: tuple[str, ...] = ()
+    disagreement: str | None = None
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A prediction and the label that it is held against, each the URI of a GeoTIFF."""
+    """A label, and the predictions that are held against it."""
 
     chip_id: str
     location: str
-    prediction: str
     label: str
+    predictions: tuple[Prediction, ...]
 
 
-def pair_up(predictions: str, labels: str, rows: Sequence[MetadataRow]) -> tuple[list[Pair], list[DataError]]:
-    """Return the pairs of `<chip_id>.tif` in two folders for the rows, and a problem per row that lacks one of them.
+@dataclass(frozen=True)
+class Reading:
+    """How the files of a way of predicting are understood.
 
-    Each folder is listed once. Predictions and labels without a row are left alone. Raises `ConfigError` for a folder
-    that is not there or has no `.tif`, and where not one pair is left.
+    Cloud is what reaches `threshold` of a map; a mask is taken as it is unless `by_map`, for which the map beside it
+    is. Values of integer maps are multiplied by `scale`, or else by what the file says. A map in the place of a mask is
+    odd unless `maps_allowed`.
     """
-    predictions, labels = storage.normalise(predictions), storage.normalise(labels)
-    predicted, labelled = _masks_in(predictions), _masks_in(labels)
-    pairs, problems = [], []
-    for row in rows:
-        name = f"{row.chip_id}.tif"
-        lacks = [
-            f"no {kind} {name} in {folder}"
-            for kind, folder, names in (("prediction", predictions, predicted), ("label", labels, labelled))
-            if name not in names
+
+    threshold: float = 0.5
+    by_map: bool = False
+    scale: float | None = None
+    maps_allowed: bool = False
+
+
+@dataclass
+class Counts:
+    """What a prediction and its label come to: `confusion` `[zone, 4]`, and what there are maps for.
+
+    `unpredicted_px` are labelled pixels without a prediction, which counts as clear.
+    """
+
+    confusion: NDArray[np.int64] = field(default_factory=lambda: np.zeros((2, 4), np.int64))
+    unpredicted_px: int = 0
+    maps: MapCounts | None = None
+    members: MemberCounts | None = None
+
+
+def count_pair(pair: Pair, readings: Sequence[Reading], edge_px: int, strip_pixels: int = STRIP_PIXELS) -> list[Counts]:
+    """Return the counts of each prediction of a pair, which has one for each of `readings`.
+
+    The counts do not depend on `strip_pixels`. Raises `DataError` (`Odd` but for what can't be read) that names the
+    file: no readable GeoTIFF, several bands, neither a mask of 0, 1 and 255 nor probabilities in [0, 1], of another
+    size or place than the label.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(storage.gdal_environment())
+        label = _Mask(stack, pair.label, "label")
+        readers = [
+            _Predicted(stack, prediction, reading, label)
+            for prediction, reading in zip(pair.predictions, readings, strict=True)
         ]
-        if lacks:
-            problems.append(DataError(row.chip_id, ", ".join(lacks)))
-        else:
-            pair = Pair(row.chip_id, row.location, storage.join(predictions, name), storage.join(labels, name))
-            pairs.append(pair)
-    if not pairs:
-        first = f" (the first: {problems[0]})" if problems else ""
-        raise ConfigError(
-            f"nothing to evaluate: no prediction in {predictions} has both a label in {labels} "
-            f"and one of the {len(rows)} chosen rows of the metadata{first}"
-        )
-    return pairs, problems
-
-
-def _masks_in(folder: str) -> set[str]:
-    try:
-        names = [name for name in storage.find(folder) if name.endswith(".tif")]
-    except FileNotFoundError:
-        names = []
-    masks = {name for name in names if "/" not in name}
-    if masks:
-        return masks
-    if names:
-        raise ConfigError(f"{folder}: no .tif here, but further down ({names[0]}); name the folder that holds them")
-    if not storage.exists(folder):
-        raise ConfigError(f"{folder}: no such folder")
-    raise ConfigError(f"{folder}: a folder without any .tif")
-
-
-def count_pair(pair: Pair, strip_pixels: int = STRIP_PIXELS) -> tuple[int, int]:
-    """Return intersection and union (pixels) of the cloud of a pair, by the rules of `metrics.count_pixels`.
-
-    No more than about `strip_pixels` of each file are in memory; the counts don't depend on it.
-    Raises `DataError` naming the chip and the file for what is no readable GeoTIFF, has several bands, is no mask of
-    0, 1 and 255, or where the two differ in size or place.
-    """
-    intersection = union = 0
-    try:
-        with (
-            storage.gdal_environment(),
-            _opened(pair.prediction, "prediction") as prediction,
-            _opened(pair.label, "label") as label,
-        ):
-            if prediction.shape != label.shape:
-                raise DataError(
-                    pair.prediction, f"prediction of {_size(prediction)} px for a label of {_size(label)} px"
-                )
-            place, true_place = georeference_of(prediction), georeference_of(label)
-            if not place.agrees_with(true_place):
-                raise DataError(pair.prediction, f"prediction lies at {place}, but the label at {true_place}")
-            for window in strips(prediction.height, prediction.width, strip_pixels):
-                counts = metrics.count_pixels(
-                    _read_mask(prediction, window, pair.prediction, "prediction"),
-                    _read_mask(label, window, pair.label, "label"),
-                )
-                intersection, union = intersection + counts[0], union + counts[1]
-    except DataError as error:
-        raise DataError(pair.chip_id, str(error)) from error
-    return intersection, union
+        counts = [Counts() for _ in readers]
+        for window in strips(label.source.height, label.source.width, strip_pixels):
+            truth = _truth(label, window, edge_px)
+            for reader, each in zip(readers, counts, strict=True):
+                reader.count(window, truth, each)
+    return counts
 
 
 def strips(height_px: int, width_px: int, strip_pixels: int = STRIP_PIXELS) -> Iterator[Window]:
@@ -123,54 +113,147 @@ def strips(height_px: int, width_px: int, strip_pixels: int = STRIP_PIXELS) -> I
         yield Window(0, start, width_px, min(rows, height_px - start))
 
 
-@contextlib.contextmanager
-def _opened(uri: str, kind: str) -> Iterator[DatasetReader]:
-    with open_geotiff(uri, kind) as source:
-        if source.count != 1:
-            raise DataError(uri, f"{kind} with {source.count} bands, expected one")
-        if not np.issubdtype(np.dtype(source.dtypes[0]), np.integer):
-            found = f"{kind} of {source.dtypes[0]}, expected a mask of 0, 1 and 255"
-            raise DataError(uri, f"{found}: are these probabilities?")
-        yield source
+def _truth(label: _Mask, window: Window, edge_px: int) -> Truth:
+    """Return the truth of a strip; edges of clouds in the rows above and below it count, too."""
+    top = max(0, window.row_off - edge_px)
+    bottom = min(label.source.height, window.row_off + window.height + edge_px)
+    values = label.read(Window(0, top, window.width, bottom - top))
+    rows = slice(window.row_off - top, window.row_off - top + window.height)
+    return Truth.of(values[rows], near_edges(values, edge_px)[rows])
 
 
-def _read_mask(source: DatasetReader, window: Window, uri: str, kind: str) -> NDArray[np.uint8]:
+class _Mask:
+    """A file of 0, 1 and 255."""
+
+    def __init__(self, stack: contextlib.ExitStack, uri: str, kind: str) -> None:
+        self.uri, self.kind = uri, kind
+        self.source = _opened(stack, uri, kind)
+        if _holds_map(self.source):
+            found = f"{kind} of {self.source.dtypes[0]}, expected a mask of 0, 1 and 255: are these probabilities?"
+            raise Odd("values" if kind == "label" else PROBABILITIES, uri, found)
+
+    def read(self, window: Window) -> NDArray[np.uint8]:
+        """Return the values of a window `[H, W] uint8`; raise `Odd` for any but 0, 1 and 255."""
+        pixels = _read(self.source, window, self.uri, self.kind)
+        is_mask = (pixels == LABEL_CLEAR) | (pixels == LABEL_CLOUD) | (pixels == LABEL_IGNORE)
+        if not is_mask.all():
+            shown = ", ".join(str(value) for value in np.unique(pixels[~is_mask])[:5])
+            hint = "" if self.kind == "label" else "; for probabilities the file or --scale has to name a scale"
+            raise Odd("values", self.uri, f"{self.kind} values other than 0, 1 and 255: {shown}{hint}")
+        return np.asarray(pixels, np.uint8)
+
+
+class _Map:
+    """A file of probabilities."""
+
+    def __init__(self, stack: contextlib.ExitStack, uri: str, scale: float | None) -> None:
+        self.uri, self.source = uri, _opened(stack, uri, "map of probabilities")
+        is_integer = _is_integer(self.source)
+        self._scale = scale if scale is not None and is_integer else float(self.source.scales[0])
+        self._offset = float(self.source.offsets[0])
+        if is_integer and self._scale == 1:
+            found = f"a map of {self.source.dtypes[0]} without a scale: neither the file nor --scale names one"
+            raise Odd("values", uri, found)
+
+    def read(self, window: Window) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Return the probabilities of a window `[H, W] float32`, 0 where there is none, and where there is one."""
+        pixels = _read(self.source, window, self.uri, "map of probabilities")
+        nodata = self.source.nodata
+        given = ~np.isnan(pixels) if nodata is None or math.isnan(nodata) else (pixels != nodata) & ~np.isnan(pixels)
+        values = np.where(given, pixels, 0).astype(np.float32)
+        if self._scale != 1 or self._offset:
+            values = np.where(given, values * np.float32(self._scale) + np.float32(self._offset), np.float32(0))
+        low, high = float(values.min(initial=0)), float(values.max(initial=0))
+        if low < -TOLERANCE or high > 1 + TOLERANCE:
+            raise Odd("values", self.uri, f"probabilities between {low:.4g} and {high:.4g}, expected 0 to 1")
+        return np.clip(values, 0, 1, out=values), given
+
+
+class _Predicted:
+    """The files of one prediction, open; each of the size and at the place of the label."""
+
+    def __init__(self, stack: contextlib.ExitStack, prediction: Prediction, reading: Reading, label: _Mask) -> None:
+        self._reading = reading
+        self._mask: _Mask | None = None
+        self._map: _Map | None = None
+        if reading.maps_allowed and _is_map(stack, prediction.uri, reading):
+            self._map = _Map(stack, prediction.uri, reading.scale)
+        else:
+            self._mask = _Mask(stack, prediction.uri, "prediction")
+            if prediction.probability is not None:
+                self._map = _Map(stack, prediction.probability, None)
+        if reading.by_map and self._map is None:
+            raise Odd(PROBABILITIES, prediction.uri, "a mask, where a threshold wants probabilities")
+        self._members = [_Map(stack, uri, None) for uri in prediction.members]
+        for each in (self._mask, self._map, *self._members):
+            if each is not None:
+                _check_place(each.uri, each.source, label.source)
+
+    def count(self, window: Window, truth: Truth, counts: Counts) -> None:
+        """Add what a strip comes to."""
+        predicted: NDArray[np.bool_] | None = None
+        if self._map is not None:
+            probability, given = self._map.read(window)
+            counts.maps = counts.maps or MapCounts()
+            counts.maps.add(truth.map_counts(probability, given))
+            predicted = (probability >= np.float32(self._reading.threshold)) & given
+        if self._mask is not None and not (self._reading.by_map and predicted is not None):
+            values = self._mask.read(window)
+            predicted, given = values == LABEL_CLOUD, values != LABEL_IGNORE
+        assert predicted is not None, "a prediction is a mask or a map"
+        counts.confusion += truth.confusion(predicted)
+        counts.unpredicted_px += int(np.count_nonzero(truth.valid & ~given))
+        if self._members:
+            read = [each.read(window) for each in self._members]
+            found = truth.member_counts(
+                [each for each, _ in read], np.logical_and.reduce([given for _, given in read]), self._reading.threshold
+            )
+            counts.members = counts.members or MemberCounts.of(len(read))
+            counts.members.add(found)
+
+
+def _opened(stack: contextlib.ExitStack, uri: str, kind: str) -> DatasetReader:
     try:
-        pixels = source.read(1, window=window)
+        source = stack.enter_context(open_geotiff(uri, kind))
+    except (FileNotFoundError, DataError) as error:
+        if storage.exists(uri):
+            raise
+        # It was there when the folder was listed.
+        missing: Kind = "missing-label" if kind == "label" else "missing-prediction"
+        raise Odd(missing, uri, f"{kind} is gone") from error
+    if source.count != 1:
+        raise Odd("unreadable", uri, f"{kind} with {source.count} bands, expected one")
+    return source
+
+
+def _is_map(stack: contextlib.ExitStack, uri: str, reading: Reading) -> bool:
+    source = _opened(stack, uri, "prediction")
+    return _holds_map(source) or reading.scale is not None
+
+
+def _holds_map(source: DatasetReader) -> bool:
+    """Tell whether a file says that it holds no mask: it has no whole numbers, or a scale for them."""
+    return not _is_integer(source) or source.scales[0] != 1
+
+
+def _is_integer(source: DatasetReader) -> bool:
+    return bool(np.issubdtype(np.dtype(source.dtypes[0]), np.integer))
+
+
+def _check_place(uri: str, source: DatasetReader, label: DatasetReader) -> None:
+    if source.shape != label.shape:
+        raise Odd("size", uri, f"prediction of {_size(source)} px for a label of {_size(label)} px")
+    place, true_place = georeference_of(source), georeference_of(label)
+    if not place.agrees_with(true_place):
+        raise Odd("place", uri, f"prediction lies at {place}, but the label at {true_place}")
+
+
+def _read(source: DatasetReader, window: Window, uri: str, kind: str) -> NDArray[np.generic]:
+    try:
+        return np.asarray(source.read(1, window=window))
     except RasterioError as error:
         raise unreadable(uri, kind, error) from error
-    strange = (pixels != LABEL_CLEAR) & (pixels != LABEL_CLOUD) & (pixels != LABEL_IGNORE)
-    if strange.any():
-        shown = ", ".join(str(value) for value in np.unique(pixels[strange])[:5])
-        raise DataError(uri, f"{kind} values other than 0, 1 and 255: {shown}")
-    return np.asarray(pixels, np.uint8)
 
 
 def _size(source: DatasetReader) -> str:
     return f"{source.width} x {source.height}"
-
-
-@dataclass(frozen=True)
-class CountedPair:
-    """A pair with the pixels of its intersection and of its union."""
-
-    pair: Pair
-    intersection: int
-    union: int
-
-    @property
-    def iou(self) -> float | None:
-        """The pair's IoU; None where there is no cloud and none was predicted."""
-        return self.intersection / self.union if self.union else None
-
-
-def count_pairs(pairs: Sequence[Pair]) -> tuple[list[CountedPair], list[DataError]]:
-    """Return the counts of every pair that can be counted, and what is wrong with the others."""
-    counted: list[CountedPair] = []
-    problems: list[DataError] = []
-    for pair in pairs:
-        try:
-            counted.append(CountedPair(pair, *count_pair(pair)))
-        except DataError as error:
-            problems.append(error)
-    return counted, problems

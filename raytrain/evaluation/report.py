@@ -5,43 +5,103 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from raytrain.config import EmptyUnionRule
-from raytrain.evaluation.page import Bar, Figure, Gallery, Page, Problems, Table, version_facts
-from raytrain.evaluation.results import Evaluation
+from raytrain.evaluation.figures import plots_of
+from raytrain.evaluation.gallery import Source, Subject, choose
+from raytrain.evaluation.intervals import LEVEL, trust_text
+from raytrain.evaluation.masks import Pair
+from raytrain.evaluation.page import Bar, Cell, Figure, Gallery, Page, Part, Problems, Shown, Table, version_facts
+from raytrain.evaluation.results import Comparison, Ends, Evaluation, Members, PixelScores, Words
+from raytrain.evaluation.tally import Tally
 
 EMPTY_UNION_TEXT: Mapping[EmptyUnionRule, str] = {
     "one": "Where there is no cloud and none was predicted, the IoU is 1: nothing was missed.",
     "zero": "Where there is no cloud and none was predicted, the IoU is 0, as in the original solution.",
 }
+SCORE_NAMES = {
+    "iou_pooled": "IoU, pooled",
+    "iou_location_weighted": "IoU by location",
+    "iou_mean": "IoU by chip",
+    "iou_mean_location_weighted": "IoU by chip and location",
+    "precision": "Precision",
+    "recall": "Recall",
+    "f1": "F1",
+    "accuracy": "Accuracy",
+}
+MEANINGS = {
+    "iou_pooled": "All pixels of all chips together: the challenge's score.",
+    "iou_location_weighted": "The pixels of each location together, then the mean over locations: chooses checkpoints.",
+    "iou_mean": "Each chip on its own, then the mean over chips.",
+    "iou_mean_location_weighted": "The mean over the chips of each location, then the mean over locations.",
+    "precision": "Of the pixels called cloud, those that are.",
+    "recall": "Of the cloud, what was found.",
+    "f1": "The harmonic mean of precision and recall, of all pixels together.",
+    "accuracy": "Of all pixels, those called right.",
+}
+HEADLINES = ("iou_pooled", "iou_location_weighted", "iou_mean", "iou_mean_location_weighted", "precision", "recall")
+PICTURES_EACH = 3
+"""Of the worst, the median and the best chips."""
 
 
 def evaluation_page(evaluation: Evaluation, title: str, gallery: Gallery | None = None) -> Page:
-    """Return the page of an evaluation; `dataclasses.replace` adds tables and facts of a longer story."""
+    """Return the page of an evaluation; `dataclasses.replace` adds parts and facts of a longer story."""
+    parts: list[Part] = [*(_compared(evaluation.comparison) if evaluation.comparison else [])]
+    parts += plots_of(evaluation)
+    parts.append(location_table(evaluation))
+    parts += [gallery] if gallery else []
+    parts += [_scores_table(evaluation), _zones_table(evaluation), *_slice_tables(evaluation)]
+    parts += [_members_table(evaluation.members)] if evaluation.members else []
+    parts.append(Problems(evaluation.problems, "Left out of the scores"))
     return Page(
         title=title,
         subtitle=_subtitle(evaluation),
         figures=score_figures(evaluation),
-        note=EMPTY_UNION_TEXT[evaluation.empty_union_rule],
-        parts=[location_table(evaluation), Problems(evaluation.problems), *([gallery] if gallery else [])],
+        note=_note(evaluation),
+        parts=parts,
         facts=[*_input_facts(evaluation), *version_facts()],
     )
 
 
+def subjects_of(tally: Tally, pairs: Mapping[str, Pair], images: Mapping[str, Source] | None) -> list[Subject]:
+    """Return the worst, median and best chips of a tally to be drawn, with the images that there are."""
+    totals = tally.totals
+    union = totals[:, :3].sum(1)
+    ious = [int(totals[i, 0]) / int(union[i]) if union[i] else None for i in range(len(tally))]
+    subjects = []
+    for word, i in choose(ious, PICTURES_EACH):
+        pair = pairs[tally.chip_ids[i]]
+        prediction = pair.predictions[0]
+        name = f"{pair.chip_id}, {pair.location}"
+        subjects.append(
+            Subject(
+                name=name,
+                caption=f"{f'{word}: ' if word else ''}{name}, IoU {ious[i]:.3f}",
+                prediction=prediction.uri,
+                label=pair.label,
+                image=images.get(pair.chip_id) if images else None,
+                disagreement=prediction.disagreement,
+            )
+        )
+    return subjects
+
+
 def score_figures(evaluation: Evaluation) -> list[Figure]:
-    """Return the four IoUs, each with the sentence that says what it weighs."""
-    return [
-        Figure("Pooled", _iou(evaluation.iou_pooled), "All pixels of all chips together: the challenge's score."),
-        Figure(
-            "By location",
-            _iou(evaluation.iou_location_weighted),
-            "The pixels of each location together, then the mean over locations: chooses the best checkpoint.",
-        ),
-        Figure("By chip", _iou(evaluation.iou_mean), "Each chip on its own, then the mean over chips."),
-        Figure(
-            "By chip and location",
-            _iou(evaluation.iou_mean_location_weighted),
-            "The mean over the chips of each location, then the mean over locations.",
-        ),
-    ]
+    """Return the headline scores, each with its interval and the sentence that says what it weighs."""
+    figures = []
+    if evaluation.comparison is not None:
+        for each in evaluation.comparison.scores:
+            if each.name in HEADLINES[:2]:
+                text = f"{SCORE_NAMES[each.name]}, less that of the other predictions."
+                ends = _ends_text(each.interval, "+.4f")
+                figures.append(Figure(words_text(each.words), _signed(each.difference), text, ends))
+    for name in HEADLINES:
+        ends = _ends_text(evaluation.intervals[name])
+        figures.append(Figure(SCORE_NAMES[name], _number(getattr(evaluation, name)), MEANINGS[name], ends))
+    return figures
+
+
+def words_text(words: Words) -> str:
+    """Return the verdict of a comparison as it stands in a sentence of its own."""
+    return words[0].upper() + words[1:]
 
 
 def location_table(evaluation: Evaluation) -> Table:
@@ -49,9 +109,131 @@ def location_table(evaluation: Evaluation) -> Table:
     worst_first = sorted(evaluation.locations.items(), key=lambda item: (item[1].iou, item[0]))
     return Table(
         heading="Locations, from worst to best",
-        headers=["Location", "IoU", "Mean IoU of its chips", "Chips"],
-        rows=[[name, Bar(result.iou), result.iou_mean, result.num_chips] for name, result in worst_first],
+        headers=["Location", "IoU", "Mean IoU of its chips", "Precision", "Recall", "Chips"],
+        rows=[
+            [name, Bar(each.iou), each.iou_mean, each.precision, each.recall, each.num_chips]
+            for name, each in worst_first
+        ],
     )
+
+
+def _compared(comparison: Comparison) -> list[Part]:
+    rows: list[list[Cell]] = [
+        [
+            SCORE_NAMES[each.name],
+            words_text(each.words),
+            each.ours,
+            each.theirs,
+            None if each.difference is None else Shown(each.difference, _signed(each.difference)),
+            _ends_text(each.interval, "+.4f"),
+        ]
+        for each in comparison.scores
+    ]
+    headers = ["Score", "Verdict", "These", "The others", "Difference", _interval_name()]
+    caption = (
+        f"In pairs on {_counted(comparison.num_chips, 'chip')} at {_counted(comparison.num_locations, 'location')}, "
+        f"against {comparison.against}. Better or worse is said only where the whole interval is on one side of 0."
+    )
+    places = sorted(comparison.locations.items(), key=lambda item: (item[1], item[0]))
+    located = Table(
+        "Difference by location, from lost to won",
+        ["Location", "Difference of IoU"],
+        [[name, Shown(value, _signed(value))] for name, value in places],
+    )
+    return [Table("These predictions beside the others", headers, rows, caption), located]
+
+
+def _scores_table(evaluation: Evaluation) -> Table:
+    rows: list[list[Cell]] = [
+        [SCORE_NAMES[name], getattr(evaluation, name), _ends_text(evaluation.intervals[name]), MEANINGS[name]]
+        for name in SCORE_NAMES
+    ]
+    return Table("All scores", ["Score", "Value", _interval_name(), "What it is"], rows)
+
+
+def _zones_table(evaluation: Evaluation) -> Table:
+    px = evaluation.inputs.edge_px
+    zones = (
+        (f"Within {px} px of an edge", evaluation.near_edges, evaluation.zone_intervals["near_edges"]),
+        (f"More than {px} px from any edge", evaluation.away_from_edges, evaluation.zone_intervals["away_from_edges"]),
+    )
+    rows: list[list[Cell]] = [[name, *_pixel_cells(scores), _ends_text(ends)] for name, scores, ends in zones]
+    headers = ["Pixels", "Count", "IoU", "Precision", "Recall", "F1", "Accuracy", f"{_interval_name()} of the IoU"]
+    caption = "Edges are those of labelled cloud; how well they are hit says as much of the labels as of the masks."
+    return Table("Near cloud edges and away from them", headers, rows, caption)
+
+
+def _pixel_cells(scores: PixelScores) -> list[Cell]:
+    count = sum(scores.pixels.model_dump().values())
+    return [count, scores.iou, scores.precision, scores.recall, scores.f1, scores.accuracy]
+
+
+def _slice_tables(evaluation: Evaluation) -> list[Table]:
+    columns = list(dict.fromkeys(each.column for each in evaluation.slices))
+    headers = ["", "Chips", "Locations", "IoU, pooled", _interval_name(), "IoU by location", _interval_name()]
+    tables = []
+    for column in columns:
+        rows: list[list[Cell]] = [
+            [
+                each.value,
+                each.num_chips,
+                each.num_locations,
+                each.iou_pooled,
+                _ends_text(each.iou_pooled_interval),
+                each.iou_location_weighted,
+                _ends_text(each.iou_location_weighted_interval),
+            ]
+            for each in evaluation.slices
+            if each.column == column
+        ]
+        tables.append(Table(f"By {column.replace('_', ' ')}", headers, rows))
+    return tables
+
+
+def _members_table(members: Members) -> Table:
+    rows: list[list[Cell]] = [
+        [
+            each.name,
+            each.iou_location_weighted,
+            each.iou_pooled,
+            each.precision,
+            each.recall,
+            each.without_iou_location_weighted,
+            Shown(each.adds, _signed(each.adds)),
+            _ends_text(each.adds_interval, "+.4f"),
+        ]
+        for each in members.members
+    ]
+    headers = [
+        "Member",
+        "IoU by location",
+        "IoU, pooled",
+        "Precision",
+        "Recall",
+        "Without it",
+        "Adds",
+        _interval_name(),
+    ]
+    caption = (
+        f"All members together: {members.together_iou_location_weighted:.4f} by location, "
+        f"{members.together_iou_pooled:.4f} pooled, on {_counted(members.num_chips, 'chip')}. What a member adds is "
+        "the IoU by location of all, less that of the others without it."
+    )
+    return Table("Members", headers, rows, caption)
+
+
+def _note(evaluation: Evaluation) -> str:
+    resampling = evaluation.resampling
+    places = _counted(resampling.num_locations, "location")
+    texts = [
+        EMPTY_UNION_TEXT[evaluation.empty_union_rule],
+        f"Intervals are of {resampling.level:.0%} over {places}, by {resampling.resamples:,} resamples of locations "
+        f"(studentised, seed {resampling.seed}); a dash stands where they can't be had.",
+        trust_text(resampling.num_locations),
+    ]
+    if evaluation.unpredicted_px:
+        texts.append(f"{evaluation.unpredicted_px:,} labelled pixels have no prediction and count as clear.")
+    return " ".join(filter(None, texts))
 
 
 def _subtitle(evaluation: Evaluation) -> str:
@@ -63,18 +245,35 @@ def _subtitle(evaluation: Evaluation) -> str:
 
 def _input_facts(evaluation: Evaluation) -> list[tuple[str, str]]:
     inputs = evaluation.inputs
-    return [
+    facts = [
         ("Predictions", inputs.predictions),
         ("Labels", inputs.labels),
         ("Metadata", inputs.metadata),
         ("Rows", " and ".join(inputs.where) or "all"),
+        ("Against", inputs.against or "nothing"),
+        ("Threshold", "as the masks are" if inputs.threshold is None else f"{inputs.threshold:g}"),
+        ("Edges", f"{inputs.edge_px} px wide to both sides"),
+        ("Allowed", ", ".join(inputs.allowed) or "nothing"),
         ("Empty union counts", evaluation.empty_union_rule),
     ]
+    return facts
+
+
+def _interval_name() -> str:
+    return f"{LEVEL:.0%} interval"
 
 
 def _counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def _iou(value: float) -> str:
-    return f"{value:.4f}"
+def _ends_text(ends: Ends | None, how: str = ".4f") -> str:
+    return "" if ends is None else f"{ends.low:{how}} to {ends.high:{how}}"
+
+
+def _signed(value: float | None) -> str:
+    return "" if value is None else f"{value:+.4f}"
+
+
+def _number(value: float | None) -> str:
+    return "not defined" if value is None else f"{value:.4f}"

@@ -1,20 +1,21 @@
-"""The result of an evaluation, and the `metrics.json` that it becomes. Must not know how it was counted or is shown."""
+"""The result of an evaluation as plain, frozen values: what `metrics.json` has. Must not know how it is made.
+
+All scores are fractions in [0, 1]; None stands for one that is not defined (0 by 0), and for an interval that can't be
+had. Counts are of pixels or chips, as named.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-import raytrain
 from raytrain import storage
 from raytrain.config import EmptyUnionRule
-from raytrain.errors import DataError
-from raytrain.training.metrics import Scores
 
 METRICS_NAME = "metrics.json"
+Words = Literal["better", "worse", "can't tell"]
 
 
 class _Result(BaseModel):
@@ -22,19 +23,62 @@ class _Result(BaseModel):
 
 
 class Inputs(_Result):
-    """What was evaluated: three URIs, and the `COLUMN=VALUE` filters on the metadata."""
+    """What was evaluated: URIs, the `COLUMN=VALUE` filters on the metadata, how files were read."""
 
     predictions: str
     labels: str
     metadata: str
     where: tuple[str, ...] = ()
+    where_metadata: str | None = None
+    against: str | None = None
+    threshold: float | None = None
+    scale: float | None = None
+    edge_px: int = 5
+    allowed: tuple[str, ...] = ()
 
 
 class Problem(_Result):
-    """One thing that was left out of the scores, and why."""
+    """One thing that was left out of the scores, and why; `kind` is the name by which it was allowed."""
 
     subject: str
     found: str
+    kind: str = ""
+
+
+class Ends(_Result):
+    """The ends of an interval."""
+
+    low: float
+    high: float
+
+
+class Resampling(_Result):
+    """What intervals were made by: `level` of all samples of locations would have the truth between their ends."""
+
+    level: float
+    resamples: int
+    seed: int
+    num_locations: int
+
+
+class Pixels(_Result):
+    """Labelled pixels: cloud found, clear called cloud, cloud missed, clear found."""
+
+    true_positive: int
+    false_positive: int
+    false_negative: int
+    true_negative: int
+
+
+class PixelScores(_Result):
+    """The scores of pixels taken together."""
+
+    iou: float
+    precision: float | None
+    recall: float | None
+    f1: float | None
+    accuracy: float | None
+    pixels: Pixels
 
 
 class LocationResult(_Result):
@@ -45,36 +89,151 @@ class LocationResult(_Result):
     intersection: int
     union: int
     num_chips: int
+    precision: float | None
+    recall: float | None
+    f1: float | None
+    accuracy: float | None
+
+
+class SliceResult(_Result):
+    """The chips that have one value of a column."""
+
+    column: str
+    value: str
+    num_chips: int
+    num_locations: int
+    iou_pooled: float
+    iou_location_weighted: float
+    precision: float | None
+    recall: float | None
+    f1: float | None
+    accuracy: float | None
+    iou_pooled_interval: Ends | None
+    iou_location_weighted_interval: Ends | None
+
+
+class CurvePoint(_Result):
+    """The scores if cloud were what reaches `threshold` of the probability."""
+
+    threshold: float
+    iou_pooled: float
+    iou_location_weighted: float
+    precision: float | None
+    recall: float | None
+    f1: float | None
+
+
+class ReliabilityBin(_Result):
+    """Pixels whose probability is from `low` to below `high`: the mean of these, and how many of them are cloud."""
+
+    low: float
+    high: float
+    num_px: int
+    mean_probability: float | None
+    cloud_fraction: float | None
+
+
+class Calibration(_Result):
+    """How far probabilities are what they say.
+
+    The expected calibration error is the mean over pixels of the difference between the two columns of their bin.
+    """
+
+    expected_calibration_error: float
+    num_px: int
+    num_chips: int
+    bins: tuple[ReliabilityBin, ...]
+
+
+class MemberResult(_Result):
+    """A member by itself, and what it adds: the IoU by location of all together less that of the others."""
+
+    name: str
+    iou_pooled: float
+    iou_location_weighted: float
+    precision: float | None
+    recall: float | None
+    without_iou_pooled: float
+    without_iou_location_weighted: float
+    adds: float
+    adds_interval: Ends | None
+
+
+class Votes(_Result):
+    """Pixels that `num_members` members call cloud, and how many of them are."""
+
+    num_members: int
+    num_px: int
+    cloud_fraction: float | None
+
+
+class Members(_Result):
+    """How the members of an ensemble do and how they part; `differ_fraction` is of labelled pixels, by two members."""
+
+    num_chips: int
+    together_iou_pooled: float
+    together_iou_location_weighted: float
+    members: tuple[MemberResult, ...]
+    differ_fraction: tuple[tuple[float, ...], ...]
+    votes: tuple[Votes, ...]
+    unanimous_fraction: float
+
+
+class Compared(_Result):
+    """One score of two sets of predictions on the same chips, and what can be said of their difference."""
+
+    name: str
+    ours: float | None
+    theirs: float | None
+    difference: float | None
+    interval: Ends | None
+    words: Words
+
+
+class Comparison(_Result):
+    """Two sets of predictions in pairs, on the same labels."""
+
+    against: str
+    num_chips: int
+    num_locations: int
+    scores: tuple[Compared, ...]
+    locations: dict[str, float]
+    """The difference of the IoU at each location."""
 
 
 class Evaluation(_Result):
-    """The four IoUs, each in [0, 1], the locations behind them, and what was left out."""
+    """The scores of predictions against labels, what is behind them, and what was left out."""
 
     iou_pooled: float
     iou_mean: float
     iou_location_weighted: float
     iou_mean_location_weighted: float
+    precision: float | None
+    recall: float | None
+    f1: float | None
+    accuracy: float | None
     empty_union_rule: EmptyUnionRule
     num_chips: int
+    unpredicted_px: int
+    intervals: dict[str, Ends | None]
+    resampling: Resampling
+    pixels: Pixels
+    near_edges: PixelScores
+    away_from_edges: PixelScores
+    zone_intervals: dict[str, Ends | None]
     locations: dict[str, LocationResult]
+    slices: tuple[SliceResult, ...]
+    threshold_curve: tuple[CurvePoint, ...] | None
+    calibration: Calibration | None
+    members: Members | None
+    comparison: Comparison | None
     problems: tuple[Problem, ...]
     inputs: Inputs
     raytrain_version: str
 
-    @classmethod
-    def of(cls, scores: Scores, problems: Iterable[DataError], inputs: Inputs) -> Evaluation:
-        """Return the result of `scores`; `problems` may come in any order and leave in one."""
-        listed = sorted((problem.subject, problem.found) for problem in problems)
-        return cls(
-            **asdict(scores),
-            problems=tuple(Problem(subject=subject, found=found) for subject, found in listed),
-            inputs=inputs,
-            raytrain_version=raytrain.__version__,
-        )
-
     def to_json(self) -> str:
         """Return the text of `metrics.json`: the same evaluation gives the same text, whenever it is made."""
-        return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+        return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def write_metrics(uri: str, evaluation: Evaluation) -> str:

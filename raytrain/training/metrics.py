@@ -47,7 +47,10 @@ def count_pixels(prediction: NDArray[np.uint8], label: NDArray[np.uint8]) -> tup
 
 
 def scores(
-    intersections: Sequence[int], unions: Sequence[int], locations: Sequence[str], rule: EmptyUnionRule
+    intersections: Sequence[int] | NDArray[np.int64],
+    unions: Sequence[int] | NDArray[np.int64],
+    locations: Sequence[str],
+    rule: EmptyUnionRule,
 ) -> Scores:
     """Return the four IoUs of chips with the given counts, each chip in the location of the same position.
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import functools
 import hashlib
 import io
-import json
 import math
 import re
 from pathlib import Path
@@ -20,10 +20,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from raytrain.errors import ConfigError, DataError
-from raytrain.evaluation import gallery, html, masks, pictures, plots, report, results
+from raytrain.evaluation import gallery, html, pictures, plots, report, results
 from raytrain.evaluation import page as pages
-from raytrain.tiles.metadata import MetadataRow, read_metadata
-from raytrain.training import metrics
+from raytrain.evaluation.evaluation import evaluation_of
+from raytrain.evaluation.oddities import Oddity
+from raytrain.evaluation.slices import columns_of
+from raytrain.evaluation.tally import Tally
+from raytrain.tiles.metadata import read_metadata
 
 TRANSFORM = rasterio.Affine(10, 0, 500_000, 0, -10, 4_000_000)
 RED_GREEN_BLUE = pictures.TRUE_COLOUR_BANDS
@@ -43,150 +46,6 @@ def write_tiff(path: Path, pixels: NDArray[Any], **profile: Any) -> str:
 def random_mask(seed: int, shape: tuple[int, int]) -> NDArray[np.uint8]:
     draw = np.random.default_rng(seed)
     return draw.choice(np.array([0, 1, 255], np.uint8), shape, p=[0.5, 0.4, 0.1])
-
-
-def row(chip_id: str, location: str = "Lodwar") -> MetadataRow:
-    return MetadataRow(chip_id, location, None)
-
-
-def pair_of(tmp_path: Path, prediction: NDArray[Any], label: NDArray[Any], **profile: Any) -> masks.Pair:
-    return masks.Pair(
-        "adwp",
-        "Lodwar",
-        write_tiff(tmp_path / "predictions/adwp.tif", prediction, **profile),
-        write_tiff(tmp_path / "labels/adwp.tif", label),
-    )
-
-
-def count_whole(prediction: NDArray[np.uint8], label: NDArray[np.uint8]) -> tuple[int, int]:
-    valid, predicted, labelled = label != 255, prediction == 1, label == 1
-    return int((predicted & labelled & valid).sum()), int(((predicted | labelled) & valid).sum())
-
-
-# Pairs
-
-
-def test_pairs_are_found_by_id_and_what_is_missing_is_named(tmp_path: Path) -> None:
-    mask = np.zeros((4, 4), np.uint8)
-    for name in ("predictions/a", "predictions/b", "predictions/other", "labels/a", "labels/c"):
-        write_tiff(tmp_path / f"{name}.tif", mask)
-    (tmp_path / "predictions/a.json").write_text("{}")
-    folders = str(tmp_path / "predictions"), str(tmp_path / "labels")
-    pairs, problems = masks.pair_up(*folders, [row(name) for name in "abcd"])
-    assert pairs == [masks.Pair("a", "Lodwar", f"{folders[0]}/a.tif", f"{folders[1]}/a.tif")]
-    assert [problem.subject for problem in problems] == ["b", "c", "d"]
-    assert problems[0].found == f"no label b.tif in {folders[1]}"
-    assert problems[1].found == f"no prediction c.tif in {folders[0]}"
-    assert "no prediction d.tif" in problems[2].found
-    assert "no label d.tif" in problems[2].found
-
-
-def test_a_folder_that_cannot_be_meant_is_refused(tmp_path: Path) -> None:
-    mask = np.zeros((4, 4), np.uint8)
-    write_tiff(tmp_path / "archive/labels/a.tif", mask)
-    (tmp_path / "empty").mkdir()
-    good = str(tmp_path / "archive/labels")
-    with pytest.raises(ConfigError, match="no such folder"):
-        masks.pair_up(str(tmp_path / "typo"), good, [row("a")])
-    with pytest.raises(ConfigError, match=r"without any \.tif"):
-        masks.pair_up(good, str(tmp_path / "empty"), [row("a")])
-    with pytest.raises(ConfigError, match=r"further down \(labels/a\.tif\)"):
-        masks.pair_up(good, str(tmp_path / "archive"), [row("a")])
-    with pytest.raises(ConfigError, match=r"nothing to evaluate.*no prediction b\.tif"):
-        masks.pair_up(good, good, [row("b")])
-
-
-# Counts
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (1, 37), (53, 1), (31, 47), (64, 64)])
-@pytest.mark.parametrize("strip_pixels", [1, 100, 1000, masks.STRIP_PIXELS])
-def test_counts_do_not_depend_on_the_strips(tmp_path: Path, shape: tuple[int, int], strip_pixels: int) -> None:
-    prediction, label = random_mask(1, shape), random_mask(2, shape)
-    pair = pair_of(tmp_path, prediction, label)
-    assert masks.count_pair(pair, strip_pixels) == count_whole(prediction, label)
-
-
-def test_a_tiled_scene_of_several_strips_counts_as_a_whole(tmp_path: Path) -> None:
-    prediction, label = random_mask(3, (2311, 1733)), random_mask(4, (2311, 1733))
-    pair = pair_of(tmp_path, prediction, label, tiled=True, blockxsize=256, blockysize=256, compress="deflate")
-    strip_pixels = 600 * 1733
-    assert [window.height for window in masks.strips(2311, 1733, strip_pixels)] == [512, 512, 512, 512, 263]
-    assert masks.count_pair(pair, strip_pixels) == masks.count_pair(pair) == count_whole(prediction, label)
-
-
-@pytest.mark.parametrize(("height_px", "width_px"), [(1, 1), (20_000, 20_000), (7, 2**25), (20_001, 3)])
-def test_strips_cover_every_row_once_within_the_limit(height_px: int, width_px: int) -> None:
-    end = 0
-    for window in masks.strips(height_px, width_px):
-        assert (window.row_off, window.col_off, window.width) == (end, 0, width_px)
-        assert window.height == 1 or window.height * width_px <= masks.STRIP_PIXELS
-        end += window.height
-    assert end == height_px
-
-
-GOOD = np.eye(8, dtype=np.uint8)
-
-
-@pytest.mark.parametrize(
-    ("prediction", "label", "found"),
-    [
-        (np.zeros((8, 9), np.uint8), GOOD, "prediction of 9 x 8 px for a label of 8 x 8 px"),
-        (GOOD * 2, GOOD, "prediction values other than 0, 1 and 255: 2"),
-        (GOOD, GOOD.astype(np.int16) * -7, "label values other than 0, 1 and 255: -7"),
-        (GOOD * np.float32(0.25), GOOD, "prediction of float32, .* are these probabilities"),
-        (GOOD, GOOD.astype(np.float64), "label of float64"),
-        (np.stack([GOOD, GOOD]), GOOD, "prediction with 2 bands, expected one"),
-    ],
-)
-def test_what_is_no_mask_is_named(tmp_path: Path, prediction: NDArray[Any], label: NDArray[Any], found: str) -> None:
-    pair = pair_of(tmp_path, prediction, label)
-    with pytest.raises(DataError, match=found) as caught:
-        masks.count_pair(pair)
-    assert caught.value.subject == "adwp"
-    assert str(tmp_path) in caught.value.found
-
-
-def test_a_mask_of_another_place_is_named(tmp_path: Path) -> None:
-    pair = pair_of(tmp_path, GOOD, GOOD)
-    for changes in ({"crs": "EPSG:32637"}, {"transform": TRANSFORM @ rasterio.Affine.translation(0, 1)}):
-        with rasterio.open(pair.label) as source:
-            profile = source.profile | changes
-        with rasterio.open(pair.prediction, "w", **profile) as target:
-            target.write(GOOD, 1)
-        with pytest.raises(DataError, match=r"prediction lies at \(.*\) in EPSG:.*, but the label at \("):
-            masks.count_pair(pair)
-
-
-def test_a_truncated_or_foreign_file_is_named(tmp_path: Path) -> None:
-    pair = pair_of(tmp_path, random_mask(0, (200, 200)), random_mask(1, (200, 200)))
-    whole = Path(pair.prediction).read_bytes()
-    for data in (whole[: len(whole) // 2], whole[:4], b"", b"<VRTDataset/>"):
-        Path(pair.prediction).write_bytes(data)
-        with pytest.raises(DataError, match="prediction is not a readable GeoTIFF") as caught:
-            masks.count_pair(pair)
-        assert pair.prediction in str(caught.value)
-
-
-def test_a_file_that_only_points_to_a_good_mask_is_not_followed(tmp_path: Path) -> None:
-    pair = pair_of(tmp_path, GOOD, GOOD)
-    target = tmp_path / "elsewhere.tif"
-    Path(pair.prediction).rename(target)
-    Path(pair.prediction).write_text(
-        '<VRTDataset rasterXSize="8" rasterYSize="8"><GeoTransform>0, 10, 0, 0, 0, -10</GeoTransform>'
-        '<VRTRasterBand dataType="Byte" band="1"><SimpleSource>'
-        f"<SourceFilename>{target}</SourceFilename><SourceBand>1</SourceBand>"
-        "</SimpleSource></VRTRasterBand></VRTDataset>"
-    )
-    with rasterio.open(pair.prediction) as followed:
-        assert np.array_equal(followed.read(1), GOOD)
-    with pytest.raises(DataError, match="prediction is not a readable GeoTIFF"):
-        masks.count_pair(pair)
-
-
-def test_other_integer_types_with_mask_values_are_masks(tmp_path: Path) -> None:
-    pair = pair_of(tmp_path, GOOD.astype(np.int16), np.where(GOOD, GOOD, 255).astype(np.uint16))
-    assert masks.count_pair(pair) == (8, 8)
 
 
 # Rows
@@ -225,7 +84,7 @@ def test_a_filter_that_cannot_be_meant_is_refused(table: str, where: list[str], 
         read_metadata(table, where)
 
 
-# metrics.json
+# The report
 
 
 INPUTS = results.Inputs(
@@ -233,41 +92,11 @@ INPUTS = results.Inputs(
 )
 
 
-def an_evaluation(location: str = "Jinja", problems: tuple[DataError, ...] = ()) -> results.Evaluation:
-    scores = metrics.scores([900, 0, 5], [1000, 10, 10], [location, location, "Lodwar"], "one")
-    return results.Evaluation.of(scores, problems, INPUTS)
-
-
-def test_metrics_json_has_the_documented_keys_and_comes_back_equal(tmp_path: Path) -> None:
-    evaluation = an_evaluation(problems=(DataError("b", "no label"), DataError("a", "no prediction")))
-    written = results.write_metrics(str(tmp_path), evaluation)
-    assert written == str(tmp_path / "metrics.json")
-    values = json.loads(Path(written).read_text())
-    assert set(values) == {
-        *("iou_pooled", "iou_mean", "iou_location_weighted", "iou_mean_location_weighted", "empty_union_rule"),
-        *("num_chips", "locations", "problems", "inputs", "raytrain_version"),
-    }
-    assert values["locations"]["Lodwar"] == {
-        "iou": 0.5,
-        "iou_mean": 0.5,
-        "intersection": 5,
-        "union": 10,
-        "num_chips": 1,
-    }
-    assert values["iou_pooled"] == 905 / 1020
-    assert values["problems"] == [
-        {"subject": "a", "found": "no prediction"},
-        {"subject": "b", "found": "no label"},
-    ]
-    assert results.Evaluation.model_validate_json((tmp_path / "metrics.json").read_text()) == evaluation
-
-
-def test_the_same_evaluation_gives_the_same_bytes_in_any_order_of_problems() -> None:
-    problems = (DataError("b", "no label"), DataError("a", "no prediction"))
-    assert an_evaluation(problems=problems).to_json() == an_evaluation(problems=problems[::-1]).to_json()
-
-
-# The report
+def an_evaluation(location: str = "Jinja", problems: tuple[Oddity, ...] = ()) -> results.Evaluation:
+    confusions = np.zeros((3, 2, 4), np.int64)
+    confusions[:, 1] = [[900, 50, 50, 0], [0, 10, 0, 90], [5, 0, 5, 990]]
+    tally = Tally(["a", "b", "c"], [location, location, "Lodwar"], confusions, np.zeros(3, np.int64))
+    return evaluation_of([tally], columns_of(tally, {}, {}), INPUTS, problems, rule="one", seed=0, resamples=100)
 
 
 def a_picture() -> pages.Picture:
@@ -276,8 +105,9 @@ def a_picture() -> pages.Picture:
     return pages.Picture(pictures.picture_of_chip(pixels, RED_GREEN_BLUE, mask), 'a "chip"', "<i>adwp</i>")
 
 
+@functools.cache
 def a_report(location: str = "Jinja") -> str:
-    evaluation = an_evaluation(location, (DataError("<b>adwp</b>", "no label in s3://a/labels"),))
+    evaluation = an_evaluation(location, (Oddity("missing-label", "<b>adwp</b>", "no label in s3://a/labels"),))
     gallery = pages.Gallery([a_picture()], pictures.OUTLINE_LEGEND)
     return html.render_page(report.evaluation_page(evaluation, "Evaluation <1>", gallery))
 
@@ -287,7 +117,8 @@ def test_the_report_needs_nothing_but_itself() -> None:
     targets = re.findall(r"""\s(?:src|href|action|srcset|poster|data)\s*=\s*["']([^"']*)""", page)
     assert targets
     assert all(target.startswith(("data:", "#")) for target in targets)
-    assert not re.search(r"@import|url\(|https?://", page)
+    without_namespaces = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", page)
+    assert not re.search(r"@import|url\((?!#)|https?://", without_namespaces)
     assert "default-src 'none'; img-src data:;" in page
 
 
@@ -309,7 +140,16 @@ def test_every_text_of_the_report_is_escaped() -> None:
 
 def test_the_report_says_the_scores_the_rule_and_the_problems() -> None:
     page = a_report()
-    for text in ("0.8873", "0.4667", "0.6955", "0.4750", "the IoU is 1", "Problems (1)", "split=test", "s3://a/labels"):
+    for text in (
+        "0.8873",
+        "0.4667",
+        "0.6955",
+        "0.4750",
+        "the IoU is 1",
+        "Left out of the scores (1)",
+        "split=test",
+        "s3://a/labels",
+    ):
         assert text in page
     assert page.index(">Lodwar<") < page.index(">Jinja<"), "the worst location stands first"
 
@@ -412,10 +252,10 @@ def decoded(png: bytes) -> NDArray[np.uint8]:
 
 
 def test_image_that_cannot_be_drawn_costs_its_picture_and_not_the_page(tmp_path: Path) -> None:
-    counted, images = [], {}
+    subjects, images = [], {}
     for i, name in enumerate(("good", "empty", "other-size", "mixed")):
         mask = write_tiff(tmp_path / f"{name}.tif", random_mask(i, (64, 64)))
-        counted.append(masks.CountedPair(masks.Pair(name, "Here", mask, mask), 1, 2 + i))
+        subjects.append(gallery.Subject(name, f"{name}, Here", mask, mask))
         side = 32 if name == "other-size" else 64
         images[name] = write_tiff(tmp_path / "images" / f"{name}.tif", np.full((3, side, side), 900, np.uint16))
     Path(images["empty"]).write_bytes(b"")
@@ -423,7 +263,7 @@ def test_image_that_cannot_be_drawn_costs_its_picture_and_not_the_page(tmp_path:
         band: write_tiff(tmp_path / f"{band}.tif", np.full((64, 60 + i), 900, np.uint16))
         for i, band in enumerate(RED_GREEN_BLUE)
     }
-    found = gallery.make_gallery(counted, images)
+    found = gallery.draw_gallery([dataclasses.replace(each, image=images[each.name]) for each in subjects])
     assert len(found.pictures) == 4
     panels = {each.caption.partition(",")[0]: [panel.caption for panel in each.panels] for each in found.pictures}
     masks_only = ["Label", "Prediction", "Where they differ"]
@@ -464,6 +304,18 @@ def test_masks_of_two_shapes_are_an_error(tmp_path: Path) -> None:
     label = write_tiff(tmp_path / "label.tif", np.zeros((40, 60), np.uint8))
     with pytest.raises(DataError, match=r"label.tif: of another shape"):
         gallery.draw(gallery.Subject("adwp", "", prediction, label))
+
+
+def test_the_worst_the_median_and_the_best_are_chosen_and_none_twice() -> None:
+    ious = [0.5, None, 0.9, 0.1, 0.7, 0.3, 0.8, 0.6, 0.2, 0.4]
+    chosen = gallery.choose(ious, 2)
+    assert [(word, ious[place]) for word, place in chosen] == [
+        *(("worst", value) for value in (0.1, 0.2)),
+        *(("median", value) for value in (0.4, 0.5)),
+        *(("best", value) for value in (0.8, 0.9)),
+    ]
+    assert [ious[place] for _, place in gallery.choose(ious[:5], 2)] == [0.1, 0.5, 0.7, 0.9]
+    assert gallery.choose([None, None], 3) == []
 
 
 def test_true_colour_shows_land_and_keeps_cloud_below_white() -> None:
