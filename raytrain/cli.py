@@ -25,13 +25,13 @@ from pydantic import Field
 
 from raytrain import __version__, storage
 from raytrain.command import ClusterCommand, Command, listed, local_folder, or_dash, selection
+from raytrain.command_evaluate import Evaluate, print_scores
 from raytrain.command_score import Score
 from raytrain.command_train import Train, Weights
 from raytrain.command_tune import Tune
 from raytrain.config import (
     Baseline,
     CellEncoding,
-    EmptyUnionRule,
     ShardSettings,
     parse,
 )
@@ -261,76 +261,6 @@ class Verify(ClusterCommand):
     def uris(self) -> list[str]:
         """Return what is verified."""
         return [self.uri]
-
-
-class Evaluate(ClusterCommand):
-    """Hold masks against labels: the four IoUs, by location."""
-
-    predictions: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PREDICTIONS")]
-    """Folder of masks <id>.tif."""
-    labels: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="LABELS")]
-    """Folder of labels <id>.tif."""
-    metadata: str
-    """CSV with chip_id and location; its rows say what is evaluated."""
-    out: str
-    """Where metrics.json and report.html go."""
-    where: tuple[str, ...] = ()
-    """COLUMN=VALUE filters on the metadata."""
-    where_metadata: str | None = None
-    """CSV with chip_id and the columns of --where, if the metadata has them not."""
-    images: str | None = None
-    """The scored chips or scenes, for the pictures of the report."""
-    empty_union_rule: EmptyUnionRule = "one"
-    """IoU where there is no cloud and none was predicted."""
-
-    def run(self, narrator: Narrator) -> int:
-        """Evaluate the masks."""
-        from raytrain.cluster.evaluate import EvaluateJob, evaluate
-
-        job = EvaluateJob(
-            predictions=storage.normalise(self.predictions),
-            labels=storage.normalise(self.labels),
-            metadata=storage.normalise(self.metadata),
-            out=storage.normalise(self.out),
-            where=self.where,
-            where_metadata=None if self.where_metadata is None else storage.normalise(self.where_metadata),
-            images=None if self.images is None else storage.normalise(self.images),
-            empty_union_rule=self.empty_union_rule,
-        )
-        with narrator.step("counting pixels") as on_progress:
-            report = evaluate(job, self._cluster, on_progress)
-        found = report.evaluation
-        narrator.problems(report.problems, consequence="not counted" if found else "nothing was written")
-        if found is None:
-            self._print({"problems": listed(report.problems)}, [])
-            return EXIT_DATA_WRONG
-        if not self.json_output:
-            print_scores(found)
-        self._print(found.model_dump(mode="json"), [f"metrics: {report.metrics_uri}", f"report: {report.page_uri}"])
-        return EXIT_DATA_WRONG if report.problems else EXIT_DONE
-
-    def uris(self) -> list[str]:
-        """Return the inputs and the destination."""
-        return [
-            uri
-            for uri in (self.predictions, self.labels, self.metadata, self.where_metadata, self.out, self.images)
-            if uri
-        ]
-
-
-def print_scores(found: Any) -> None:
-    """Print the four IoUs and the locations, worst first."""
-    rule = f"an empty union counts {found.empty_union_rule}"
-    rows = [
-        ["pooled over all pixels", f"{found.iou_pooled:.4f}"],
-        ["mean over chips", f"{found.iou_mean:.4f}"],
-        ["mean over locations", f"{found.iou_location_weighted:.4f}"],
-        ["mean over locations of the mean over chips", f"{found.iou_mean_location_weighted:.4f}"],
-    ]
-    print_table(f"IoU of cloud, chips: {found.num_chips} ({rule})", ["", "IoU"], rows)
-    ordered = sorted(found.locations.items(), key=lambda item: item[1].iou)
-    places = [[name, f"{each.iou:.4f}", str(each.num_chips)] for name, each in ordered]
-    print_table("Locations, worst first", ["location", "IoU", "chips"], places)
 
 
 class Demo(ClusterCommand):

@@ -108,17 +108,17 @@ def evaluate(
     evaluation go, so that nobody takes them for this one's. Raises `ConfigError` where not one prediction has a label,
     and for settings that nothing can be done with.
     """
-    sets = [find_predictions(uri) for uri in (job.predictions, job.against) if uri is not None]
     metadata = _chosen(job)
     read = read_columns([uri for uri in (job.metadata, job.where_metadata) if uri], job.by)
     images = find_images(job.images) if job.images else None
+    sets = [find_predictions(uri) for uri in (job.predictions, job.against) if uri is not None]
     pairs, oddities = pair_up(sets, job.labels, metadata.rows)
     oddities += [Oddity("metadata", problem.subject, problem.found) for problem in metadata.problems]
     uris = [job.predictions, job.labels, job.metadata, job.out, *([job.against] if job.against else [])]
     tallies, odd = _count(job, cluster, uris, pairs, [_reading(job, each) for each in sets], on_progress)
     oddities += odd
     _remove_earlier(job.out)
-    problems = [each.problem for each in oddities]
+    problems = [each.problem for each in sorted(oddities, key=lambda each: (each.chip_id, each.found))]
     # Probabilities that are allowed are no oddity; one of that kind is what can't be read as such.
     refused = {each.kind for each in not_allowed(oddities, set(job.allowed) - {PROBABILITIES})}
     if refused or not len(tallies[0]):

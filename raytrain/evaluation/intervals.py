@@ -35,7 +35,7 @@ def trust_text(num_locations: int) -> str:
     held = "; ".join(f"over {count} in {fraction:.0%}" for count, fraction in HELD_FRACTION.items())
     return (
         f"With fewer than {FEW_LOCATIONS} locations intervals are rough: in a simulation those of {LEVEL:.0%} held the "
-        f"truth {held} of the draws, and over fewer they are wide and may be wrong. Three or fewer give none."
+        f"truth {held} of the draws, and over fewer they may be wrong."
     )
 
 

@@ -15,7 +15,11 @@ from raytrain.evaluation.intervals import LEVEL, Interval
 
 RESAMPLES = 10_000
 MOST_UNDEFINED_FRACTION = 0.05
-"""Of the resamples, where a score is not defined or does not vary; with more there is no interval."""
+"""Of the resamples, in which a score is not defined; with more there is no interval."""
+LEAST_ERROR_FRACTION = 0.1
+"""Of the standard error of all locations; that of a resample of few or like ones, down to 0, counts as that much."""
+ROUNDING = 1e-12
+"""A standard error below it is one of rounding: scores are fractions."""
 _CELLS = 2**22
 """Numbers held for each array of a chunk of resamples: 32 MB."""
 
@@ -68,7 +72,7 @@ def intervals(statistics: Sequence[Statistic], seed: int = 0, resamples: int = R
     statistic less its value, over its standard error by linearisation (of a ratio: Cochran 1977, section 6.4); the
     quantiles of that, times the standard error of all locations, are the ends. Simple percentiles hold the truth too
     rarely where locations are few or of unlike size (`tests.bench.coverage`). Ends are cut to what scores can be.
-    Three locations or fewer are none to draw from.
+    One location is none to draw from, and over a few intervals are wide.
     """
     if not statistics:
         return []
@@ -119,19 +123,17 @@ def _estimates(statistic: Statistic, weights: NDArray[np.float64]) -> tuple[NDAr
 def _studentised(statistic: Statistic, error: float, weights: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return how many of its standard errors a resampled statistic lies above the value; NaN where that has none."""
     value = statistic.value
-    if value is None:
+    if value is None or error < ROUNDING:
         return np.full(len(weights), np.nan)
     estimates, errors = _estimates(statistic, weights)
-    # A resample of one location alone does not vary, but for rounding.
-    varies = errors > 1e-9 * error
-    return np.where(varies, (estimates - value) / np.where(varies, errors, 1), np.nan)
+    return (estimates - value) / np.maximum(errors, LEAST_ERROR_FRACTION * error)
 
 
 def _interval(statistic: Statistic, error: float, drawn: NDArray[np.float64]) -> Interval | None:
     value = statistic.value
     if value is None:
         return None
-    if error == 0:  # alike at all locations
+    if error < ROUNDING:  # alike at all locations
         return Interval(value, value, value)
     defined = drawn[np.isfinite(drawn)]
     if len(defined) < (1 - MOST_UNDEFINED_FRACTION) * len(drawn):
