@@ -126,7 +126,7 @@ def _members(members: Members) -> Plot:
     adds.axvline(0, color=TEXT, lw=1)
     adds.set_xlabel("what it adds")
     for axes in (alone, adds):
-        axes.xaxis.set_major_locator(MaxNLocator(3))
+        axes.xaxis.set_major_locator(MaxNLocator(2))
     best = max(members.members, key=lambda each: each.adds)
     caption = "The upright line on the left is all members together; on the right, no gain."
     return Plot("Members and what they add", svg_of(figure), f"{best.name} adds most", caption, True)

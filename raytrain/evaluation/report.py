@@ -186,7 +186,7 @@ def _slice_tables(evaluation: Evaluation) -> list[Table]:
             for each in evaluation.slices
             if each.column == column
         ]
-        tables.append(Table(f"By {column.replace('_', ' ')}", headers, rows))
+        tables.append(Table(f"By {column.replace('_', ' ')}, in numbers", headers, rows))
     return tables
 
 
