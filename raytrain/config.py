@@ -24,6 +24,8 @@ TIMM_WEIGHTS, RANDOM_WEIGHTS = "timm", "random"
 CellEncoding = Literal["raw", "blosc2-bitshuffle-lz4", "blosc2-bitshuffle-zstd"]
 LayerEncoding = Literal["none", "uint8", "float32"]
 """How a raster of probabilities is written beside the mask; `uint8` has steps of 1/254 of the largest value."""
+MemberName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+"""What a member is called: a plain name, since keys in stores are made of it."""
 
 
 def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -148,7 +150,7 @@ class MemberSettings(Settings):
     wherever the bands are not the three visible ones. `decoder_norm` says whether the decoder has batch normalisation.
     """
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    name: MemberName
     encoder: str
     encoder_weights: str = Field(default=TIMM_WEIGHTS, min_length=1)
     first_convolution: Literal["adapted", "random"] = "adapted"

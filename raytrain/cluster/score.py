@@ -26,7 +26,7 @@ from raytrain.errors import DataError
 from raytrain.scoring import ledger
 from raytrain.scoring.catalogue import is_catalogue_whole
 from raytrain.scoring.destination import Scoring, check_destination, check_source, claim_destination
-from raytrain.scoring.manifest import EnsembleManifest, read_manifest
+from raytrain.scoring.manifest import EnsembleManifest, member_names, read_manifest
 from raytrain.scoring.pace import Rate
 from raytrain.scoring.partials import remove_partials
 from raytrain.scoring.plan import is_started, read_parts, start, write_plan
@@ -137,7 +137,7 @@ def _run(job: ScoreJob, scoring: Scoring, manifest: EnsembleManifest, schedule: 
 def scoring_of(job: ScoreJob) -> tuple[EnsembleManifest, Scoring]:
     """Return the nets that score, and what all outputs are made with."""
     manifest = read_manifest(job.ensemble).of_fold(job.fold)
-    names = tuple(member.name for member in manifest.members)
+    names = member_names(manifest.members)
     return manifest, Scoring(ensemble=manifest.nets_digest(), members=names, settings=job.settings)
 
 

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Iterable
 
 from raytrain import __version__, storage
-from raytrain.config import ScoreSettings, Settings, differences, parse
+from raytrain.config import MemberName, ScoreSettings, Settings, differences, parse
 from raytrain.errors import ConfigError
 
 SCORING_FILE = "scoring.json"
@@ -32,10 +32,13 @@ SPEED_SETTINGS = ("block_px",)
 
 
 class Scoring(Settings):
-    """What outputs were made with: a hash of the nets, their names, the settings, the version of raytrain."""
+    """What outputs were made with: a hash of the nets, their names, the settings, the version of raytrain.
+
+    `members` are names of `manifest.member_names`.
+    """
 
     ensemble: str
-    members: tuple[str, ...]
+    members: tuple[MemberName, ...]
     settings: ScoreSettings
     raytrain_version: str = __version__
 

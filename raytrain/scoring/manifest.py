@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
+from collections.abc import Sequence
 
 from raytrain import storage
-from raytrain.config import MemberSettings, Settings, parse
+from raytrain.config import MemberName, MemberSettings, Settings, parse
 from raytrain.errors import ConfigError
 
 ENSEMBLE_FILE = "ensemble.json"
@@ -19,7 +21,7 @@ class TrainedMember(Settings):
     `epoch` is that of the weights, from 1.
     """
 
-    name: str
+    name: MemberName
     fold: int | None
     weights: str
     sha256: str
@@ -57,6 +59,25 @@ class EnsembleManifest(Settings):
             raise ConfigError(f"the ensemble has no fold {fold}; it has {', '.join(map(str, folds))}")
         kept = tuple(member for member in self.members if (-1 if member.fold is None else member.fold) == chosen)
         return self.model_copy(update={"members": kept})
+
+
+def member_names(members: Sequence[TrainedMember]) -> tuple[str, ...]:
+    """Return what the nets of an ensemble are called at a destination: a name each, by which `Scoring` lists them.
+
+    That is the member's, or `<member>-fold<k>` for every net of a member that has several, `<member>-foldnone` for one
+    without a fold. Raises `ConfigError` for two nets of one name.
+    """
+    counts = Counter(member.name for member in members)
+    folds = ["none" if member.fold is None else str(member.fold) for member in members]
+    names = [
+        member.name if counts[member.name] == 1 else f"{member.name}-fold{fold}"
+        for member, fold in zip(members, folds, strict=True)
+    ]
+    for name, count in Counter(names).items():
+        if count > 1:
+            found = f"the ensemble has {count} nets that would be called {name}"
+            raise ConfigError(f"{found}; choose a fold, or rename a member")
+    return tuple(names)
 
 
 def ensemble_folder(uri: str) -> str:

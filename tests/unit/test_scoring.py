@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from raytrain.cluster.score import ScoreJob, scoring_of
 from raytrain.config import MemberSettings, ScoreSettings, change
 from raytrain.errors import ConfigError
 from raytrain.recipes import members
-from raytrain.scoring.destination import Scoring, check_destination, check_source, claim_destination
+from raytrain.scoring.destination import Scoring, check_destination, check_source, claim_destination, read_scoring
 from raytrain.scoring.ensemble import Ensemble
-from raytrain.scoring.manifest import EnsembleManifest, TrainedMember, read_manifest, write_manifest
+from raytrain.scoring.manifest import EnsembleManifest, TrainedMember, member_names, read_manifest, write_manifest
+from tests.making import make_ensemble
 
 SETTINGS = ScoreSettings(window_px=64, overlap_px=16, windows_per_pass=3, threads=1)
 BANDS = ("B02", "B03", "B04", "B08")
@@ -51,6 +53,47 @@ def test_ensemble_file_by_folder_or_by_name_and_its_lowest_fold_by_default(tmp_p
         read_manifest(str(tmp_path))
     with pytest.raises(ConfigError, match="no ensemble there"):
         read_manifest(str(tmp_path / "absent"))
+
+
+def net(name: str, fold: int | None) -> TrainedMember:
+    return trained(fold).model_copy(update={"name": name})
+
+
+def test_nets_of_several_folds_are_called_by_member_and_fold_and_others_by_their_member() -> None:
+    assert member_names([net("b", 1), net("a", 0)]) == ("b", "a")
+    assert member_names([net("b", 0), net("a", 0), net("b", 3), net("b", None)]) == (
+        "b-fold0",
+        "a",
+        "b-fold3",
+        "b-foldnone",
+    )
+    for same in ([net("b", 0), net("b", 0)], [net("b", 0), net("b", 1), net("b-fold1", 0)]):
+        with pytest.raises(ConfigError, match=r"has 2 nets that would be called b-fold[01]; choose a fold"):
+            member_names(same)
+
+
+def test_destination_of_all_folds_names_each_net(tmp_path: Path) -> None:
+    uri = make_ensemble(tmp_path)
+    one = read_manifest(uri)
+    again = [each.model_copy(update={"fold": 1}) for each in one.members]
+    write_manifest(uri, one.model_copy(update={"members": (*one.members, again[0])}))
+    _, found = scoring_of(ScoreJob(src="in", dst="out", ensemble=uri, fold="all"))
+    assert found.members == ("small-byob-3b-fold0", "small-effnet-4b-20k", "small-byob-3b-fold1")
+    assert scoring_of(ScoreJob(src="in", dst="out", ensemble=uri))[1].members == (
+        "small-byob-3b",
+        "small-effnet-4b-20k",
+    )
+
+
+@pytest.mark.parametrize("name", ["../m", "a/b", "", ".", "A"])
+def test_name_that_keys_could_escape_by_is_refused_wherever_it_is_read(tmp_path: Path, name: str) -> None:
+    manifest = EnsembleManifest(raytrain_version="1", shards="s", shards_digest="d", members=(net(name, 0),))
+    write_manifest(str(tmp_path), manifest)
+    with pytest.raises(ConfigError, match=r"members\.0\.name"):
+        read_manifest(str(tmp_path))
+    claim_destination(str(tmp_path), scoring().model_copy(update={"members": (name,)}))
+    with pytest.raises(ConfigError, match=r"scoring\.json: members\.0"):
+        read_scoring(str(tmp_path))
 
 
 def scoring(**changes: object) -> Scoring:
