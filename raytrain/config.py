@@ -226,7 +226,9 @@ class ScoreSettings(Settings):
     net for windows of `window_px`, which takes minutes at the start. A scene with a side above `block_px` is scored in
     blocks, which changes no output. `baseline` says of every scene what its values are, where None lets each source say
     so itself. `datetime` is given to scenes that have no date. `missing_bands` says what becomes of members whose bands
-    a source lacks.
+    a source lacks. Beside the mask there may be the `probability`, the mean over members and flips, the `disagreement`
+    of the members, and the probability of each of the `members` by itself, the mean over its flips; a member that a
+    source lacks bands for has none.
     """
 
     threshold: float = Field(default=0.5, gt=0, lt=1)

@@ -30,7 +30,7 @@ from raytrain.scoring.records import Record
 from raytrain.scoring.scenes import remove_all_blocks
 from raytrain.scoring.schedule import Schedule, Task
 from raytrain.scoring.units import Answer
-from raytrain.scoring.work import remove_outputs
+from raytrain.scoring.work import layers_of, remove_outputs
 
 CASUALTY_COLUMNS = ["item_id", "source_uri", "in_data", "cause"]
 RECORDS_PER_ROLL = 2000
@@ -139,7 +139,7 @@ class Books:
         casualties = self._schedule.casualties
         gone = {each.problem.item_id for each in casualties if each.in_data and each.was_read}
         for item_id in gone:
-            remove_outputs(self._destination, item_id)
+            remove_outputs(self._destination, item_id, layers_of(scoring))
         ledger.compact(self._destination, dropped=gone)
         write_catalogue(self._destination, scoring)
         remove_all_blocks(self._destination, but={each.problem.item_id for each in casualties if not each.in_data})

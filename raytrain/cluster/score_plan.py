@@ -93,7 +93,7 @@ def plan_score(job: ScoreJob, cluster: session.Cluster) -> ScorePlan:
     windows = sum(windows_of(each.height, each.width, job.settings) for each in samples) * share
     blocks = sum(len(blocks_of(each.height, each.width, job.settings.block_px)) for each in samples) * share
     num_units = chosen.num_units if chosen.of_chips else round(blocks)
-    largest = max((unit_bytes(each, len(manifest.bands), job.settings) for each in samples), default=0)
+    largest = max((unit_bytes(each, len(manifest.bands), layers, job.settings) for each in samples), default=0)
     return ScorePlan(
         num_items=listing.num_items,
         num_done=listing.num_done,

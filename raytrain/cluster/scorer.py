@@ -41,10 +41,10 @@ class Scorer:
         settings = parse(Scoring, scoring).settings
         use_threads(settings.threads)
         device = torch.device("cuda" if use_gpu else "cpu")
-        disagreement = settings.disagreement != "none"
+        asked = {"disagreement": settings.disagreement != "none", "member_maps": settings.members != "none"}
         self._mistake = ""
         try:
-            nets = Ensemble.load(ensemble, loaded, settings, device, disagreement=disagreement)
+            nets = Ensemble.load(ensemble, loaded, settings, device, **asked)
             self._work = Work(destination, parse(Scoring, scoring), nets)
         except (ConfigError, DataError) as error:
             self._mistake = str(error)  # anything else, as a store out of reach, ends this actor: another one is tried

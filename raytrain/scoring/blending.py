@@ -46,9 +46,8 @@ class Source(Protocol):
 class Nets(Protocol):
     """What turns windows into layers `[L, H, W] float32`, each independent of the others."""
 
-    @property
-    def num_layers(self) -> int:
-        """Layers of a window."""
+    def layer_kinds(self, bands: Sequence[str]) -> Sequence[str]:
+        """Return what the layers of a window with the channels `bands` show, in their order."""
         ...
 
     def layers(
@@ -121,9 +120,10 @@ def blended_strips(
     columns = _Axis.of(source.width, region.column, region.width, settings)
     end_row, end_column = region.row + region.height, region.column + region.width
     inner = slice(region.column - columns.starts[0], end_column - columns.starts[0])
-    sums: NDArray[np.float32] = np.zeros((nets.num_layers, rows.window_px, columns.end - columns.starts[0]), np.float32)
+    width = columns.end - columns.starts[0]
+    sums: NDArray[np.float32] = np.zeros((len(nets.layer_kinds(bands)), rows.window_px, width), np.float32)
     bounds = [*rows.starts[1:], rows.end]
-    held = _Rows.empty(len(bands), rows.window_px, columns.end - columns.starts[0])
+    held = _Rows.empty(len(bands), rows.window_px, width)
     with ahead(_fresh_rows(source, rows, columns), ROWS_AHEAD) as fresh:
         for start, following, weights in zip(rows.starts, bounds, rows.weights, strict=True):
             held.add(next(fresh))

@@ -20,7 +20,7 @@ from raytrain.scoring.layers import Kind, create_striped, encode, finish_cog
 from raytrain.scoring.records import Output, Record
 from raytrain.scoring.sources import CHANGED, chip_has_changed
 from raytrain.scoring.units import Answer, ChipSource, Problem, folder_of
-from raytrain.scoring.work import Work, layer_number
+from raytrain.scoring.work import Work
 from raytrain.storage.temporary import temporary_folder
 from raytrain.tiles.archive import read_chip
 
@@ -143,13 +143,16 @@ def _write(chip: _ReadChip, layers: NDArray[np.float32], work: Work) -> Record:
     """Write the outputs of a chip, the mask last, and return its record."""
     raster, settings, chip_id = chip.raster, work.scoring.settings, chip.source.chip_id
     assert raster is not None, "only chips that were read are scored"
+    bands = [band for band in work.nets.bands if band in chip.source.files]
+    left_out = work.nets.usable(bands)[1]
+    work.remove_maps(chip_id, left_out)
     outputs: dict[str, Output] = {}
-    for kind in work.layers.kinds[1:]:
-        outputs[kind] = _write_values(kind, layers[layer_number(kind)], raster, chip_id, work)
+    for kind, number in work.layer_numbers(bands).items():
+        if kind != "mask":
+            outputs[kind] = _write_values(kind, layers[number], raster, chip_id, work)
     cloud = (layers[0] >= settings.threshold) & raster.valid
     outputs["mask"] = work.put_bytes(f"{chip_id}.tif", rasters.mask_tiff(cloud.astype(np.uint8), raster.georeference))
     conversion = _conversion(work)
-    bands = [band for band in work.nets.bands if band in chip.source.files]
     return Record(
         item_id=chip_id,
         kind="chip",
@@ -163,7 +166,7 @@ def _write(chip: _ReadChip, layers: NDArray[np.float32], work: Work) -> Record:
         transform=raster.georeference.transform,
         valid_px=int(raster.valid.sum()),
         cloud_px=int(cloud.sum()),
-        members_left_out=work.nets.usable(bands)[1],
+        members_left_out=left_out,
         shift=conversion.shift,
         shift_rule=conversion.rule,
     )

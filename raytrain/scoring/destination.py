@@ -21,6 +21,7 @@ OWN_NAMES = (
     "items.parquet",
     "ledger",
     "log",
+    "members",
     "plan",
     "probability",
     SCORING_FILE,
@@ -34,7 +35,7 @@ SPEED_SETTINGS = ("block_px",)
 class Scoring(Settings):
     """What outputs were made with: a hash of the nets, their names, the settings, the version of raytrain.
 
-    `members` are names of `manifest.member_names`.
+    `members` are names of `manifest.member_names`; where `settings.members` asks for it, each has a folder of maps.
     """
 
     ensemble: str

@@ -1,4 +1,4 @@
-"""The ensemble: its nets as one function from pixels to the probability of cloud and the members' disagreement.
+"""The ensemble: its nets as one function from pixels to probabilities of cloud and the members' disagreement.
 
 One decode feeds all members and both flips; what members share (normalised bands) is computed once. Must not know where
 pixels come from.
@@ -28,7 +28,8 @@ from raytrain.errors import ConfigError
 from raytrain.imagery.windows import reflect_up, round_up
 from raytrain.scoring import devices
 from raytrain.scoring.inputs import InputKey, input_key, shared_inputs
-from raytrain.scoring.manifest import EnsembleManifest, ensemble_folder
+from raytrain.scoring.layers import Kind, member_kind
+from raytrain.scoring.manifest import EnsembleManifest, ensemble_folder, member_names
 from raytrain.scoring.rewriting import rewritten
 from raytrain.storage.temporary import temporary_folder
 from raytrain.training.models import load_weights
@@ -38,8 +39,9 @@ STRAIGHT, FLIPPED = False, True
 
 @dataclass(frozen=True)
 class _Net:
-    """A member's net on the device; `compiled` is for windows of full size."""
+    """A member's net on the device, and what it is called; `compiled` is for windows of full size."""
 
+    name: str
     member: MemberSettings
     module: nn.Module
     compiled: Callable[[Tensor], Tensor]
@@ -56,6 +58,9 @@ class _Pass:
 class Ensemble:
     """The nets of an ensemble on one device; `bands` are the channels that the members use together.
 
+    `names` are what the nets are called, by default as their members: each another where `member_maps` asks for the
+    layer of each.
+
     On a CPU each window, member and flip has a pass of its own, by one thread, and `threads` of these run side by side:
     the result is that of one thread, to the bit, and a busy core delays one pass instead of all. (In a batch the last
     bits of an elementwise function depend on the place there: the tail behind the last whole vector goes another way.)
@@ -70,12 +75,14 @@ class Ensemble:
         settings: ScoreSettings,
         device: torch.device,
         *,
+        names: Sequence[str] | None = None,
         disagreement: bool = False,
+        member_maps: bool = False,
     ) -> None:
         self.bands = tuple(dict.fromkeys(band for member, _ in members for band in member.bands))
         self._settings = settings
         self._device = device
-        self._disagreement = disagreement
+        self._disagreement, self._member_maps = disagreement, member_maps
         self._dtype = devices.scoring_dtype(settings.precision, device)
         self._on_cuda = device.type == "cuda"
         self._per_pass = settings.windows_per_pass if self._on_cuda else 1
@@ -83,7 +90,9 @@ class Ensemble:
         self._pool = ThreadPoolExecutor(self._num_threads, "nets", None if self._on_cuda else _one_thread_each)
         self._lock = threading.Lock()
         self._busy_s = 0.0
-        self._nets = [self._prepare(member, net) for member, net in members]
+        called = [member.name for member, _ in members] if names is None else names
+        assert not member_maps or len(set(called)) == len(called), "layers of members are known by their names"
+        self._nets = [self._prepare(name, *pair) for name, pair in zip(called, members, strict=True)]
         if settings.compile:
             self._compile()
 
@@ -96,6 +105,7 @@ class Ensemble:
         device: torch.device,
         *,
         disagreement: bool = False,
+        member_maps: bool = False,
     ) -> Ensemble:
         """Load the members of `manifest`, which lies at `uri`; raise `ConfigError` for weights absent or changed."""
         folder = ensemble_folder(uri)
@@ -105,14 +115,15 @@ class Ensemble:
                 path = Path(temporary) / "weights.safetensors"
                 path.write_bytes(_read_weights(storage.join(folder, member.weights), member.name))
                 members.append((member.settings, load_weights(member.settings, path, member.sha256)))
-        return cls(members, settings, device, disagreement=disagreement)
+        names = member_names(manifest.members)
+        return cls(members, settings, device, names=names, disagreement=disagreement, member_maps=member_maps)
 
-    def _prepare(self, member: MemberSettings, net: nn.Module) -> _Net:
+    def _prepare(self, name: str, member: MemberSettings, net: nn.Module) -> _Net:
         net = net.eval() if self._on_cuda else rewritten(net, len(member.bands))
         module = net.to(self._device)
         module.to(memory_format=torch.channels_last)
         compiled = torch.compile(module, dynamic=False, fullgraph=True) if self._settings.compile else module
-        return _Net(member, module, compiled)
+        return _Net(name, member, module, compiled)
 
     def _compile(self) -> None:
         """Have every net compiled before the first window, one after the other, in the threads that will use them."""
@@ -126,11 +137,6 @@ class Ensemble:
         self._busy_s = 0.0
 
     @property
-    def num_layers(self) -> int:
-        """Layers of a window: the probability, and the disagreement if it was asked for."""
-        return 2 if self._disagreement else 1
-
-    @property
     def network_s(self) -> float:
         """How long nets have computed so far, in seconds, the device's work included; of several threads the mean."""
         return self._busy_s / self._num_threads
@@ -141,9 +147,18 @@ class Ensemble:
 
     def usable(self, bands: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Return the names of the members whose bands are all among `bands`, and of those left out."""
-        used = dict.fromkeys(net.member.name for net in self._nets if set(net.member.bands) <= set(bands))
-        every = dict.fromkeys(net.member.name for net in self._nets)
+        used = dict.fromkeys(net.name for net in self._usable(bands))
+        every = dict.fromkeys(net.name for net in self._nets)
         return tuple(used), tuple(name for name in every if name not in used)
+
+    def _usable(self, bands: Sequence[str]) -> list[_Net]:
+        return [net for net in self._nets if set(net.member.bands) <= set(bands)]
+
+    def layer_kinds(self, bands: Sequence[str]) -> tuple[Kind, ...]:
+        """Return what the layers of a window with the channels `bands` show, in the order of `layers`."""
+        disagreement = ("disagreement",) if self._disagreement else ()
+        members = [member_kind(net.name) for net in self._usable(bands)] if self._member_maps else ()
+        return ("probability", *disagreement, *members)
 
     def layers(
         self,
@@ -151,18 +166,20 @@ class Ensemble:
         valid: Sequence[NDArray[np.bool_]],
         bands: Sequence[str] | None = None,
     ) -> list[NDArray[np.float32]]:
-        """Return `[L, H, W] float32` of each window: the mean probability of cloud, then the disagreement if asked for.
+        """Return `[L, H, W] float32` of each window: the mean probability of cloud, and what was asked for beside it.
 
-        The mean is over members and flips; the disagreement is the population standard deviation over the members'
-        probabilities, each the mean over its flips. Windows are `[C, H, W] uint16` of one shape, with the channels
-        `bands`, by default `self.bands`; only the members that these suffice for count. `valid` are `[H, W] bool`. A
-        side that is no multiple of 32 is reflected up for the nets and cut back. Every forward pass has the same shape,
-        the last one filled up, so the result of a window does not depend on the others.
+        That is the disagreement, and then the probability of each member that counts. A member's probability is the
+        mean over its flips; the first layer is the mean of these, the disagreement their population standard deviation.
+
+        Windows are `[C, H, W] uint16` of one shape, with the channels `bands`, by default `self.bands`; only the
+        members that these suffice for count. `valid` are `[H, W] bool`. A side that is no multiple of 32 is reflected
+        up for the nets and cut back. Every forward pass has the same shape, the last one filled up, so the result of a
+        window does not depend on the others.
 
         Raises `ConfigError` where no member can be used with `bands`.
         """
         channels = self.bands if bands is None else tuple(bands)
-        nets = [net for net in self._nets if set(net.member.bands) <= set(channels)]
+        nets = self._usable(channels)
         if not nets:
             raise ConfigError(f"no member can be used: bands found {', '.join(channels)}; members use {self._needed()}")
         jobs = self._jobs(nets)
@@ -241,6 +258,8 @@ class Ensemble:
         layers = [mean]
         if self._disagreement:
             layers.append(_mean([(each - mean).square() for each in members]).sqrt())
+        if self._member_maps:
+            layers += members
         return list(torch.stack(layers, 1).cpu().numpy())
 
     def _synchronise(self) -> None:

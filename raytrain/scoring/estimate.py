@@ -78,31 +78,30 @@ def worker_bytes(calibration: Calibration, unit_bytes: int, units_in_flight: int
     return calibration.resident_bytes + of_rasters + units_in_flight * unit_bytes
 
 
-def unit_bytes(sample: Sample, num_bands: int, settings: ScoreSettings) -> int:
+def unit_bytes(sample: Sample, num_bands: int, layers: Layers, settings: ScoreSettings) -> int:
     """Return how much memory a unit takes beside the nets and GDAL's cache, with what malloc wastes on the way."""
-    num_layers = 1 + (settings.disagreement != "none")
     if sample.is_chip:
-        arrays = _chips_bytes(sample, num_bands, num_layers, settings)
+        arrays = _chips_bytes(sample, num_bands, layers, settings)
     else:
         widest = max(block.width for block in blocks_of(sample.height, sample.width, settings.block_px))
-        encoded = settings.window_px * widest * _encoding_bytes(settings)
-        arrays = region_bytes(num_bands, num_layers, widest, settings) + encoded
+        encoded = settings.window_px * widest * _encoding_bytes(layers)
+        arrays = region_bytes(num_bands, layers.num_computed, widest, settings) + encoded
     caches = sample.num_remote_files * storage.ranged.BLOCKS * storage.ranged.BLOCK_BYTES
     return round(WASTE * arrays) + caches
 
 
-def _chips_bytes(sample: Sample, num_bands: int, num_layers: int, settings: ScoreSettings) -> int:
+def _chips_bytes(sample: Sample, num_bands: int, layers: Layers, settings: ScoreSettings) -> int:
     """Return what a unit of chips takes: those read ahead, those scored together, their layers, one being read."""
     pixels, together = sample.height * sample.width, settings.windows_per_pass
     held = (CHIPS_AHEAD + 2 + 2 * together) * pixels * (2 * num_bands + 1) + 2 * sample.num_bytes
-    layers = together * pixels * (4 * num_layers + _encoding_bytes(settings))
+    computed = together * pixels * (4 * layers.num_computed + _encoding_bytes(layers))
     blended = max(sample.height, sample.width) > settings.window_px
-    return held + layers + (region_bytes(num_bands, num_layers, sample.width, settings) if blended else 0)
+    return held + computed + (region_bytes(num_bands, layers.num_computed, sample.width, settings) if blended else 0)
 
 
-def _encoding_bytes(settings: ScoreSettings) -> int:
+def _encoding_bytes(layers: Layers) -> int:
     """Return the bytes a pixel that `layers.encode` takes for one layer, its result included."""
-    encodings = {settings.probability, settings.disagreement}
+    encodings = {layers.probability, layers.disagreement, layers.members}
     return 12 if "uint8" in encodings else 8 if "float32" in encodings else 3
 
 

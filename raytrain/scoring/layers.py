@@ -1,4 +1,4 @@
-"""The rasters of a scene as they are stored: mask, probability and disagreement, as Cloud Optimized GeoTIFFs.
+"""The rasters of a scene as they are stored: mask, probabilities and disagreement, as Cloud Optimized GeoTIFFs.
 
 A scene may be larger than memory: its pixels go into a plain tiled file, in any order, and the COG is made from that.
 Its bytes are a function of the pixels and the georeference alone. Must not know where probabilities come from.
@@ -23,12 +23,15 @@ from rasterio.errors import RasterioError
 from rasterio.io import DatasetWriter
 
 from raytrain import storage
-from raytrain.config import LayerEncoding, Settings
+from raytrain.config import LayerEncoding, MemberName, Settings
 from raytrain.errors import first_line
 from raytrain.imagery import rasters
 
-Kind = Literal["mask", "probability", "disagreement"]
+Kind = str
+"""What a raster shows: one of `KINDS`, or what `member_kind` returns."""
 KINDS: tuple[Kind, ...] = ("mask", "probability", "disagreement")
+MEMBERS = "members"
+"""The folder of the folders of members."""
 BLOCK_PX = 512
 NO_DATA = rasters.LABEL_IGNORE
 STEPS = 254
@@ -36,6 +39,27 @@ STEPS = 254
 
 BYTES_OF_ENTRY, BYTES_OF_HEADER = 32, 2**16
 """What a TIFF spends on where a block lies (written once more when it grows), and on everything else, at most."""
+
+
+def member_kind(name: str) -> Kind:
+    """Return the kind of the probability that a member gives by itself."""
+    return f"{_OF_MEMBER}{name}"
+
+
+_OF_MEMBER = "member-"
+
+
+def layer_folder(kind: Kind) -> str:
+    """Return the folder, below a destination, of the rasters of a kind; empty for masks, which lie at its top."""
+    if kind.startswith(_OF_MEMBER):
+        return f"{MEMBERS}/{kind.removeprefix(_OF_MEMBER)}"
+    return "" if kind == "mask" else kind
+
+
+def layer_key(kind: Kind, item_id: str) -> str:
+    """Return the key, below a destination, of the raster of a kind of a chip or a scene."""
+    folder = layer_folder(kind)
+    return f"{folder}/{item_id}.tif" if folder else f"{item_id}.tif"
 
 
 @dataclass(frozen=True)
@@ -58,7 +82,7 @@ class Layer:
 
     def key(self, scene_id: str) -> str:
         """Return the key of the layer of a scene below the destination."""
-        return f"{scene_id}.tif" if self.kind == "mask" else f"{self.kind}/{scene_id}.tif"
+        return layer_key(self.kind, scene_id)
 
 
 MASK = Layer("mask", "cloud mask", "uint8", NO_DATA, 1.0, 1.0, "NO", 6, Resampling.mode)
@@ -72,16 +96,28 @@ def _of_members(kind: Kind, description: str, largest: float, encoding: LayerEnc
 
 
 class Layers(Settings):
-    """Which rasters are written beside the mask, and how."""
+    """Which rasters are written beside the mask, and how; `members` are those of the members `member_names`."""
 
     probability: LayerEncoding = "none"
     disagreement: LayerEncoding = "none"
+    members: LayerEncoding = "none"
+    member_names: tuple[MemberName, ...] = ()
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
-        """The kinds that are written, the mask first."""
+        """The kinds that are written, the mask first; an item has none of a member that was left out for it."""
         asked = {"mask": True, "probability": self.probability != "none", "disagreement": self.disagreement != "none"}
-        return tuple(kind for kind in KINDS if asked[kind])
+        return (*(kind for kind in KINDS if asked[kind]), *self.member_kinds)
+
+    @property
+    def member_kinds(self) -> tuple[Kind, ...]:
+        """Those of `kinds` that show a member by itself."""
+        return () if self.members == "none" else tuple(map(member_kind, self.member_names))
+
+    @property
+    def num_computed(self) -> int:
+        """How many layers are computed for `kinds`: the mask is made of the probability."""
+        return len({"probability", *self.kinds} - {"mask"})
 
     def layer(self, kind: Kind) -> Layer:
         """Return how `kind` is stored; it must be one of `kinds`."""
@@ -91,6 +127,9 @@ class Layers(Settings):
         if kind == "disagreement":
             description = "standard deviation of the members' cloud probabilities"
             return _of_members(kind, description, 0.5, self.disagreement)
+        if kind in self.member_kinds:
+            name = kind.removeprefix(_OF_MEMBER)
+            return _of_members(kind, f"cloud probability of the member {name}", 1.0, self.members)
         return MASK
 
     def temporary_bytes(self, height: int, width: int) -> int:

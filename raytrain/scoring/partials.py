@@ -9,7 +9,7 @@ from pathlib import Path
 
 from raytrain import storage
 from raytrain.scoring.destination import SCORING_FILE
-from raytrain.scoring.layers import KINDS
+from raytrain.scoring.layers import KINDS, MEMBERS
 from raytrain.scoring.ledger import LEDGER
 from raytrain.scoring.plan import PLAN
 from raytrain.scoring.scenes import BLOCKS
@@ -17,7 +17,7 @@ from raytrain.scoring.stac import COLLECTION_KEY, ITEM_FOLDER, TABLE_KEY
 
 CASUALTIES, LOG = "casualties.csv", "log"
 _FILES = (SCORING_FILE, COLLECTION_KEY, TABLE_KEY, CASUALTIES)
-_FOLDERS = (*(kind for kind in KINDS if kind != "mask"), ITEM_FOLDER, LEDGER, PLAN, BLOCKS, LOG)
+_FOLDERS = (*(kind for kind in KINDS if kind != "mask"), MEMBERS, ITEM_FOLDER, LEDGER, PLAN, BLOCKS, LOG)
 
 
 def remove_partials(uri: str) -> int:

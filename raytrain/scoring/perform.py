@@ -36,7 +36,7 @@ def perform(unit: Unit, work: Work) -> Answer:
         except SourceChanged:
             answer = _changed(unit.scene, work)
     for problem in answer.problems:
-        remove_outputs(work.destination, problem.item_id)
+        remove_outputs(work.destination, problem.item_id, work.layers)
     if answer.records:
         ledger.enter(work.destination, answer.records)
         if unit.kind == "assembly" and unit.scene is not None:
@@ -66,7 +66,7 @@ def _scene(unit: Unit, scene: SceneSource, work: Work) -> Answer:
     with opened(scene, work) as source:
         blocks = blocks_of(source.height, source.width, work.scoring.settings.block_px)
         if len(blocks) > 1:
-            return Answer(blocks=blocks, missing=missing_blocks(scene, blocks, work))
+            return Answer(blocks=blocks, missing=missing_blocks(source, blocks, work))
         record = score_whole(source, work)
     return Answer(records=(record,), pixels=record.height * record.width)
 
@@ -78,10 +78,11 @@ def _block(unit: Unit, scene: SceneSource, work: Work) -> Answer:
 
 
 def _assembly(unit: Unit, scene: SceneSource, work: Work) -> Answer:
-    # Another worker, since given up, may have put the scene together meanwhile and removed blocks.
-    if missing := missing_blocks(scene, unit.regions, work):
-        return Answer(blocks=unit.regions, missing=missing)
-    return Answer(records=(assemble(scene, unit.regions, work),))
+    with opened(scene, work) as source:
+        # Another worker, since given up, may have put the scene together meanwhile and removed blocks.
+        if missing := missing_blocks(source, unit.regions, work):
+            return Answer(blocks=unit.regions, missing=missing)
+        return Answer(records=(assemble(source, unit.regions, work),))
 
 
 _PERFORM = {"scene": _scene, "block": _block, "assembly": _assembly}

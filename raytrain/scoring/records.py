@@ -19,9 +19,10 @@ class Record(Settings):
     """A finished chip or scene: what it was made from and with, what stands for it, what was found.
 
     `settings_digest` is that of everything the outputs depend on but the source. `source_item_uri` is where the STAC
-    item of the source lies. `outputs` are by kind: `mask`, `probability`, `disagreement`, `item`. `shift` is what was
-    taken off the stored values for baseline 04.00, and `shift_rule` how that was decided. `notes` say what could not be
-    made of it, e.g. why it has no STAC item, and what its mask may suffer from, e.g. coarse pixels.
+    item of the source lies. `outputs` are by kind, those of rasters and `item`. `members_left_out` lacked bands: they
+    have no share in the mask, and no raster. `shift` is what was taken off the stored values for baseline 04.00, and
+    `shift_rule` how that was decided. `notes` say what could not be made of it, e.g. why it has no STAC item, and what
+    its mask may suffer from, e.g. coarse pixels.
     """
 
     item_id: str

@@ -31,7 +31,6 @@ from raytrain.scoring.layers import NO_DATA, Kind, create_striped, encode, finis
 from raytrain.scoring.records import Output, Record
 from raytrain.scoring.sources import check_unchanged
 from raytrain.scoring.units import shown_item, shown_source
-from raytrain.scoring.work import layer_number
 from raytrain.storage.temporary import temporary_folder
 
 if TYPE_CHECKING:  # it imports torch, which the driver does without
@@ -95,13 +94,13 @@ def opened(scene: SceneSource, work: Work) -> Iterator[OpenScene]:
         yield OpenScene(scene, reader, work.members_left_out(scene.scene_id, reader.bands), thread)
 
 
-def missing_blocks(scene: SceneSource, blocks: Sequence[Region], work: Work) -> tuple[Region, ...]:
+def missing_blocks(source: OpenScene, blocks: Sequence[Region], work: Work) -> tuple[Region, ...]:
     """Return those of `blocks` that are still to be done: what removes blocks may have stopped between two objects."""
-    names = set(storage.find(_blocks_uri(scene, work)))
+    names, kinds = set(storage.find(_blocks_uri(source.source, work))), work.layer_numbers(source.reader.bands)
 
     def wanted(block: Region) -> set[str]:
         name = _block_name(block)
-        return {f"{name}.json", *(f"{name}-{kind}.tif" for kind in work.layers.kinds)}
+        return {f"{name}.json", *(f"{name}-{kind}.tif" for kind in kinds)}
 
     return tuple(block for block in blocks if not wanted(block) <= names)
 
@@ -131,20 +130,17 @@ def score_whole(source: OpenScene, work: Work) -> Record:
         return _finish(source, paths, counts, work)
 
 
-def assemble(scene: SceneSource, blocks: Sequence[Region], work: Work) -> Record:
+def assemble(source: OpenScene, blocks: Sequence[Region], work: Work) -> Record:
     """Put the layers of a scene together from its blocks and return its record; its outputs stand then.
 
     Raises `SourceChanged`, before they do, and `FileNotFoundError` if a block is gone or damaged. `remove_blocks`
     removes them, once the record stands.
     """
-    folder = _blocks_uri(scene, work)
-    with opened(scene, work) as source, temporary_folder() as temporary:
-        counts = Counts()
-        paths = {kind: Path(temporary) / f"{kind}.tif" for kind in work.layers.kinds}
+    folder, counts = _blocks_uri(source.source, work), Counts()
+    with temporary_folder() as temporary:
+        paths = {kind: Path(temporary) / f"{kind}.tif" for kind in work.layer_numbers(source.reader.bands)}
         with ExitStack() as stack:
-            targets = {
-                kind: stack.enter_context(_striped(paths[kind], kind, source, work)) for kind in work.layers.kinds
-            }
+            targets = {kind: stack.enter_context(_striped(path, kind, source, work)) for kind, path in paths.items()}
             for block in blocks:
                 for kind, target in targets.items():
                     piece = Path(temporary) / "piece.tif"
@@ -169,7 +165,8 @@ def remove_all_blocks(destination: str, but: Collection[str]) -> None:
 def _write_layers(source: OpenScene, region: Region, work: Work, folder: Path) -> tuple[dict[Kind, Path], Counts]:
     """Write the layers of a region into local files, by kind."""
     settings, counts = work.scoring.settings, Counts()
-    paths = {kind: folder / f"{kind}.tif" for kind in work.layers.kinds}
+    numbers = work.layer_numbers(source.reader.bands)
+    paths = {kind: folder / f"{kind}.tif" for kind in numbers}
     with ExitStack() as stack:
         targets = {
             kind: stack.enter_context(_striped(path, kind, source, work, region)) for kind, path in paths.items()
@@ -177,9 +174,8 @@ def _write_layers(source: OpenScene, region: Region, work: Work, folder: Path) -
         for strip in blended_strips(source, source.reader.bands, region, work.nets, settings):
             box = Window(0, strip.row - region.row, region.width, len(strip.valid))
             for kind, target in targets.items():
-                values = encode(
-                    work.layers.layer(kind), strip.layers[layer_number(kind)], strip.valid, settings.threshold
-                )
+                computed = strip.layers[numbers[kind]]
+                values = encode(work.layers.layer(kind), computed, strip.valid, settings.threshold)
                 target.write(values, 1, window=box)
                 if kind == "mask":
                     counts = counts.plus(values)
@@ -221,6 +217,7 @@ def _finish(source: OpenScene, paths: dict[Kind, Path], counts: Counts, work: Wo
     """Turn the finished local layers into outputs of the destination, the mask last, and return the scene's record."""
     scene, reader = source.source, source.reader
     check_unchanged(scene)
+    work.remove_maps(scene.scene_id, source.left_out)
     outputs: dict[str, Output] = {}
     for kind in sorted(paths, key=lambda kind: kind == "mask"):
         cog = paths[kind].with_suffix(".cog.tif")

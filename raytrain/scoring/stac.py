@@ -1,8 +1,8 @@
 """What scoring says of its outputs in STAC 1.1: an item for each scene, a collection over all of them.
 
 Both are functions of the records alone: no clock, no place, so that a rerun writes the same bytes. Keys are those of
-the destination: `<id>.tif`, `probability/<id>.tif`, `disagreement/<id>.tif`, `stac/<id>.json`, `collection.json`,
-`items.parquet`. Must not know pixels, stores or who asks.
+the destination: `<id>.tif`, `probability/<id>.tif`, `disagreement/<id>.tif`, `members/<name>/<id>.tif`,
+`stac/<id>.json`, `collection.json`, `items.parquet`. Must not know pixels, stores or who asks.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rasterio.errors import CRSError
 from raytrain.config import Settings
 from raytrain.imagery.footprints import Footprint, footprint
 from raytrain.imagery.rasters import LABEL_CLEAR, LABEL_CLOUD, LABEL_IGNORE
-from raytrain.scoring.layers import KINDS, Kind, Layer, Layers
+from raytrain.scoring.layers import Kind, Layer, Layers
 from raytrain.scoring.records import Output, Record
 
 STAC_VERSION = "1.1.0"
@@ -44,6 +44,8 @@ ROLES: dict[Kind, list[str]] = {
     "probability": ["data", "cloud-probability"],
     "disagreement": ["data", "uncertainty"],
 }
+ROLES_OF_MEMBER = ["data", "member-cloud-probability"]
+"""Not `cloud-probability`: of assets with that role there is one."""
 EXTENSIONS = {
     "classification": "https://stac-extensions.github.io/classification/v2.0.0/schema.json",
     "eo": "https://stac-extensions.github.io/eo/v1.1.0/schema.json",
@@ -103,7 +105,7 @@ def scene_item(record: Record, making: Making) -> dict[str, Any] | str:
 
 def _item(record: Record, making: Making, taken: str, place: Footprint, projection: dict[str, Any]) -> dict[str, Any]:
     assets = {}
-    for kind in KINDS:
+    for kind in making.layers.kinds:
         if kind in record.outputs:
             layer, output = making.layers.layer(kind), record.outputs[kind]
             href = posixpath.relpath(output.key, ITEM_FOLDER)
@@ -169,7 +171,7 @@ def _asset(layer: Layer) -> dict[str, Any]:
     asset: dict[str, Any] = {
         "title": layer.description,
         "type": COG_TYPE,
-        "roles": ROLES[layer.kind],
+        "roles": ROLES.get(layer.kind, ROLES_OF_MEMBER),
         "data_type": layer.dtype,
         "nodata": "nan" if math.isnan(layer.nodata) else layer.nodata,
     }

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from raytrain import storage
 from raytrain.errors import DataError
 from raytrain.scoring import ledger
+from raytrain.scoring.layers import KINDS, MEMBERS, layer_folder
 from raytrain.scoring.ledger import LEDGER, DamagedTable, Standing
 from raytrain.scoring.records import Output
-from raytrain.scoring.work import output_keys
+from raytrain.scoring.stac import ITEM_FOLDER
 
-OUTPUT_FOLDERS = tuple(key.rpartition("/")[0] for key in output_keys("x"))
-"""Where outputs lie, below the destination."""
+OUTPUT_FOLDERS = (*map(layer_folder, KINDS), ITEM_FOLDER)
+"""Where outputs lie, below the destination, beside those of members."""
 
 
 @dataclass
@@ -77,7 +78,7 @@ def unknown_outputs(uri: str, known: Standing, damaged: Collection[str] = ()) ->
     for name, _ in storage.walk(uri):
         folder, _, file = name.rpartition("/")
         if (
-            folder in OUTPUT_FOLDERS
+            (folder in OUTPUT_FOLDERS or folder.rpartition("/")[0] == MEMBERS)
             and file.endswith((".tif", ".json"))
             and name not in known
             and name not in OWN_FILES

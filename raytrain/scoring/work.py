@@ -6,17 +6,16 @@ Must not know Ray.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from raytrain import storage
 from raytrain.errors import DataError
 from raytrain.scoring.destination import Scoring
-from raytrain.scoring.layers import KINDS, Kind, Layers
+from raytrain.scoring.layers import KINDS, Kind, Layers, layer_key, member_kind
 from raytrain.scoring.records import Output, Record
 from raytrain.scoring.stac import Making, item_key, scene_item, to_bytes
 
@@ -52,6 +51,27 @@ class Work:
             raise DataError(item_id, f"{found}, needed by {', '.join(left_out)}{remedy}")
         return left_out
 
+    def layer_numbers(self, bands: Sequence[str]) -> dict[Kind, int]:
+        """Return, by kind, the rasters that an item with `bands` gets, and which layer of the nets each shows.
+
+        The mask comes first. Members that are left out have none.
+        """
+        computed = self.nets.layer_kinds(bands)
+        left_out = {member_kind(name) for name in self.nets.usable(bands)[1]}
+        return {
+            kind: computed.index("probability" if kind == "mask" else kind)
+            for kind in self.layers.kinds
+            if kind not in left_out
+        }
+
+    def remove_maps(self, item_id: str, members: Sequence[str]) -> None:
+        """Remove the rasters that an item has of `members`, without which it is scored now.
+
+        Its source may have had their bands before it changed.
+        """
+        for kind in set(map(member_kind, members)).intersection(self.layers.member_kinds):
+            storage.remove(storage.join(self.destination, layer_key(kind, item_id)))
+
     def put_file(self, item_id: str, kind: Kind, path: Path) -> Output:
         """Move a finished local file to its place at the destination."""
         key = self.layers.layer(kind).key(item_id)
@@ -78,17 +98,17 @@ class Work:
 
 
 COLLECTION_ID = "cloud-masks"
-_EVERY = Layers(probability="uint8", disagreement="uint8")
 
 
 def layers_of(scoring: Scoring) -> Layers:
     """Return the raster outputs of a scoring."""
-    return Layers(probability=scoring.settings.probability, disagreement=scoring.settings.disagreement)
-
-
-def layer_number(kind: Kind) -> int:
-    """Return which of the nets' layers a raster output shows."""
-    return 1 if kind == "disagreement" else 0
+    settings = scoring.settings
+    return Layers(
+        probability=settings.probability,
+        disagreement=settings.disagreement,
+        members=settings.members,
+        member_names=scoring.members,
+    )
 
 
 def making_of(scoring: Scoring) -> Making:
@@ -102,14 +122,8 @@ def making_of(scoring: Scoring) -> Making:
     )
 
 
-def output_keys(item_id: str) -> list[str]:
-    """Return the keys of all outputs, of whatever kind, that an item may have."""
-    return [*(_EVERY.layer(kind).key(item_id) for kind in KINDS), item_key(item_id)]
-
-
-def remove_outputs(destination: str, item_id: str, but: Mapping[str, Output] = MappingProxyType({})) -> None:
-    """Remove the outputs of an item, of whatever kind, that stand at a destination; all `but` these."""
-    kept = {output.key for output in but.values()}
-    for key in output_keys(item_id):
-        if key not in kept:
-            storage.remove(storage.join(destination, key))
+def remove_outputs(destination: str, item_id: str, layers: Layers) -> None:
+    """Remove the outputs of an item that stand at a destination: of whatever kind, and of the members of `layers`."""
+    keys = [layer_key(kind, item_id) for kind in (*KINDS, *layers.member_kinds)]
+    for key in (*keys, item_key(item_id)):
+        storage.remove(storage.join(destination, key))

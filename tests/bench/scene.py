@@ -146,7 +146,7 @@ def score(source: str, target: str, changes: dict[str, int], in_flight: int) -> 
         "seconds": time.monotonic() - start,
         "cpu_s": time.process_time() - cpu_s,
         "resident": calibration.resident_bytes,
-        "stated": worker_bytes(calibration, unit_bytes(seen, NUM_BANDS, settings), in_flight),
+        "stated": worker_bytes(calibration, unit_bytes(seen, NUM_BANDS, work.layers, settings), in_flight),
         "disk_stated": in_flight * disk_bytes(seen, work.layers),
         "disk_peak": max(disk),
     }

@@ -19,20 +19,22 @@ import pytest
 import ray
 
 from raytrain import cli
+from raytrain.cluster.pool import UNITS_IN_FLIGHT
 from raytrain.cluster.score import ScoreJob, ScoreReport, score
 from raytrain.cluster.score_plan import plan_score
 from raytrain.cluster.session import Cluster, joined
 from raytrain.config import ScoreSettings, change
 from raytrain.errors import ConfigError
 from raytrain.imagery import synth
+from raytrain.scoring.layers import Layers
 from raytrain.scoring.pace import Progress
 from raytrain.scoring.schedule import TooManyFailures
 from tests.cluster.processes import scorers
 from tests.making import make_ensemble
 
 CPUS = 5
-SETTINGS = ScoreSettings(window_px=96, overlap_px=32, threads=1, block_px=512, probability="uint8")
-OPTIONS = ["window_px=96", "overlap_px=32", "threads=1", "block_px=512", "probability=uint8"]
+SETTINGS = ScoreSettings(window_px=96, overlap_px=32, threads=1, block_px=512, probability="uint8", members="uint8")
+OPTIONS = ["window_px=96", "overlap_px=32", "threads=1", "block_px=512", "probability=uint8", "members=uint8"]
 LIMIT_S = 300
 pytestmark = pytest.mark.own_ray
 
@@ -105,9 +107,10 @@ def log_of(folder: Path) -> list[dict[str, object]]:
 
 def test_destination_holds_outputs_catalogue_ledger_and_nothing_of_the_run(undisturbed: dict[str, bytes]) -> None:
     folders = {name.rpartition("/")[0] for name in undisturbed}
-    assert folders == {"", "stac", "probability", "ledger"}
+    members = {"members/small-byob-3b", "members/small-effnet-4b-20k"}
+    assert folders == {"", "stac", "probability", "ledger", *members}
     assert {"scoring.json", "collection.json", "items.parquet"} <= undisturbed.keys()
-    assert sum(name.endswith(".tif") for name in undisturbed) == 14
+    assert sum(name.endswith(".tif") for name in undisturbed) == 4 * 7
     assert all(name.startswith("ledger/records-") for name in undisturbed if name.startswith("ledger/"))
 
 
@@ -141,13 +144,16 @@ def test_rerun_writes_nothing_twice_and_does_what_is_missing_or_changed(
     names = sorted(path.name for path in source.iterdir())
     (out / names[0]).unlink()
     (out / "probability" / names[1]).unlink()
+    (out / "members" / "small-byob-3b" / names[4]).unlink()
     shutil.copy(source / names[3], source / names[2])
-    assert run(source, out, ensemble).num_skipped == 4
+    assert run(source, out, ensemble).num_skipped == 3
     found = files_of(out)
     assert found.keys() == undisturbed.keys()
     assert {name for name in undisturbed if found[name] != undisturbed[name] and name.endswith(".tif")} == {
         names[2],
         f"probability/{names[2]}",
+        f"members/small-byob-3b/{names[2]}",
+        f"members/small-effnet-4b-20k/{names[2]}",
     }
     assert found[names[2]] == undisturbed[names[3]]
 
@@ -273,6 +279,9 @@ def test_plan_says_what_there_is_to_do_and_writes_nothing(archive: Path, ensembl
     assert (plan.num_items, plan.num_done, plan.num_samples, plan.num_units, plan.workers) == (7, 0, 7, 10, CPUS - 1)
     assert plan.megapixels == pytest.approx((6 * 150**2 + 600**2) / 1e6)
     assert plan.bytes_to_read == sum(path.stat().st_size for path in archive.iterdir())
+    layers = Layers(probability="uint8", members="uint8", member_names=("a", "b"))
+    assert plan.bytes_to_write == 6 * layers.temporary_bytes(150, 150) + layers.temporary_bytes(600, 600)
+    assert plan.disk_per_worker == UNITS_IN_FLIGHT * 2 * layers.temporary_bytes(600, 600)
     assert plan.hours > 0
     assert plan.memory_per_worker > 100 * 2**20
     assert not (tmp_path / "out").exists()

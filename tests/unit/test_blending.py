@@ -51,10 +51,11 @@ class Pixels:
 class Wave:
     """Nets whose values depend on all of the window and on the place in it, as those of real ones do."""
 
-    num_layers = 2
-
     def __init__(self) -> None:
         self.asked = 0
+
+    def layer_kinds(self, bands: Sequence[str]) -> tuple[str, ...]:
+        return ("sine", "cosine")
 
     def layers(
         self, windows: Sequence[NDArray[np.uint16]], valid: Sequence[NDArray[np.bool_]], bands: Sequence[str]
@@ -70,12 +71,16 @@ class Wave:
 
 
 class Constant:
-    num_layers = 1
+    def __init__(self, num_layers: int = 1) -> None:
+        self.num_layers = num_layers
+
+    def layer_kinds(self, bands: Sequence[str]) -> tuple[str, ...]:
+        return tuple(map(str, range(self.num_layers)))
 
     def layers(
         self, windows: Sequence[NDArray[np.uint16]], valid: Sequence[NDArray[np.bool_]], bands: Sequence[str]
     ) -> list[NDArray[np.float32]]:
-        return [np.full((1, *mask.shape), 0.7, np.float32) for mask in valid]
+        return [np.full((self.num_layers, *mask.shape), 0.7, np.float32) for mask in valid]
 
 
 def scene(height: int, width: int, seed: int = 0) -> Pixels:
@@ -162,7 +167,7 @@ def test_error_of_a_source_is_raised_and_leaves_no_thread() -> None:
 
 @pytest.mark.parametrize("window", [64, 128])
 @pytest.mark.parametrize("width", [1000, 3000])
-@pytest.mark.parametrize("nets", [Wave(), Constant()], ids=["two layers", "one layer"])
+@pytest.mark.parametrize("nets", [Wave(), Constant(), Constant(10)], ids=["two layers", "one layer", "ten layers"])
 def test_memory_is_what_is_stated_for_the_width_and_no_more_for_more_rows(
     window: int, width: int, nets: Wave | Constant
 ) -> None:
@@ -183,7 +188,7 @@ def test_memory_is_what_is_stated_for_the_width_and_no_more_for_more_rows(
         finally:
             tracemalloc.stop()
 
-    stated = region_bytes(len(BANDS), nets.num_layers, width, asked)
+    stated = region_bytes(len(BANDS), len(nets.layer_kinds(BANDS)), width, asked)
     peaks = [peak(rows) for rows in (4 * window, 16 * window)]
     assert 0.6 * stated < max(peaks) <= stated
     assert peaks[1] < 1.05 * peaks[0]

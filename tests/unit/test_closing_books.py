@@ -69,6 +69,20 @@ def test_item_that_was_read_and_is_bad_loses_its_outputs_and_its_record(tmp_path
     assert {"b.tif", "stac/b.json", "casualties.csv"} <= found.keys()
 
 
+def test_closed_books_leave_no_map_of_a_member_of_a_bad_item(tmp_path: Path) -> None:
+    for name in "ab":
+        write_scene(tmp_path / "in" / f"{name}.tif", noise(70, 60))
+    work = work_at(tmp_path / "out", change(SETTINGS, {"members": "uint8"}))
+    run(tmp_path / "in", work)
+    assert {"members/other/a.tif", "members/other/b.tif"} <= files_of(tmp_path / "out").keys()
+    schedule: Schedule = Schedule(iter([]), 0)
+    bad = Problem(item_id="a", source_uri="x", found="not a raster")
+    schedule.add(Casualty(bad, in_data=True, was_read=True))
+    Books(work.destination, schedule, None).close(work.scoring)
+    assert not [name for name in files_of(tmp_path / "out") if Path(name).stem == "a"]
+    assert "members/other/b.tif" in files_of(tmp_path / "out")
+
+
 def test_item_whose_source_is_gone_or_refused_keeps_its_outputs_and_its_record(tmp_path: Path) -> None:
     for name in "ab":
         write_scene(tmp_path / "in" / f"{name}.tif", noise(70, 60))

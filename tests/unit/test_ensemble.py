@@ -158,15 +158,51 @@ def test_passes_as_a_gpu_has_them_give_the_same_layers(
     nets: list[tuple[MemberSettings, nn.Module]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     windows, valid = random_windows(5)
-    usual = Ensemble(nets, SETTINGS, CPU, disagreement=True).layers(windows, valid)
-    batched = Ensemble(nets, SETTINGS, CPU, disagreement=True)
+    usual = Ensemble(nets, SETTINGS, CPU, disagreement=True, member_maps=True).layers(windows, valid)
+    batched = Ensemble(nets, SETTINGS, CPU, disagreement=True, member_maps=True)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     monkeypatch.setattr(batched, "_on_cuda", True)
     monkeypatch.setattr(batched, "_per_pass", 3)
     found = batched.layers(windows, valid)
     assert len(found) == 5
     for one, two in zip(usual, found, strict=True):
+        assert one.shape == (2 + len(nets), 40, 50)
         np.testing.assert_allclose(one, two, atol=1e-5)
+
+
+def test_layers_of_members_are_their_probabilities_and_change_none_of_the_others(
+    nets: list[tuple[MemberSettings, nn.Module]],
+) -> None:
+    windows, valid = random_windows(3, (64, 96))
+    plain = Ensemble(nets, SETTINGS, CPU, disagreement=True)
+    apart = Ensemble(nets, SETTINGS, CPU, names=("a", "b", "c"), disagreement=True, member_maps=True)
+    assert plain.layer_kinds(BANDS) == ("probability", "disagreement")
+    assert apart.layer_kinds(BANDS) == ("probability", "disagreement", "member-a", "member-b", "member-c")
+    without, found = plain.layers(windows, valid), apart.layers(windows, valid)
+    for window, mask, two, five in zip(windows, valid, without, found, strict=True):
+        np.testing.assert_array_equal(five[:2], two)
+        np.testing.assert_allclose(five[2:], np.stack(straightforward(nets, window, mask)), atol=2e-5)
+        np.testing.assert_array_equal((five[2] + five[3] + five[4]) / np.float32(3), five[0])
+
+
+def test_layers_of_members_take_no_further_pass() -> None:
+    seen: list[Tensor] = []
+    nets = [(member(name=name), Watching(seen.append)) for name in "ab"]
+    for asked in (False, True):
+        seen.clear()
+        Ensemble(nets, SETTINGS, CPU, member_maps=asked).layers(*random_windows(1))
+        assert len(seen) == 2 * 2, "each member, each flip"
+
+
+def test_member_without_its_bands_has_no_layer(nets: list[tuple[MemberSettings, nn.Module]]) -> None:
+    windows, valid = random_windows(1)
+    bands = ("B08", "B04", "B03")
+    ensemble = Ensemble(nets, SETTINGS, CPU, member_maps=True)
+    assert ensemble.layer_kinds(BANDS) == ("probability", *(f"member-{settings.name}" for settings, _ in nets))
+    assert ensemble.layer_kinds(bands) == ("probability", "member-small-byob-3b")
+    (found,) = ensemble.layers([windows[0][[3, 2, 1]]], valid, bands)
+    assert found.shape == (2, 40, 50)
+    np.testing.assert_array_equal(found[1], found[0])
 
 
 def test_disagreement_of_members_that_agree_is_0() -> None:

@@ -7,6 +7,7 @@ import math
 import resource
 import signal
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import rasterio
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from rasterio import Affine
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
@@ -25,8 +27,11 @@ from raytrain.scoring.layers import BLOCK_PX, Layer, Layers, create_striped, enc
 UTM_SOUTH = CRS.from_epsg(32701)
 NO_CODE = CRS.from_proj4("+proj=laea +lat_0=10 +lon_0=170 +datum=WGS84 +units=m")
 NORTH_UP = Affine(10, 0, 300000, 0, -10, 5000000)
-UINT8, FLOAT32 = (Layers(probability=name, disagreement=name) for name in ("uint8", "float32"))
-EVERY_LAYER = [UINT8.layer(kind) for kind in UINT8.kinds] + [FLOAT32.layer(kind) for kind in FLOAT32.kinds[1:]]
+UINT8, FLOAT32 = (
+    Layers(probability=name, disagreement=name, members=name, member_names=("a-b", "c"))
+    for name in ("uint8", "float32")
+)
+EVERY_LAYER = [UINT8.layer(kind) for kind in UINT8.kinds[:4]] + [FLOAT32.layer(kind) for kind in FLOAT32.kinds[1:4]]
 IDS = [f"{layer.kind}-{layer.dtype}" for layer in EVERY_LAYER]
 every_layer = pytest.mark.parametrize("layer", EVERY_LAYER, ids=IDS)
 
@@ -203,10 +208,34 @@ def test_value_that_is_no_probability_is_refused_where_it_counts(layer: Layer, w
 def test_kinds_are_those_asked_for_and_their_keys_do_not_meet() -> None:
     assert Layers().kinds == ("mask",)
     assert Layers(disagreement="uint8").kinds == ("mask", "disagreement")
+    assert Layers(member_names=("c",)).kinds == ("mask",)
     keys = [UINT8.layer(kind).key("S2A") for kind in UINT8.kinds]
-    assert keys == ["S2A.tif", "probability/S2A.tif", "disagreement/S2A.tif"]
-    with pytest.raises(AssertionError):
-        Layers().layer("probability")
+    assert keys == ["S2A.tif", *(f"{folder}/S2A.tif" for folder in FOLDERS)]
+    for kind in ("probability", "member-c"):
+        with pytest.raises(AssertionError):
+            Layers().layer(kind)
+    with pytest.raises(ValidationError, match="member_names"):
+        Layers(members="uint8", member_names=("../c",))
+
+
+FOLDERS = ("probability", "disagreement", "members/a-b", "members/c")
+
+
+def test_map_of_a_member_is_stored_as_the_probability_is() -> None:
+    for layers in (UINT8, FLOAT32):
+        probability, one = layers.layer("probability"), layers.layer("member-a-b")
+        assert replace(one, kind="probability", description=probability.description) == replace(
+            probability, nodata=one.nodata
+        )
+        assert one.description == "cloud probability of the member a-b"
+
+
+@pytest.mark.parametrize("encoding", ["none", "uint8", "float32"])
+def test_mask_is_computed_from_the_probability_whatever_else_is_asked_for(encoding: Any) -> None:
+    names = ("a", "b", "c")
+    assert Layers(probability=encoding, member_names=names).num_computed == 1
+    assert Layers(probability=encoding, members="uint8", member_names=names).num_computed == 4
+    assert Layers(probability=encoding, members="uint8", member_names=names, disagreement="uint8").num_computed == 5
 
 
 @pytest.mark.parametrize("shape", [(70, 90), (513, 512), (1300, 2100)])

@@ -41,7 +41,7 @@ def test_temporary_folder_of_a_killed_process_is_removed_and_that_of_a_living_on
 
 
 def test_half_written_outputs_are_removed_and_nothing_else(tmp_path: Path) -> None:
-    names = ["", "probability/", "stac/", "blocks/s/0123/", "ledger/new/", "log/", "mine/"]
+    names = ["", "probability/", "members/a/", "stac/", "blocks/s/0123/", "ledger/new/", "log/", "mine/"]
     kept = [tmp_path / name for name in ("a.tif", "notes.partial", LEFT.format("notes.txt"), "probability/a.tif")]
     kept.append(tmp_path / "mine" / LEFT.format("a.tif"))
     left = [tmp_path / f"{folder}{LEFT.format('a.tif')}" for folder in names[:-1]]

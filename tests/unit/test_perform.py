@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -59,9 +60,9 @@ class Neighbours(nn.Module):
 
 
 def nets(settings: ScoreSettings) -> Ensemble:
-    disagreement = settings.disagreement != "none"
+    asked = {"disagreement": settings.disagreement != "none", "member_maps": settings.members != "none"}
     both = [(member(), Neighbours()), (member(name="other", **{"normalisation.maximum": 7000}), Neighbours())]
-    return Ensemble(both, settings, torch.device("cpu"), disagreement=disagreement)
+    return Ensemble(both, settings, torch.device("cpu"), **asked)
 
 
 def work_at(folder: Path, settings: ScoreSettings = SETTINGS) -> Work:
@@ -123,7 +124,8 @@ def chips_of(folder: Path) -> list[ChipSource]:
 
 def test_scene_scored_whole_and_in_blocks_leaves_equal_bytes_and_no_blocks(tmp_path: Path) -> None:
     write_scene(tmp_path / "in" / "s.tif", noise(1100, 600))
-    everything = change(SETTINGS, {**LARGE_WINDOWS, "probability": "float32", "disagreement": "uint8"})
+    layers = {"probability": "float32", "disagreement": "uint8", "members": "uint8"}
+    everything = change(SETTINGS, {**LARGE_WINDOWS, **layers})
     score(tmp_path / "in", work_at(tmp_path / "whole", everything))
     cut = change(everything, {"block_px": 512})
     score(tmp_path / "in", work_at(tmp_path / "blocks", cut))
@@ -132,6 +134,8 @@ def test_scene_scored_whole_and_in_blocks_leaves_equal_bytes_and_no_blocks(tmp_p
         "collection.json",
         "disagreement/s.tif",
         "items.parquet",
+        "members/other/s.tif",
+        "members/small-effnet-4b-20k/s.tif",
         "probability/s.tif",
         "s.tif",
         "stac/s.json",
@@ -143,11 +147,11 @@ def test_outputs_lie_over_their_source_hold_no_data_and_are_what_the_ledger_says
     pixels = noise(300, 200)
     pixels[2, 250, 100] = 0
     path = write_scene(tmp_path / "in" / "s.tif", pixels)
-    everything = change(SETTINGS, {"probability": "uint8", "disagreement": "float32"})
+    everything = change(SETTINGS, {"probability": "uint8", "disagreement": "float32", "members": "float32"})
     (record,) = score(tmp_path / "in", work_at(tmp_path / "out", everything))
     valid = (pixels != 0).all(0)
     with rasterio.open(path) as source:
-        for kind in ("mask", "probability", "disagreement"):
+        for kind in ("mask", "probability", "disagreement", *MEMBER_KINDS):
             output = tmp_path / "out" / record.outputs[kind].key
             assert cog_validate(output, strict=True)[0]
             data = output.read_bytes()
@@ -388,6 +392,144 @@ def test_chip_larger_than_a_window_is_blended_and_its_layers_are_written(tmp_pat
     with rasterio.open(tmp_path / "chips" / "c.tif") as chip, rasterio.open(tmp_path / "scenes" / "c.tif") as scene:
         assert (chip.read(1) == scene.read(1) % 255).all()
     assert set(answer.records[0].outputs) == {"mask", "probability", "disagreement"}
+
+
+NAMES = ("small-effnet-4b-20k", "other")
+MEMBER_KINDS = tuple(f"member-{name}" for name in NAMES)
+PROBABILITIES = ("probability", *(f"members/{name}" for name in NAMES))
+
+
+def rasters_of(folder: Path) -> dict[str, bytes]:
+    return {name: data for name, data in files_of(folder).items() if name.endswith(".tif")}
+
+
+def values_of(folder: Path, name: str) -> list[NDArray[np.float32]]:
+    """Return the probability of an item, and those of its members, in the unit of the file."""
+    found = []
+    for kind in PROBABILITIES:
+        with rasterio.open(folder / kind / name) as source:
+            found.append(source.read(1))
+    return found
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Callable[[Work], None]:
+    """What scores a chip of one window, one of several, a scene, and a scene in blocks."""
+    chips = []
+    for chip_id, size in (("small", (50, 60)), ("large", (90, 130))):
+        for band, plane in zip(BANDS, noise(*size, seed=7), strict=True):
+            write_scene(tmp_path / "chips" / chip_id / f"{band}.tif", plane[None])
+        files = {band: str(tmp_path / "chips" / chip_id / f"{band}.tif") for band in BANDS}
+        chips.append(ChipSource(chip_id=chip_id, files=files, identity="1"))
+    write_scene(tmp_path / "in" / "whole.tif", noise(300, 200))
+    write_scene(tmp_path / "in" / "blocks.tif", noise(300, 600))
+
+    def score_all(work: Work) -> None:
+        scenes = [Unit(kind="scene", scene=scene) for scene in scenes_of(tmp_path / "in")]
+        answers = do_all([Unit(kind="chips", chips=tuple(chips)), *scenes], work)
+        assert sum(len(answer.blocks) > 1 for answer in answers) == 1
+
+    return score_all
+
+
+MIXED = {**LARGE_WINDOWS, "window_px": 64, "overlap_px": 16, "block_px": 512}
+MIXED_IDS = ("small", "large", "whole", "blocks")
+
+
+@pytest.mark.parametrize("encoding", ["uint8", "float32"])
+def test_maps_of_members_are_written_beside_the_rest_which_keeps_its_bytes(
+    encoding: str, mixed: Callable[[Work], None], tmp_path: Path
+) -> None:
+    layers = {"probability": encoding, "disagreement": "uint8"}
+    mixed(work_at(tmp_path / "without", change(SETTINGS, {**MIXED, **layers})))
+    mixed(work_at(tmp_path / "with", change(SETTINGS, {**MIXED, **layers, "members": encoding})))
+    mixed(work_at(tmp_path / "alone", change(SETTINGS, {**MIXED, "members": encoding})))
+    without, found, alone = (rasters_of(tmp_path / name) for name in ("without", "with", "alone"))
+    maps = {name: data for name, data in found.items() if name.startswith("members/")}
+    assert maps.keys() == {f"members/{member}/{item}.tif" for member in NAMES for item in MIXED_IDS}
+    assert {name: data for name, data in found.items() if name not in maps} == without
+    assert alone == {name: data for name, data in found.items() if name in maps or "/" not in name}
+    assert maps["members/other/whole.tif"] != maps["members/small-effnet-4b-20k/whole.tif"]
+
+
+def test_mean_of_the_maps_of_members_is_the_probability(mixed: Callable[[Work], None], tmp_path: Path) -> None:
+    for encoding in ("uint8", "float32"):
+        layers = {"probability": encoding, "members": encoding}
+        mixed(work_at(tmp_path / encoding, change(SETTINGS, {**MIXED, **layers})))
+    for item in MIXED_IDS:
+        probability, one, two = values_of(tmp_path / "float32", f"{item}.tif")
+        assert np.isnan(probability).any()
+        mean = (one + two) / np.float32(2)
+        if item == "small":  # of one window: nothing is blended
+            np.testing.assert_array_equal(mean, probability)
+        np.testing.assert_allclose(mean, probability, atol=3e-7)
+        assert np.nanmax(np.abs(one - two)) > 0.01
+        stored, *steps = (values.astype(float) for values in values_of(tmp_path / "uint8", f"{item}.tif"))
+        assert ((stored == 255) == np.isnan(probability)).all()
+        assert np.abs(np.mean(steps, axis=0) - stored).max() <= 1
+
+
+def test_map_of_a_member_that_is_gone_is_made_again_to_the_same_bytes(
+    mixed: Callable[[Work], None], tmp_path: Path
+) -> None:
+    work = work_at(tmp_path / "out", change(SETTINGS, {**MIXED, "members": "uint8"}))
+    mixed(work)
+    before = files_of(tmp_path / "out")
+    for name in ("small", "blocks"):
+        (tmp_path / "out" / "members" / "other" / f"{name}.tif").unlink()
+    known = ledger.Known(work.destination, work.digest, ledger.standing_at(work.destination))
+    assert known.num_done == len(MIXED_IDS) - 2
+    mixed(work)
+    assert files_of(tmp_path / "out") == before
+
+
+def test_item_that_goes_bad_keeps_no_map_of_a_member(mixed: Callable[[Work], None], tmp_path: Path) -> None:
+    work = work_at(tmp_path / "out", change(SETTINGS, {**MIXED, "members": "uint8"}))
+    mixed(work)
+    before = rasters_of(tmp_path / "out")
+    (tmp_path / "in" / "whole.tif").write_bytes(b"II*\0 and no more")
+    (tmp_path / "chips" / "small" / "B04.tif").write_bytes(b"")
+    mixed(work)
+    gone = {name for name in before if Path(name).stem in ("whole", "small")}
+    assert len(gone) == 2 * (1 + len(NAMES))
+    assert rasters_of(tmp_path / "out") == {name: data for name, data in before.items() if name not in gone}
+
+
+def test_member_without_its_bands_has_no_map_not_even_a_former_one(tmp_path: Path) -> None:
+    path = write_scene(tmp_path / "in" / "s.tif", noise(70, 600))
+    files = {}
+    for band, plane in zip(BANDS, noise(50, 60), strict=True):
+        files[band] = str(write_scene(tmp_path / "chips" / "c" / f"{band}.tif", plane[None]))
+    layers = {"probability": "float32", "members": "float32", "missing_bands": "leave-out"}
+    settings = change(SETTINGS, {**MIXED, **layers})
+    three = change(members(("v2b0-3b",))[0], {"name": "three"})
+    both = [(member(name="four"), Neighbours()), (three, Neighbours())]
+    scoring = Scoring(ensemble="e", members=("four", "three"), settings=settings)
+    work = Work(str(tmp_path / "out"), scoring, Ensemble(both, settings, torch.device("cpu"), member_maps=True))
+
+    def found() -> tuple[dict[str, set[str]], dict[str, bytes]]:
+        chip = ChipSource(chip_id="c", files=dict(files), identity=str(len(files)))
+        scenes = [Unit(kind="scene", scene=scene) for scene in scenes_of(tmp_path / "in")]
+        answers = do_all([Unit(kind="chips", chips=(chip,)), *scenes], work)
+        records = [record for answer in answers for record in answer.records]
+        return {record.item_id: set(record.outputs) for record in records}, rasters_of(tmp_path / "out")
+
+    kinds, rasters = found()
+    assert kinds["c"] == kinds["s"] - {"item"} == {"mask", "probability", "member-four", "member-three"}
+    assert len(rasters) == 8
+    write_scene(path, noise(70, 600)[:3])
+    del files["B08"]
+    kinds, rasters = found()
+    assert kinds["c"] == kinds["s"] - {"item"} == {"mask", "probability", "member-three"}
+    assert {name for name in rasters if name.startswith("members/")} == {"members/three/c.tif", "members/three/s.tif"}
+    item = json.loads((tmp_path / "out" / "stac" / "s.json").read_bytes())
+    assert item["assets"].keys() == {"mask", "probability", "member-three"}
+    for name in "cs":
+        with (
+            rasterio.open(tmp_path / "out" / "probability" / f"{name}.tif") as all_members,
+            rasterio.open(tmp_path / "out" / "members" / "three" / f"{name}.tif") as alone,
+        ):
+            np.testing.assert_array_equal(all_members.read(1), alone.read(1))
 
 
 def test_shift_is_taken_off_once_and_recorded(tmp_path: Path) -> None:

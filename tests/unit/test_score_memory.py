@@ -34,7 +34,10 @@ ONE_ARENA = {**os.environ, "MALLOC_ARENA_MAX": "1"}
 class Brightness:
     """Nets that take no memory to speak of: a probability that is the first band's."""
 
-    bands, num_layers, network_s = BANDS, 1, 0.0
+    bands, network_s = BANDS, 0.0
+
+    def layer_kinds(self, bands: Sequence[str]) -> tuple[str, ...]:
+        return ("probability",)
 
     def usable(self, bands: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
         return ("first",), ()
@@ -99,7 +102,7 @@ def test_scene_of_four_times_the_pixels_takes_no_more_memory_and_both_what_is_st
     assert found[3000]["kinds"] == ["scene", *["block"] * 4, "assembly"]
     assert found[3000]["peak"] < 1.1 * found[1500]["peak"]
     for size, each in found.items():
-        unit = unit_bytes(Sample(size, size, 0), len(BANDS), SETTINGS)
+        unit = unit_bytes(Sample(size, size, 0), len(BANDS), Layers(), SETTINGS)
         stated = worker_bytes(Calibration(0, each["before"]), unit, 1) - GDAL_CACHE_BYTES + CACHE_BYTES
         assert each["peak"] <= stated
         assert each["peak"] > each["before"] + unit / 2, "much more is stated than is taken"
@@ -119,19 +122,25 @@ def test_cache_of_gdal_is_limited_as_long_as_any_scene_is_open() -> None:
 
 
 def test_stated_memory_counts_what_a_worker_holds() -> None:
-    calibration = Calibration(window_s=1.0, resident_bytes=900 * MIB)
+    calibration, masks = Calibration(window_s=1.0, resident_bytes=900 * MIB), Layers()
     local = Sample(10980, 10980, 10**9)
-    unit = unit_bytes(local, 4, SETTINGS)
+    unit = unit_bytes(local, 4, masks, SETTINGS)
     assert worker_bytes(calibration, unit, 2) == 900 * MIB + GDAL_CACHE_BYTES + RASTER_BYTES + 2 * unit
-    assert unit_bytes(Sample(4 * 1536, 4 * 1536, 0), 4, SETTINGS) == unit_bytes(Sample(1536, 1536, 0), 4, SETTINGS)
+    wide, narrow = (unit_bytes(Sample(size, size, 0), 4, masks, SETTINGS) for size in (4 * 1536, 1536))
+    assert wide == narrow
     remote = Sample(10980, 10980, 10**9, num_remote_files=4)
-    assert unit_bytes(remote, 4, SETTINGS) == unit + 4 * 40 * MIB
-    everything = change(SETTINGS, {"probability": "uint8", "disagreement": "uint8"})
+    assert unit_bytes(remote, 4, masks, SETTINGS) == unit + 4 * 40 * MIB
     strip_px = 128 * 1536
-    assert unit_bytes(local, 4, everything) > unit + WASTE * 12 * strip_px
-    chip = Sample(512, 512, 10**6, is_chip=True)
-    assert unit_bytes(chip, 4, ScoreSettings()) > 8 * 512**2 * 9
-    assert unit_bytes(chip, 4, change(ScoreSettings(), {"windows_per_pass": 64})) > 64 * 512**2 * (9 + 4)
+    everything = Layers(probability="uint8", disagreement="uint8")
+    assert unit_bytes(local, 4, everything, SETTINGS) > unit + WASTE * 12 * strip_px
+    chip, settings = Sample(512, 512, 10**6, is_chip=True), ScoreSettings()
+    assert unit_bytes(chip, 4, masks, settings) > 8 * 512**2 * 9
+    assert unit_bytes(chip, 4, masks, change(settings, {"windows_per_pass": 64})) > 64 * 512**2 * (9 + 4)
+    names = tuple(f"m{i}" for i in range(8))
+    members = Layers(members="float32", member_names=names)
+    assert unit_bytes(local, 4, members, SETTINGS) > unit + WASTE * 8 * 12 * strip_px
+    assert unit_bytes(chip, 4, members, settings) > unit_bytes(chip, 4, masks, settings) + 8 * 4 * 4 * 512**2
+    assert unit_bytes(chip, 4, Layers(member_names=names), settings) == unit_bytes(chip, 4, masks, settings)
 
 
 @pytest.mark.parametrize("kind", ["none", "uint8", "float32"])

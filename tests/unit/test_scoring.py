@@ -15,6 +15,7 @@ from raytrain.recipes import members
 from raytrain.scoring.destination import Scoring, check_destination, check_source, claim_destination, read_scoring
 from raytrain.scoring.ensemble import Ensemble
 from raytrain.scoring.manifest import EnsembleManifest, TrainedMember, member_names, read_manifest, write_manifest
+from raytrain.scoring.work import layers_of
 from tests.making import make_ensemble
 
 SETTINGS = ScoreSettings(window_px=64, overlap_px=16, windows_per_pass=3, threads=1)
@@ -72,13 +73,18 @@ def test_nets_of_several_folds_are_called_by_member_and_fold_and_others_by_their
             member_names(same)
 
 
-def test_destination_of_all_folds_names_each_net(tmp_path: Path) -> None:
+def test_destination_of_all_folds_names_each_net_and_the_nets_are_called_so(tmp_path: Path) -> None:
     uri = make_ensemble(tmp_path)
     one = read_manifest(uri)
     again = [each.model_copy(update={"fold": 1}) for each in one.members]
     write_manifest(uri, one.model_copy(update={"members": (*one.members, again[0])}))
-    _, found = scoring_of(ScoreJob(src="in", dst="out", ensemble=uri, fold="all"))
+    settings = change(SETTINGS, {"members": "uint8"})
+    manifest, found = scoring_of(ScoreJob(src="in", dst="out", ensemble=uri, fold="all", settings=settings))
     assert found.members == ("small-byob-3b-fold0", "small-effnet-4b-20k", "small-byob-3b-fold1")
+    assert layers_of(found).kinds == ("mask", *(f"member-{name}" for name in found.members))
+    nets = Ensemble.load(uri, manifest, settings, torch.device("cpu"), member_maps=True)
+    assert nets.layer_kinds(BANDS) == ("probability", *layers_of(found).member_kinds)
+    assert nets.usable(BANDS[1:]) == (found.members[::2], found.members[1:2])
     assert scoring_of(ScoreJob(src="in", dst="out", ensemble=uri))[1].members == (
         "small-byob-3b",
         "small-effnet-4b-20k",
@@ -114,6 +120,7 @@ def test_destination_of_another_ensemble_or_other_settings_is_refused(tmp_path: 
         ("threads", 2, r"settings\.threads: 1 -> 2"),
         ("windows_per_pass", 1, r"settings\.windows_per_pass: 3 -> 1"),
         ("probability", "uint8", r"settings\.probability: none -> uint8"),
+        ("members", "float32", r"settings\.members: none -> float32"),
     ):
         with pytest.raises(ConfigError, match=found):
             check_destination(uri, scoring(**{name: value}), masks)
@@ -128,7 +135,7 @@ def test_rasters_that_are_no_masks_of_ours_are_never_overwritten(tmp_path: Path)
     check_destination(str(tmp_path), scoring(), ["scenes/a.tif"])  # rasters in folders below are not in the way
 
 
-@pytest.mark.parametrize("name", ["plan/x.json", "casualties.csv", "collection.json", "ledger/new/x", "stac/s.json"])
+@pytest.mark.parametrize("name", ["plan/x.json", "casualties.csv", "members/m/s.tif", "ledger/new/x", "stac/s.json"])
 def test_what_bears_a_name_of_ours_and_came_from_elsewhere_is_never_touched(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError, match=rf"holds 1 files that are not ours .*, among them {name}"):
         check_destination(str(tmp_path), scoring(), [name, "readme.md"])

@@ -14,7 +14,7 @@ from raytrain.config import change
 from raytrain.imagery.scene_files import BandFile, SceneSource
 from raytrain.scoring.perform import perform
 from raytrain.scoring.plan import PLAN, STARTED, is_started, remove_plan, start, write_plan
-from raytrain.scoring.scenes import missing_blocks
+from raytrain.scoring.scenes import missing_blocks, opened
 from raytrain.scoring.units import Unit
 from raytrain.storage import objects
 from tests.unit.test_perform import LARGE_WINDOWS, SETTINGS, do_all, files_of, noise, scenes_of, work_at, write_scene
@@ -92,7 +92,8 @@ def test_assembly_that_is_recorded_needs_its_blocks_no_more(tmp_path: Path) -> N
     with dying_before(2) as done:  # the mask and the item stand, the entry does not
         perform(Unit(kind="assembly", scene=scene, regions=regions), work)
     assert len(done) == 2
-    assert missing_blocks(scene, regions, work) == ()
+    with opened(scene, work) as source:
+        assert missing_blocks(source, regions, work) == ()
 
 
 def test_block_with_a_layer_gone_is_missing(tmp_path: Path) -> None:
@@ -104,7 +105,8 @@ def test_block_with_a_layer_gone_is_missing(tmp_path: Path) -> None:
         perform(Unit(kind="block", scene=scene, regions=(region,)), work)
     (layer,) = (tmp_path / "out" / "blocks").rglob("0-512-mask.tif")
     layer.unlink()
-    assert [(each.row, each.column) for each in missing_blocks(scene, regions, work)] == [(0, 512)]
+    with opened(scene, work) as source:
+        assert [(each.row, each.column) for each in missing_blocks(source, regions, work)] == [(0, 512)]
 
 
 def test_plan_that_is_half_removed_is_still_under_way(tmp_path: Path) -> None:

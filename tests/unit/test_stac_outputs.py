@@ -50,7 +50,7 @@ MAKING = Making(
     ensemble="e" * 64,
     threshold=0.5,
     raytrain_version="0.1.0",
-    layers=Layers(probability="uint8", disagreement="float32"),
+    layers=Layers(probability="uint8", disagreement="float32", members="uint8", member_names=("a", "b")),
 )
 TABLE = Output(key="items.parquet", sha256="cd" * 32, num_bytes=77)
 PLACES: dict[str, dict[str, Any]] = {
@@ -147,7 +147,7 @@ def test_references_hold_from_where_the_item_lies(tmp_path: Path) -> None:
     whole = record()
     found = item()
     for each in whole.outputs.values():
-        (tmp_path / each.key).parent.mkdir(exist_ok=True)
+        (tmp_path / each.key).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / each.key).touch()
     storage.write_bytes(str(tmp_path / item_key("S2A")), to_bytes(found))
     summary = Summary()
@@ -183,6 +183,24 @@ def test_an_item_in_a_document_of_several_is_linked_by_its_id() -> None:
     uri = f"https://host/search#{record().item_id}"
     (link,) = [each for each in item(source_item_uri=uri)["links"] if each["rel"] == "derived_from"]
     assert link["href"] == uri
+
+
+def without_member(name: str, **changes: Any) -> dict[str, Any]:
+    outputs = {kind: each for kind, each in record().outputs.items() if kind != f"member-{name}"}
+    return item(outputs=outputs, members_left_out=(name,), **changes)
+
+
+def test_map_of_a_member_is_an_asset_and_not_the_probability_that_readers_look_for() -> None:
+    assets = item()["assets"]
+    assert assets["member-a"]["href"] == "../members/a/S2A.tif"
+    assert assets["member-a"]["title"] == "cloud probability of the member a"
+    assert [name for name, each in assets.items() if "cloud-probability" in each["roles"]] == ["probability"]
+    assert [name for name, each in assets.items() if "member-cloud-probability" in each["roles"]] == [
+        "member-a",
+        "member-b",
+    ]
+    assert without_member("a")["assets"].keys() == assets.keys() - {"member-a"}
+    validate(without_member("a"), pystac.STACObjectType.ITEM)
 
 
 def test_equal_records_give_equal_bytes() -> None:
@@ -313,7 +331,7 @@ def test_collection_is_valid_and_says_when_where_and_with_what() -> None:
     assert found["summaries"]["raytrain:ensemble"] == ["e" * 64]
     assert found["assets"]["items"]["type"] == "application/vnd.apache.parquet"
     assert found["assets"]["items"]["file:checksum"] == "1220" + "cd" * 32
-    assert set(found["item_assets"]) == {"mask", "probability", "disagreement"}
+    assert set(found["item_assets"]) == {"mask", "probability", "disagreement", "member-a", "member-b"}
     assert pystac.Collection.from_dict(found).license == "other"
 
 
@@ -356,6 +374,7 @@ def as_compared(found: dict[str, Any]) -> dict[str, Any]:
 def test_table_gives_back_every_item_whatever_its_batch_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stac_table, "ITEMS_PER_BATCH", 7)
     written = list(various(40))
+    written[3:12] = [{**without_member("b"), "id": f"s{i:06d}"} for i in range(3, 12)]  # a whole batch, and more
     assert write_table(iter(written), tmp_path / "items.parquet", MAKING.layers) == 40
     assert pq.ParquetFile(tmp_path / "items.parquet").num_row_groups == 6
     table = pq.read_table(tmp_path / "items.parquet")

@@ -12,11 +12,12 @@ import pytest
 from raytrain.cluster import session
 from raytrain.cluster import verify as cluster_verify
 from raytrain.cluster.verify import VerifyJob, VerifyReport
+from raytrain.config import change
 from raytrain.scoring import ledger
 from raytrain.scoring.catalogue import is_catalogue_whole
 from raytrain.scoring.destination import claim_destination
 from raytrain.scoring.units import Unit
-from tests.unit.test_perform import do_all, noise, scenes_of, work_at, write_scene
+from tests.unit.test_perform import SETTINGS, do_all, noise, scenes_of, work_at, write_scene
 
 
 @pytest.fixture
@@ -68,6 +69,27 @@ def test_damaged_table_is_a_difference_and_the_rest_is_verified(scored: Path) ->
     assert found.keys() == {table.name, f"{other}.tif", "stranger.tif"}
     assert "damaged, not a table of the ledger" in found[table.name]
     assert report.num_objects == 2 * (4 - len(mates))
+
+
+def test_map_of_a_member_that_is_damaged_gone_or_of_nobody_is_a_difference(tmp_path: Path) -> None:
+    write_scene(tmp_path / "in" / "s.tif", noise(70, 60))
+    work = work_at(tmp_path / "out", change(SETTINGS, {"members": "uint8"}))
+    claim_destination(work.destination, work.scoring)
+    do_all([Unit(kind="scene", scene=scene) for scene in scenes_of(tmp_path / "in")], work)
+    report = verified(tmp_path / "out")
+    assert (report.num_objects, report.differences) == (4, [])
+    folder = tmp_path / "out" / "members"
+    data = bytearray((folder / "other" / "s.tif").read_bytes())
+    data[-1] ^= 1
+    (folder / "other" / "s.tif").write_bytes(bytes(data))
+    (folder / "small-effnet-4b-20k" / "s.tif").unlink()
+    (folder / "former").mkdir()
+    (folder / "former" / "s.tif").write_bytes(b"junk")
+    found = {str(Path(each.subject).parent.name): each.found for each in verified(tmp_path / "out").differences}
+    assert found.keys() == {"other", "small-effnet-4b-20k", "former"}
+    assert "the ledger says" in found["other"]
+    assert "missing, but the ledger names it" in found["small-effnet-4b-20k"]
+    assert "no record of the ledger names it" in found["former"]
 
 
 def test_catalogue_that_is_gone_damaged_or_of_other_items_is_a_difference_and_to_be_written_again(
