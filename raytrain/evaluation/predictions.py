@@ -10,6 +10,7 @@ from raytrain.errors import ConfigError
 from raytrain.evaluation.masks import Pair, Prediction
 from raytrain.evaluation.oddities import Oddity
 from raytrain.scoring.destination import Scoring, read_scoring
+from raytrain.scoring.layers import layer_folder, member_kind
 from raytrain.tiles.metadata import MetadataRow
 
 SUFFIX = ".tif"
@@ -49,7 +50,7 @@ class PredictionSet:
 
     def _members(self, chip_id: str) -> tuple[str, ...]:
         """Return the maps of all members; none where one was left out of this chip or scene."""
-        found = [self._layer(f"members/{name}", chip_id) for name in self.members]
+        found = [self._layer(layer_folder(member_kind(name)), chip_id) for name in self.members]
         return tuple(uri for uri in found if uri) if all(found) else ()
 
 
@@ -61,7 +62,7 @@ def find_predictions(uri: str) -> PredictionSet:
         return PredictionSet(uri, ids)
     settings = scoring.settings
     members = scoring.members if settings.members != "none" and len(scoring.members) > 1 else ()
-    folders = [f"members/{name}" for name in members]
+    folders = [layer_folder(member_kind(name)) for name in members]
     folders += [name for name in ("probability", "disagreement") if getattr(settings, name) != "none"]
     layers = {folder: _names_in(storage.join(uri, folder)) for folder in folders}
     return PredictionSet(uri, ids, scoring, members, layers)
