@@ -5,8 +5,11 @@ Must not know how a page is made of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from raytrain import storage
 from raytrain.errors import ConfigError, DataError
@@ -85,48 +88,63 @@ def draw_gallery(subjects: Sequence[Subject], heading: str = "Pictures", caption
 
 
 def draw(subject: Subject) -> Comparison:
-    """Return true colour, label, prediction, where these differ, and the members' disagreement: those that are there.
+    """Return what `compare` shows of a subject.
 
-    An image or a disagreement that can't be drawn costs its panel, not the page, and the caption says why. Raises
+    An image or a disagreement that can't be read costs its panel, not the page, and the caption says why. Raises
     `DataError` for masks that can't be read, or are of two shapes.
     """
     prediction = read_picture_mask(subject.prediction, PICTURE_PX)
-    panels: list[tuple[str, bytes]] = []
-    missing: list[str] = []
-
-    def add(name: str, panel: Callable[[], bytes]) -> None:
-        try:
-            panels.append((name, panel()))
-        except DataError as error:
-            missing.append(f"no {name.lower()}: {error.found}")
-
-    if subject.image is not None:
-        source = subject.image
-        add("True colour", lambda: _true_colour(source, prediction.shape))
+    shape = prediction.shape
+    label = pixels = disagreement = None
+    missing = []
     if subject.label is not None:
         label = read_picture_mask(subject.label, PICTURE_PX)
-        _check_shape(subject.label, label.shape, prediction.shape)
+        _check_shape(subject.label, label.shape, shape)
+    if subject.image is not None:
+        try:
+            pixels = read_picture_source(subject.image, TRUE_COLOUR_BANDS, PICTURE_PX)
+            _check_shape(_uri_of(subject.image), pixels.shape[1:], shape)
+        except DataError as error:
+            pixels = None
+            missing.append(f"no true colour: {error.found}")
+    if subject.disagreement is not None:
+        try:
+            disagreement = read_picture_values(subject.disagreement, PICTURE_PX)
+            _check_shape(subject.disagreement, disagreement.shape, shape)
+        except DataError as error:
+            disagreement = None
+            missing.append(f"no disagreement of members: {error.found}")
+    return compare(subject.name, "; ".join([subject.caption, *missing]), prediction, label, pixels, disagreement)
+
+
+def compare(
+    name: str,
+    caption: str,
+    prediction: NDArray[np.uint8],
+    label: NDArray[np.uint8] | None = None,
+    pixels: NDArray[np.uint16] | None = None,
+    disagreement: NDArray[np.float32] | None = None,
+) -> Comparison:
+    """Return true colour, label, prediction, where these differ, and the members' disagreement: those that are there.
+
+    `pixels` is `[C, H, W]` in `TRUE_COLOUR_BANDS`, the others `[H, W]`; the disagreement is in [0, 0.5], NaN where
+    there is none.
+    """
+    panels: list[tuple[str, bytes]] = []
+    if pixels is not None:
+        panels.append(("True colour", true_colour_panel(pixels, TRUE_COLOUR_BANDS, PICTURE_PX)))
+    if label is not None:
         panels.append(("Label", mask_panel(label, PICTURE_PX)))
     panels.append(("Prediction", mask_panel(prediction, PICTURE_PX)))
-    if subject.label is not None:
+    if label is not None:
         panels.append(("Where they differ", agreement_panel(prediction, label, PICTURE_PX)))
-    if subject.disagreement is not None:
-        uri = subject.disagreement
-        add("Members' disagreement", lambda: _disagreement(uri, prediction.shape))
-    pictures = [Picture(image, f"{name} of {subject.name}", name) for name, image in panels]
-    return Comparison(pictures, "; ".join([subject.caption, *missing]))
+    if disagreement is not None:
+        panels.append(("Members' disagreement", disagreement_panel(disagreement, PICTURE_PX)))
+    return Comparison([Picture(image, f"{panel} of {name}", panel) for panel, image in panels], caption)
 
 
-def _true_colour(source: Source, shape: tuple[int, ...]) -> bytes:
-    pixels = read_picture_source(source, TRUE_COLOUR_BANDS, PICTURE_PX)
-    _check_shape(source if isinstance(source, str) else source[TRUE_COLOUR_BANDS[0]], pixels.shape[1:], shape)
-    return true_colour_panel(pixels, TRUE_COLOUR_BANDS, PICTURE_PX)
-
-
-def _disagreement(uri: str, shape: tuple[int, ...]) -> bytes:
-    values = read_picture_values(uri, PICTURE_PX)
-    _check_shape(uri, values.shape, shape)
-    return disagreement_panel(values, PICTURE_PX)
+def _uri_of(source: Source) -> str:
+    return source if isinstance(source, str) else source[TRUE_COLOUR_BANDS[0]]
 
 
 def _check_shape(uri: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:

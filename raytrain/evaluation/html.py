@@ -33,8 +33,6 @@ from raytrain.evaluation.page import (
 PROBLEMS_SHOWN = 100
 LONG_TABLE_ROWS = 30
 """A longer table has a box of its own to scroll in."""
-MANY_COLUMNS = 9
-"""A wider table is printed smaller, to fit on paper."""
 CONTENTS_FROM = 4
 """A page of so many parts has a table of contents."""
 MISSING = "–"  # noqa: RUF001  # a dash, for a value that there is none of
@@ -147,33 +145,33 @@ def _with_own_ids(svg: str, prefix: str) -> str:
 
 def _table(table: Table) -> _Section:
     columns = list(zip(*table.rows, strict=True))
-    head = "".join(_header(text, cells) for text, cells in zip(table.headers, columns, strict=True))
-    body = "\n".join(
-        f"<tr>{''.join(_cell(cell, first=i == 0) for i, cell in enumerate(row))}</tr>" for row in table.rows
-    )
-    box = "scroll"
-    if len(table.rows) > LONG_TABLE_ROWS:
-        box += " long"
-    if len(table.headers) > MANY_COLUMNS:
-        box += " many"
+    right = [any(not isinstance(cell, str | Bar) for cell in cells) for cells in columns]
+    head = "".join(map(_header, table.headers, columns, right))
+    body = "\n".join(f"<tr>{''.join(map(_cell, row, right, range(len(row))))}</tr>" for row in table.rows)
+    box = "scroll long" if len(table.rows) > LONG_TABLE_ROWS else "scroll"
     return _Section(
         table.heading,
         f'{_caption(table.caption)}<div class="{box}" role="region" aria-label="{escape(table.heading)}" tabindex="0">'
-        f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>",
+        f'<table style="--columns:{len(columns)}">\n<thead><tr>{head}</tr></thead>\n'
+        f"<tbody>\n{body}\n</tbody></table></div>",
     )
 
 
-def _header(text: str, cells: Sequence[Cell]) -> str:
+def _header(text: str, cells: Sequence[Cell], right: bool) -> str:
     """Return the header of a column, which stands over its numbers and says whether it is sorted by them."""
     kind = "number" if any(isinstance(cell, int | float | Bar | Shown) for cell in cells) else "text"
-    right = any(isinstance(cell, int | float | Shown) for cell in cells)
-    place = ' class="number"' if right else ""
-    return f'<th scope="col"{place} data-kind="{kind}">{escape(text)}</th>'
+    shown = escape(text).replace("_", "_<wbr>")
+    return f'<th scope="col"{_place(right)} data-kind="{kind}">{shown}</th>'
 
 
-def _cell(cell: Cell, *, first: bool) -> str:
+def _place(right: bool) -> str:
+    return ' class="number"' if right else ""
+
+
+def _cell(cell: Cell, right: bool, column: int) -> str:
     if isinstance(cell, str):
-        return f'<th scope="row">{escape(cell)}</th>' if first else f"<td>{escape(cell)}</td>"
+        tag = 'th scope="row"' if column == 0 else "td"
+        return f"<{tag}{_place(right)}>{escape(cell)}</{tag[:2]}>"
     number = cell.fraction if isinstance(cell, Bar) else cell.number if isinstance(cell, Shown) else cell
     if number is None or math.isnan(number):
         return f'<td class="number missing">{escape(cell.text) if isinstance(cell, Shown) else MISSING}</td>'

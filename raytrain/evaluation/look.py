@@ -174,6 +174,7 @@ td.bar { min-width: 10rem; width: 34%; }
 .pair section > .plot { grid-row: 3; }
 .plot svg { display: block; width: 100%; min-width: 42rem; height: auto; }
 .half.plot svg { min-width: 20rem; }
+.plot svg * { stroke-linejoin: round; stroke-linecap: butt; }
 
 .legend { list-style: none; display: flex; flex-wrap: wrap; gap: .375rem 1.25rem; padding: 0; margin: 0 0 1.25rem;
   font-size: .875rem; }
@@ -225,14 +226,14 @@ figcaption { color: var(--quiet); font-size: .875rem; line-height: 1.4; margin-t
   .figures { grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .75rem; }
   .figure { padding: .625rem .75rem; }
   .figure .value { font-size: 1.5rem; }
-  table, .facts, .problems { font-size: 8.5pt; }
+  .facts, .problems { font-size: 8.5pt; }
+  table { font-size: clamp(5pt, calc(95pt / var(--columns)), 8.5pt); }
   thead th { font-size: inherit; }
-  th, td { padding: .2rem .4rem; }
+  th, td { padding: .3em .5em; }
   thead { display: table-header-group; break-inside: avoid; }
-  tbody th { min-width: 4rem; }
+  tbody th { min-width: 6em; }
   td.bar { min-width: 6rem; width: 24%; }
-  .many th, .many td { font-size: 6.5pt; padding: .15rem .2rem; }
-  .many td:last-child { overflow-wrap: anywhere; }
+  td:last-child { overflow-wrap: anywhere; }
   thead button { display: contents; } /* the contents of a button are not drawn in headers of further pages */
   thead button::after { display: none; }
   .gallery { display: block; }

@@ -73,7 +73,8 @@ def svg_of(figure: Figure) -> str:
     figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     text = file.getvalue()
     text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    # Its style is for every element of the page that it comes to stand in; the page has it for drawings.
+    text = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", text, flags=re.DOTALL)
     text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font: \1 system-ui, sans-serif", text)
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, f"var({variable})")
@@ -93,6 +94,13 @@ def scale_colours(count: int) -> tuple[Colour, ...]:
     )
 
 
+def time_unit(seconds: float) -> tuple[float, str]:
+    """Return the unit in which an axis up to `seconds` is read best: its seconds and its name."""
+    if seconds > 2 * 3600:
+        return 3600.0, "hours"
+    return (60.0, "minutes") if seconds > 120 else (1.0, "seconds")
+
+
 def label_ends(axes: Axes, low: str, high: str) -> None:
     """Draw the scale of colours below axes, between the words for what its two ends stand for."""
     step, below = 9.0, -44.0  # points, from the middle of the lower edge
@@ -103,6 +111,6 @@ def label_ends(axes: Axes, low: str, high: str) -> None:
 
     for i, colour in enumerate(_SCALE):
         x = (i + 0.5) * step - half
-        axes.plot(0.5, 0, "s", color=colour, markersize=step, markeredgewidth=0, transform=at(x), clip_on=False)
+        axes.plot(0.5, 0, "s", color=colour, markersize=step + 0.4, markeredgewidth=0, transform=at(x), clip_on=False)
     axes.text(0.5, 0, low, transform=at(-half - 6), ha="right", va="center")
     axes.text(0.5, 0, high, transform=at(half + 6), ha="left", va="center")

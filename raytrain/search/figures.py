@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from raytrain.evaluation.page import Plot
-from raytrain.evaluation.plots import ACCENT, QUIET, drawing, label_ends, shade, svg_of
+from raytrain.evaluation.plots import ACCENT, QUIET, drawing, label_ends, shade, svg_of, time_unit
 from raytrain.search.records import ORIGINAL, Trial
 from raytrain.search.sampling import importances
 from raytrain.search.space import Choice, Distribution, LogUniform, Space, Weight
@@ -33,7 +33,8 @@ def plots_of(space: Space, trials: Sequence[Trial]) -> list[Plot]:
 
 
 def _best_over_time(trials: Sequence[Trial]) -> Plot:
-    told = sorted((each.at_s / 60, each.score, trial.number) for trial in trials for each in trial.epochs)
+    unit_s, unit = time_unit(max(each.at_s for trial in trials for each in trial.epochs))
+    told = sorted((each.at_s / unit_s, each.score, trial.number) for trial in trials for each in trial.epochs)
     figure = Figure((_WIDE, _HIGH))
     axes = figure.subplots()
     axes.plot([at for at, _, _ in told], [score for _, score, _ in told], ".", color=QUIET, alpha=0.35, markersize=4)
@@ -46,7 +47,7 @@ def _best_over_time(trials: Sequence[Trial]) -> Plot:
         best_at.append(at)
         best.append(max(score, best[-1]) if best else score)
     axes.step(best_at, best, where="post", color=ACCENT, linewidth=2)
-    axes.set_xlabel("minutes of the search")
+    axes.set_xlabel(f"{unit} of the search")
     axes.set_ylabel("IoU by location")
     caption = "Each dot is an epoch of a trial; the line is the best so far."
     return Plot("The best over time", svg_of(figure), f"Best score {best[-1]:.4f}, of trial {number}", caption)
@@ -155,10 +156,10 @@ def _parallel(space: Space, trials: Sequence[Trial]) -> Plot:
     axes.set_ylim(-0.12, 1.08)
     for x, (path, distribution) in enumerate(space.items()):
         bottom, top = _ends(distribution, [trial.point[path] for trial in trials])
-        axes.text(x, -0.11, _text(bottom), ha="center", va="bottom", fontsize=7, color=QUIET)
-        axes.text(x, 1.03, _text(top), ha="center", va="bottom", fontsize=7, color=QUIET)
-    axes.text(len(space), -0.11, f"{low:.3f}", ha="center", va="bottom", fontsize=7, color=QUIET)
-    axes.text(len(space), 1.03, f"{high:.3f}", ha="center", va="bottom", fontsize=7, color=QUIET)
+        axes.text(x, -0.11, _text(bottom), ha="center", va="bottom", fontsize=8, color=QUIET)
+        axes.text(x, 1.03, _text(top), ha="center", va="bottom", fontsize=8, color=QUIET)
+    axes.text(len(space), -0.11, f"{low:.3f}", ha="center", va="bottom", fontsize=8, color=QUIET)
+    axes.text(len(space), 1.03, f"{high:.3f}", ha="center", va="bottom", fontsize=8, color=QUIET)
     axes.grid(visible=True, axis="x")
     caption = "A line a trial from setting to setting, bright where its score is high. A term that is off lies below."
     return Plot("All settings of all trials", svg_of(figure), "Parallel coordinates of the trials", caption)

@@ -176,6 +176,23 @@ def keys_of(*cells: pages.Cell) -> list[str]:
     return re.findall(r"<t[dh][^>]*>(?=[^<]*|<span class=.both)", text.partition("<tbody>")[2].partition("</tbody>")[0])
 
 
+def test_a_column_stands_on_one_side_with_its_header() -> None:
+    rows: list[list[pages.Cell]] = [["none", "a", None, 3], ["b", "c", None, "cut off"]]
+    text = html.render_page(pages.Page("t", "s", parts=[pages.Table("T", ["N_1", "A", "B", "C"], rows)]))
+    sides = [['class="number' in cell for cell in re.findall("<t[dh] ?[^>]*>", row)] for row in text.split("<tr>")[1:]]
+    assert sides == [[False, False, True, True]] * 3
+    assert re.findall('data-kind="([a-z]+)"', text.partition("<tbody>")[0]) == ["text", "text", "text", "number"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "unit"), [(0, "seconds"), (120, "seconds"), (121, "minutes"), (7200, "minutes"), (7201, "hours")]
+)
+def test_times_are_shown_in_a_unit_that_reads_well(seconds: float, unit: str) -> None:
+    unit_s, name = plots.time_unit(seconds)
+    assert name == unit
+    assert unit_s == {"seconds": 1, "minutes": 60, "hours": 3600}[unit]
+
+
 @pytest.mark.parametrize(
     ("cell", "key"),
     [
@@ -296,7 +313,7 @@ def test_a_mask_without_a_label_is_shown_with_its_image_and_the_members_disagree
     Path(disagreement).unlink()
     without = gallery.draw(subject)
     assert [panel.caption for panel in without.panels] == ["True colour", "Prediction"]
-    assert "no members' disagreement: " in without.caption
+    assert "no disagreement of members: " in without.caption
 
 
 def test_masks_of_two_shapes_are_an_error(tmp_path: Path) -> None:
