@@ -19,6 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raytrain.search.records import Trial
 from raytrain.tiles.order import Position
+from raytrain.training.metrics import LocationScore, TileScore
 from raytrain.training.progress import RunProgress
 
 POLL_S = 0.5
@@ -62,12 +63,21 @@ class Stepped:
 
 
 @dataclass(frozen=True)
+class Validated:
+    """What the validation of an epoch found beside its metrics: the locations by name, and tiles worth a look."""
+
+    locations: dict[str, LocationScore]
+    tiles: tuple[TileScore, ...]
+
+
+@dataclass(frozen=True)
 class Post:
-    """One epoch of a run: its metrics, and how many epochs the run has."""
+    """One epoch of a run: its metrics, and how many epochs the run has; `best` only if none before was as good."""
 
     run: str
     num_epochs: int
     metrics: dict[str, Any]
+    best: Validated | None = None
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,18 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import ray.exceptions
 
 from raytrain import storage
-from raytrain.cluster.board import Begun, Failed, News, Placed, Stepped
+from raytrain.cluster.board import Begun, Failed, News, Placed, Post, Stepped
 from raytrain.cluster.deaths import Kind
 from raytrain.cluster.runs import HISTORY_FILE
 from raytrain.config import Settings, parse
 from raytrain.errors import RaytrainError, first_line
 from raytrain.tiles.order import Position
+from raytrain.training.metrics import LocationScore, TileScore
 
 DOUBT_S = 60.0
 """How long after an attempt has begun a node may turn out to be what the one before has lost: heads notice in 15 s."""
@@ -28,7 +30,7 @@ class Restart(Settings):
     """One attempt that ended before its run did, and where the next one went on.
 
     `reached` is where it stood by its last news, at most a second old; `lost_images` were trained on again. Both are
-    None where the command ended with it.
+    None where the command ended with it. `seconds` of the run had gone when the next attempt began.
     """
 
     attempt: int
@@ -37,14 +39,38 @@ class Restart(Settings):
     reached: Position | None
     resumed: Position
     lost_images: int | None
+    seconds: float | None = None
+
+
+class Epoch(Settings):
+    """One epoch, by its number from 1: its metrics, when the driver heard of its end, how long the run had gone."""
+
+    number: int
+    metrics: dict[str, int | float | str]
+    ended: datetime
+    seconds: float
+
+
+class BestEpoch(Settings):
+    """What the validation of the best epoch so far found: the locations by name, and tiles worth a look."""
+
+    number: int
+    locations: dict[str, LocationScore]
+    tiles: tuple[TileScore, ...]
 
 
 class RunHistory(Settings):
-    """The restarts of a run over all commands, the time that they took, and why the last one failed for good."""
+    """What became of a run over all commands: restarts and epochs, the time, why the last command failed for good.
+
+    An epoch that was done again is there once, as it was done last. A killed command's time counts as far as its last
+    epoch.
+    """
 
     seconds: float = 0.0
     restarts: tuple[Restart, ...] = ()
     failed: str | None = None
+    epochs: tuple[Epoch, ...] = ()
+    best: BestEpoch | None = None
 
 
 def read_history(run_folder: str) -> RunHistory:
@@ -70,6 +96,7 @@ class Journal:
     `alive_nodes` returns the ids of the nodes that there are. The news go on to `on_news`, each restart to `on_restart`
     with the name of its run, the end of a run with what it failed of (None for a run that is done) to `on_end`.
     A lost node that the cluster notices when the next attempt has begun is named in the history, not to `on_restart`.
+    Without `keeps_epochs` they are left to somebody else to keep.
     """
 
     def __init__(
@@ -79,8 +106,12 @@ class Journal:
         alive_nodes: Callable[[], set[str]],
         on_restart: Callable[[str, Restart], None] = lambda run, restart: None,
         on_end: Callable[[str, str | None], None] = lambda run, failed: None,
+        *,
+        keeps_epochs: bool = True,
     ) -> None:
         self._folder = folder
+        self._keeps_epochs = keeps_epochs
+        self._begun_at: dict[str, float] = {}
         self._on_news = on_news
         self._alive_nodes = alive_nodes
         self._on_restart = on_restart
@@ -104,6 +135,15 @@ class Journal:
                 self._histories[run] = RunHistory()
         return self._histories[run]
 
+    def begin(self, run: str) -> None:
+        """Say that the command has begun with a run: its clock goes on from where it stood."""
+        with self._lock:
+            history = self.history(run)
+            known = [*(each.seconds for each in history.epochs), *(each.seconds or 0.0 for each in history.restarts)]
+            # A command that was killed could not say how long it took.
+            self._histories[run] = history.model_copy(update={"seconds": max([history.seconds, *known])})
+            self._begun_at[run] = time.monotonic()
+
     def on_news(self, news: News) -> None:
         """Take in news, in the order in which they were posted."""
         with self._lock:
@@ -114,6 +154,7 @@ class Journal:
         """Record that the command is done with a run, after so many seconds, and why it failed for good if it did."""
         with self._lock:
             self._look_again(run)
+            self._begun_at.pop(run, None)
             history = self.history(run)
             self._write(run, history.model_copy(update={"seconds": history.seconds + seconds, "failed": failed}))
         self._on_end(run, failed)
@@ -121,6 +162,7 @@ class Journal:
     def leave(self, run: str, seconds: float) -> None:
         """Record that the command leaves a run that is not done, after so many seconds."""
         with self._lock:
+            self._begun_at.pop(run, None)
             history = self.history(run)
             self._write(run, history.model_copy(update={"seconds": history.seconds + seconds}))
 
@@ -136,6 +178,26 @@ class Journal:
         elif isinstance(news, Begun):
             self._look_again(news.run)
             self._begun(news)
+        elif isinstance(news, Post) and self._keeps_epochs:
+            self._add_epoch(news)
+
+    def _add_epoch(self, post: Post) -> None:
+        history = self.history(post.run)
+        number = post.metrics["epoch"] + 1
+        metrics = {name: value for name, value in post.metrics.items() if name != "epoch"}
+        epoch = Epoch(
+            number=number, metrics=metrics, ended=datetime.now(UTC), seconds=self._seconds_gone(post.run, history)
+        )
+        # Those that were done from here on belong to an attempt that was thrown away.
+        epochs = (*(each for each in history.epochs if each.number < number), epoch)
+        best = history.best if history.best is not None and history.best.number < number else None
+        if post.best is not None:
+            best = BestEpoch(number=number, locations=post.best.locations, tiles=post.best.tiles)
+        self._write(post.run, history.model_copy(update={"epochs": epochs, "best": best}))
+
+    def _seconds_gone(self, run: str, history: RunHistory) -> float:
+        begun_at = self._begun_at.get(run)
+        return history.seconds + (0.0 if begun_at is None else time.monotonic() - begun_at)
 
     def _begun(self, begun: Begun) -> None:
         places = self._places.get(begun.run, ())
@@ -190,6 +252,7 @@ class Journal:
             reached=reached,
             resumed=begun.position,
             lost_images=lost,
+            seconds=self._seconds_gone(begun.run, self.history(begun.run)),
         )
 
     def _lost_nodes(self, run: str, places: _Places) -> str | None:

@@ -22,7 +22,7 @@ import ray.train.collective
 import ray.train.torch
 
 from raytrain.cluster import requests
-from raytrain.cluster.board import Begun, Post, Stepped
+from raytrain.cluster.board import Begun, Post, Stepped, Validated
 from raytrain.cluster.plan import tiles_of
 from raytrain.cluster.runs import SCORE, Checkpointing, RankWork, RunSettings
 from raytrain.cluster.tracking import EventFile, Gauges
@@ -185,7 +185,7 @@ class _Leader:
         self._gauges.set(progress)
         self._events.add(progress.images_done, {f"epoch/{name}": metrics[name] for name in CURVES if name in metrics})
         self._save(state, metrics=metrics, is_best=report.is_best)
-        self._board.post.remote(Post(self._run.name, self._run.member.epochs, metrics))
+        self._board.post.remote(Post(self._run.name, self._run.member.epochs, metrics, _best(report)))
         if self._after_epoch is not None:
             self._after_epoch(report.epoch, metrics)
         self._meter.begin_epoch()
@@ -240,6 +240,13 @@ class _Leader:
             requests.set_saved()
         self._board.add_save.remote(self._run.name)
         self._events.publish()
+
+
+def _best(report: EpochReport) -> Validated | None:
+    """Return what is kept of the best epoch so far: not among the metrics, which are numbers for whoever draws them."""
+    if report.scores is None or not report.is_best:
+        return None
+    return Validated(report.scores.locations, report.tiles)
 
 
 def _metrics(report: EpochReport) -> dict[str, Any]:

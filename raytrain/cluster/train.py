@@ -196,6 +196,7 @@ def _side_by_side(
             while waiting or running:
                 while waiting and len(running) < room():
                     name = waiting.popleft()
+                    journal.begin(name)
                     running[pool.submit(_ending, name, fits[name], stop)] = _Running(name, time.monotonic())
                 done, _ = wait(running, timeout=ROOM_S, return_when=FIRST_COMPLETED)
                 for future in done:

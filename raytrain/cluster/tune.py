@@ -153,7 +153,11 @@ class _Session:
         self._looked_at = self._written_at = time.monotonic()
         self._board = start_board(SearchBoard)
         self._journal = Journal(
-            storage.join(plan.folder, TRIALS_FOLDER), self._take_in, session.alive_nodes, self._restarted
+            storage.join(plan.folder, TRIALS_FOLDER),
+            self._take_in,
+            session.alive_nodes,
+            self._restarted,
+            keeps_epochs=False,  # the search's record has them
         )
         self._ranks_folder = storage.join(plan.folder, SEARCH_FOLDER, f"{RANKS_FOLDER}-{self._owner[:12]}")
         self._room = (0.0, 0)

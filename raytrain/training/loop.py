@@ -36,7 +36,7 @@ from raytrain.tiles.reader import TileReader
 from raytrain.training.batch_norm import over_all_ranks
 from raytrain.training.checkpoints import StepsTaken, TrainingState
 from raytrain.training.encoder_files import EncoderFile
-from raytrain.training.metrics import Scores, count_pixels, scores
+from raytrain.training.metrics import Scores, TileScore, count_pixels, extreme_tiles, scores
 from raytrain.training.models import build_model, compute_dtype
 from raytrain.training.ranks import Ranks
 from raytrain.training.samples import Sample, TrainingTransform, ValidationTransform
@@ -66,7 +66,8 @@ class EpochReport:
     `loss` is the mean over its global batches, `scores` are None without validation; `is_best` says that no epoch
     before was as good by the location-weighted score, where there is none that the epoch is the last so far. `epoch_s`
     is the time of the steps taken here, of which `wait_s` were spent waiting for samples, and `skipped_steps` changed
-    nothing, since their gradient overflowed float16; `validation_s` is that of the validation.
+    nothing, since their gradient overflowed float16; `validation_s` is that of the validation. Of the best epoch so far
+    `tiles` has the worst, median and best tiles that were validated on.
     """
 
     epoch: int
@@ -79,6 +80,7 @@ class EpochReport:
     wait_s: float
     images_per_s: float
     skipped_steps: int
+    tiles: tuple[TileScore, ...] = ()
 
 
 OnEpoch = Callable[[EpochReport, TrainingState], None]
@@ -116,8 +118,11 @@ def train_member(
         while state.position.epoch < settings.epochs:
             _train_epoch(net, state, settings, train_samples, ranks, on_step)
             begun = time.monotonic()
-            found = validate(state.net, settings, judged, ranks, judged_samples)
-            report = _end_epoch(state, settings, found if has_validation else None, time.monotonic() - begun)
+            counts_N2 = count_tiles(state.net, settings, judged, ranks, judged_samples)
+            found = _scores(settings, data, counts_N2) if has_validation else None
+            report = _end_epoch(state, settings, found, time.monotonic() - begun)
+            if has_validation and report.is_best:
+                report = replace(report, tiles=_extreme_tiles(data, counts_N2))
             on_epoch(report, state)
     return state
 
@@ -239,14 +244,22 @@ def validation_loader(settings: MemberSettings, data: TrainingData) -> SampleLoa
     return SampleLoader(TileDataset(data.reader, data.validation, ValidationTransform(settings)), data.loader)
 
 
-@torch.no_grad()
 def validate(
     net: nn.Module, settings: MemberSettings, data: TrainingData, ranks: Ranks, samples: SampleLoader[Sample]
 ) -> Scores:
-    """Return the scores over the validation tiles (one at least), each counted once, at threshold 0.5. All ranks.
+    """Return the scores over the validation tiles (one at least), as `count_tiles` counts them. All ranks."""
+    return _scores(settings, data, count_tiles(net, settings, data, ranks, samples))
 
-    `samples` are those of `validation_loader` for the same settings and data. The net stays in evaluation mode. Raises
-    `TrainingDiverged` on every rank if a logit is not finite on any: it would count as clear.
+
+@torch.no_grad()
+def count_tiles(
+    net: nn.Module, settings: MemberSettings, data: TrainingData, ranks: Ranks, samples: SampleLoader[Sample]
+) -> NDArray[np.int64]:
+    """Return intersection and union of each validation tile, `[N, 2] int64`, at threshold 0.5. All ranks.
+
+    Each is counted by one rank, and known to all of them. `samples` are those of `validation_loader` for the same
+    settings and data. The net stays in evaluation mode. Raises `TrainingDiverged` on every rank if a logit is not
+    finite on any: it would count as clear.
     """
     net.eval()
     broken = torch.zeros((), dtype=torch.int64, device=ranks.device)
@@ -265,9 +278,19 @@ def validate(
         raise TrainingDiverged(
             f"member {settings.name}: what the net makes of tiles is not finite; try a smaller optimiser.lr"
         )
-    intersection, union = ranks.total(counts).cpu().T.tolist()
+    return np.asarray(ranks.total(counts).cpu().numpy(), np.int64)
+
+
+def _scores(settings: MemberSettings, data: TrainingData, counts_N2: NDArray[np.int64]) -> Scores:
+    intersection, union = counts_N2.T.tolist()
     locations = data.reader.locations
     return scores(intersection, union, [locations[i] for i in data.validation], settings.empty_union_rule)
+
+
+def _extreme_tiles(data: TrainingData, counts_N2: NDArray[np.int64]) -> tuple[TileScore, ...]:
+    intersection, union = counts_N2.T.tolist()
+    tile_ids = data.reader.tile_ids
+    return extreme_tiles([tile_ids[i] for i in data.validation], intersection, union)
 
 
 def _equal_shapes(data: TrainingData, ranks: Ranks) -> Iterator[list[int]]:

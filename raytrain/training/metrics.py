@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,15 @@ class Scores:
     empty_union_rule: EmptyUnionRule
     num_chips: int
     locations: dict[str, LocationScore]
+
+
+@dataclass(frozen=True)
+class TileScore:
+    """The IoU of one tile, and what it is an example of among all tiles that were validated on."""
+
+    tile_id: str
+    iou: float
+    group: Literal["worst", "median", "best"]
 
 
 def count_pixels(prediction: NDArray[np.uint8], label: NDArray[np.uint8]) -> tuple[int, int]:
@@ -82,6 +92,27 @@ def scores(
         num_chips=len(intersection),
         locations=by_location,
     )
+
+
+def extreme_tiles(
+    tile_ids: Sequence[str], intersections: Sequence[int], unions: Sequence[int], each: int = 3
+) -> tuple[TileScore, ...]:
+    """Return up to `each` of the worst, median and best tiles, from the worst to the best, none twice.
+
+    Tiles with an empty union (no cloud, none predicted) have nothing to show and are not among them. Of fewer tiles
+    than three times `each` every one is there, in thirds. Equal IoUs are in the order of the ids.
+    """
+    pairs = zip(tile_ids, intersections, unions, strict=True)
+    ordered = sorted((int(intersection) / int(union), name) for name, intersection, union in pairs if union)
+    each = min(each, -(-len(ordered) // 3))
+    worst, rest = ordered[:each], ordered[each:]
+    best = rest[max(len(rest) - each, 0) :]
+    between = rest[: len(rest) - len(best)]
+    start = max(len(between) - each, 0) // 2
+    middle = between[start : start + each]
+    groups: tuple[tuple[Literal["worst", "median", "best"], list[tuple[float, str]]], ...]
+    groups = (("worst", worst), ("median", middle), ("best", best))
+    return tuple(TileScore(name, iou, group) for group, tiles in groups for iou, name in tiles)
 
 
 def _iou(intersection: NDArray[np.int64], union: NDArray[np.int64], rule: EmptyUnionRule) -> NDArray[np.float64]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,13 @@ from ray.train.v2.api.exceptions import ControllerError, PreemptionError, Traini
 from ray.train.v2.api.preemption import PreemptionInfo
 
 from raytrain.cluster import failures
-from raytrain.cluster.board import Begun, Board, Failed, News, Placed, Stepped
+from raytrain.cluster.board import Begun, Board, Failed, News, Placed, Post, Stepped, Validated
 from raytrain.cluster.deaths import Kind
 from raytrain.cluster.failures import RETRIES, RunFailurePolicy, cause_of, final_error
 from raytrain.cluster.history import DOUBT_S, Journal, read_history
 from raytrain.errors import ConfigError, DataError, StoreOutOfReach, TrainingDiverged, WorkNotFinished
 from raytrain.tiles.order import Position
+from raytrain.training.metrics import LocationScore, TileScore
 from raytrain.training.progress import RunProgress
 
 MEMORY = (
@@ -355,6 +357,76 @@ def test_a_command_that_ended_before_its_run_is_a_restart_of_the_next_one(tmp_pa
     assert history.restarts[1].cause == "run run: out of memory: no room"
     assert (history.seconds, history.failed) == (3.0, None)
     assert json.loads((tmp_path / "run" / "history.json").read_text())["seconds"] == 3.0
+
+
+def post(epoch: int, score: float, *, is_best: bool) -> Post:
+    place = LocationScore(score, score, 5, 10, 2)
+    best = Validated({"here": place}, (TileScore("t", score, "worst"),)) if is_best else None
+    metrics = {"epoch": epoch, "loss": 0.5, "iou_location_weighted": score, "empty_union_rule": "one"}
+    return Post("run", 4, metrics, best)
+
+
+def test_history_keeps_each_epoch_once_and_the_locations_of_the_best(tmp_path: Path) -> None:
+    journal = Journal(str(tmp_path), lambda news: None, set)
+    for each in (post(0, 0.2, is_best=True), post(1, 0.6, is_best=True), post(2, 0.5, is_best=False)):
+        journal.on_news(each)
+    best = read_history(str(tmp_path / "run")).best
+    assert best is not None
+    assert (best.number, best.locations["here"].iou, best.tiles[0].tile_id) == (2, 0.6, "t")
+    journal.on_news(Begun("run", 2, Position(1), 1))
+    journal.on_news(post(1, 0.1, is_best=False))
+    history = read_history(str(tmp_path / "run"))
+    assert [(each.number, each.metrics["iou_location_weighted"]) for each in history.epochs] == [(1, 0.2), (2, 0.1)]
+    assert "epoch" not in history.epochs[0].metrics
+    assert history.best is None, "the epoch that was the best is one of an attempt that was thrown away"
+    journal.on_news(post(2, 0.7, is_best=True))
+    history = read_history(str(tmp_path / "run"))
+    assert ([each.number for each in history.epochs], history.best and history.best.number) == ([1, 2, 3], 3)
+
+
+def test_the_clock_of_a_run_goes_on_over_commands_also_behind_one_that_was_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def command(epoch: int, *, is_killed: bool = False) -> None:
+        journal = Journal(str(tmp_path), lambda news: None, set)
+        journal.begin("run")
+        now[0] += 10
+        journal.on_news(Begun("run", epoch + 1, Position(epoch), 1))
+        now[0] += 20
+        journal.on_news(post(epoch, 0.5, is_best=True))
+        now[0] += 5
+        if not is_killed:
+            journal.end("run", 35.0, None)
+        now[0] += 1000
+
+    command(0, is_killed=True)
+    command(1)
+    command(2)
+    history = read_history(str(tmp_path / "run"))
+    assert [each.seconds for each in history.epochs] == [30.0, 60.0, 95.0]
+    assert [each.seconds for each in history.restarts] == [40.0, 75.0]
+    assert history.seconds == 100.0
+    assert all(each.ended.utcoffset() == timedelta(0) for each in history.epochs)
+
+
+def test_a_history_of_before_epochs_were_kept_is_read(tmp_path: Path) -> None:
+    restart = {"attempt": 1, "kind": "resized", "cause": "2 to 1 ranks", "reached": None}
+    restart |= {"resumed": {"epoch": 0, "samples_done": 8}}
+    old = {"seconds": 5.0, "restarts": [{**restart, "lost_images": None}], "failed": None}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "history.json").write_text(json.dumps(old))
+    history = read_history(str(tmp_path / "run"))
+    assert (history.epochs, history.best, history.restarts[0].seconds) == ((), None, None)
+
+
+def test_a_search_keeps_its_epochs_itself(tmp_path: Path) -> None:
+    seen: list[News] = []
+    Journal(str(tmp_path), seen.append, set, keeps_epochs=False).on_news(post(0, 0.5, is_best=True))
+    assert len(seen) == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_ray_names_what_the_causes_are_read_from() -> None:

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from raytrain.config import EmptyUnionRule
-from raytrain.training.metrics import count_pixels, scores
+from raytrain.training.metrics import count_pixels, extreme_tiles, scores
 
 RULES: list[tuple[EmptyUnionRule, float]] = [("one", 1.0), ("zero", 0.0)]
 
@@ -107,3 +107,21 @@ def test_scores_do_not_depend_on_the_order_of_chips() -> None:
 def test_no_chips_is_an_error_and_not_a_score() -> None:
     with pytest.raises(ValueError, match="no chips"):
         scores([], [], [], "one")
+
+
+def test_extreme_tiles_are_the_worst_the_median_and_the_best_and_none_is_there_twice() -> None:
+    ids = [f"t{i:02d}" for i in range(12)]
+    found = extreme_tiles(ids[::-1], [i for i in range(11, -1, -1)], [0, *[100] * 11])
+    assert [(tile.tile_id, tile.group) for tile in found] == [
+        *((f"t0{i}", "worst") for i in range(3)),
+        *((f"t0{i}", "median") for i in (4, 5, 6)),
+        ("t08", "best"),
+        ("t09", "best"),
+        ("t10", "best"),
+    ], "t11 has no cloud and none was predicted"
+    assert [tile.iou for tile in found] == sorted(tile.iou for tile in found)
+    for count in range(10):
+        few = extreme_tiles(ids[:count], range(count), [50] * count)
+        assert [tile.tile_id for tile in few] == ids[:count]
+        assert not count or few[0].group == "worst"
+    assert [each.group for each in extreme_tiles(ids[:3], [0, 1, 2], [5, 5, 5])] == ["worst", "median", "best"]
