@@ -12,9 +12,10 @@ from raytrain import storage
 from raytrain.command import ClusterCommand, Command, load_changes, local_folder, or_dash
 from raytrain.config import RANDOM_WEIGHTS, TIMM_WEIGHTS, LoaderSettings, parse, parse_changes
 from raytrain.console import Narrator, print_table
-from raytrain.console_runs import Runs, duration
+from raytrain.console_runs import Runs
 from raytrain.errors import EXIT_DONE, EXIT_NOT_FINISHED, ConfigError
 from raytrain.recipes import members
+from raytrain.training.progress import duration
 
 
 class TrainingCommand(ClusterCommand):
@@ -94,14 +95,18 @@ class Train(TrainingCommand):
             "ensemble": report.ensemble_uri,
             "trained": [member.model_dump(mode="json") for member in report.trained],
             "failed": report.failed,
+            "report": report.report_uri,
+            "model_card": report.card_uri,
             "runs": {
                 run.name: {"seconds": run.seconds, "restarts": [each.model_dump(mode="json") for each in run.restarts]}
                 for run in report.runs
             },
         }
         nets = "1 net" if report.num_members == 1 else f"{report.num_members} nets"
-        line = f"ensemble: {report.ensemble_uri} ({nets})"
-        self._print(result, [line] if report.ensemble_uri else [])
+        lines = [f"ensemble: {report.ensemble_uri} ({nets})"] if report.ensemble_uri else []
+        lines += [f"report: {report.report_uri}"] if report.report_uri else []
+        lines += [f"model card: {report.card_uri}"] if report.card_uri else []
+        self._print(result, lines)
         for name, reason in report.failed.items():
             narrator.say(f"raytrain: {name} is not finished: {reason}; the same command goes on")
         return EXIT_NOT_FINISHED if report.failed else EXIT_DONE

@@ -11,8 +11,9 @@ from raytrain import storage
 from raytrain.command_train import TrainingCommand, tell_news
 from raytrain.config import parse
 from raytrain.console import Narrator, print_table
-from raytrain.console_runs import Runs, duration
+from raytrain.console_runs import Runs
 from raytrain.errors import EXIT_DONE, ConfigError
+from raytrain.training.progress import duration
 
 
 class Tune(TrainingCommand):

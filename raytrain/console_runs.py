@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from raytrain.training.progress import RunProgress
+from raytrain.training.progress import RunProgress, duration
 
 LOG_EVERY_S = 10.0
 """In a log, work tells of itself at most so often."""
@@ -188,16 +188,3 @@ def epoch_text(run: str, num_epochs: int, metrics: dict[str, Any]) -> str:
     if score is not None:
         text += f", validation IoU by location {score:.4f} (empty union {metrics['empty_union_rule']})"
     return f"{text}, {metrics['images_per_s']:.1f} images/s"
-
-
-def duration(seconds: float) -> str:
-    """Return a length of time in its two largest units: `45 s`, `4 min 10 s`, `2 h 5 min`, `3 d 4 h`."""
-    whole = round(seconds)
-    for size, unit, smaller_size, smaller_unit in (
-        (86400, "d", 3600, "h"),
-        (3600, "h", 60, "min"),
-        (60, "min", 1, "s"),
-    ):
-        if whole >= size:
-            return f"{whole // size} {unit} {whole % size // smaller_size} {smaller_unit}"
-    return f"{whole} s"

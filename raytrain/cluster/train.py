@@ -28,9 +28,12 @@ from raytrain.cluster.history import Journal, Restart, read_history
 from raytrain.cluster.mlflow_tracking import MlflowRuns
 from raytrain.cluster.plan import check_claim, encoder_files, pinned, plan_runs, with_hashes
 from raytrain.cluster.runs import RunSettings, TrainJob
+from raytrain.cluster.tile_pictures import draw_missing
+from raytrain.cluster.train_report import gather, write_report
 from raytrain.errors import ConfigError, RaytrainError, WorkNotFinished, first_line
 from raytrain.scoring.manifest import ENSEMBLE_FILE, EnsembleManifest, TrainedMember, write_manifest
 from raytrain.scoring.manifest import read_manifest as read_ensemble
+from raytrain.training.encoder_files import EncoderFile
 
 ABORT_S = 30
 """How long an interrupted process waits for its runs to end on the cluster."""
@@ -56,12 +59,15 @@ class RunReport:
 class TrainReport:
     """The ensemble's folder if every run is done, and what became of each run of this job.
 
-    `num_members` counts the nets of the ensemble, with those of earlier jobs in the same experiment.
+    `num_members` counts the nets of the ensemble, with those of earlier jobs in the same experiment. `report_uri` is
+    the page of the experiment, `card_uri` the model card of its ensemble, of earlier jobs if not of this one.
     """
 
     ensemble_uri: str | None
     num_members: int
     runs: list[RunReport] = field(default_factory=list)
+    report_uri: str | None = None
+    card_uri: str | None = None
 
     @property
     def trained(self) -> list[TrainedMember]:
@@ -77,9 +83,10 @@ class TrainReport:
 def train(job: TrainJob, cluster: session.Cluster, on_news: Callable[[News], None]) -> TrainReport:
     """Train every run of `job` that is not done, write `ensemble.json` once all are. `on_news` hears how they go on.
 
-    Nets that the experiment has from earlier jobs stay in its ensemble. A run that fails does not stop the others.
-    Raises `ConfigError` where a run can't work, before anything starts as far as the driver can see it; what only a
-    rank can see is raised when the others are done, if no run is.
+    However it ends, the report of the experiment is written as far as it has come. Nets that the experiment has from
+    earlier jobs stay in its ensemble. A run that fails does not stop the others. Raises `ConfigError` where a run can't
+    work, before anything starts as far as the driver can see it; what only a rank can see is raised when the others are
+    done, if no run is.
     """
     folder = storage.join(job.out, job.experiment)
     planned = plan_runs(job)
@@ -88,24 +95,67 @@ def train(job: TrainJob, cluster: session.Cluster, on_news: Callable[[News], Non
     runs = with_hashes(folder, planned, files)
     for run in runs:
         check_claim(storage.join(folder, run.name), run)
-    weights = [file.uri for file in files.values() if file is not None and file.uri is not None]
     left = [run for run in runs if finished(folder, run) is None]
     ended: dict[str, _Ended] = {}
-    if left:
-        uris = [job.shards, job.out, *weights]
-        with _told_to_mlflow(job, folder, left, on_news) as journal, session.joined(cluster, uris):
-            use_gpu = session.uses_gpus(job.fewest_workers)
-            board = start_board()
-            journal.on_news(Planned(tuple(run.name for run in left)))
-            with follow(board, journal.on_news):
-                fits = {run.name: partial(fit, folder, run, pinned(files, run), job, use_gpu, board) for run in left}
-                ended = _side_by_side(fits, partial(_room, job, use_gpu), board, journal)
-    wrong = [each.error for each in ended.values() if isinstance(each.error, ConfigError)]
-    if wrong and len(wrong) == len(runs):
-        raise wrong[0]
+    undrawn: dict[str, str] = {}
+    with _reported_if_it_fails(folder, runs):
+        if left:
+            ended, undrawn = _train_left(job, cluster, folder, runs, left, files, on_news)
+        wrong = [each.error for each in ended.values() if isinstance(each.error, ConfigError)]
+        if wrong and len(wrong) == len(runs):
+            raise wrong[0]
     reports = [_report(folder, run, ended.get(run.name)) for run in runs]
-    if any(report.net is None for report in reports):
-        return TrainReport(None, 0, reports)
+    is_whole = all(report.net is not None for report in reports)
+    num_members = _write_ensemble(folder, job, runs, earlier, reports) if is_whole else 0
+    written = write_report(folder, runs, undrawn)
+    return TrainReport(
+        ensemble_uri=folder if is_whole else None,
+        num_members=num_members,
+        runs=reports,
+        report_uri=None if written is None else written.report_uri,
+        card_uri=None if written is None else written.card_uri,
+    )
+
+
+def _train_left(
+    job: TrainJob,
+    cluster: session.Cluster,
+    folder: str,
+    runs: list[RunSettings],
+    left: list[RunSettings],
+    files: dict[str, EncoderFile | None],
+    on_news: Callable[[News], None],
+) -> tuple[dict[str, _Ended], dict[str, str]]:
+    """Train the runs that are `left` of all `runs`; return how each ended, and why runs have no pictures."""
+    weights = [file.uri for file in files.values() if file is not None and file.uri is not None]
+    uris = [job.shards, job.out, *weights]
+    with _told_to_mlflow(job, folder, left, on_news) as journal, session.joined(cluster, uris):
+        use_gpu = session.uses_gpus(job.fewest_workers)
+        board = start_board()
+        journal.on_news(Planned(tuple(run.name for run in left)))
+        with follow(board, journal.on_news):
+            fits = {run.name: partial(fit, folder, run, pinned(files, run), job, use_gpu, board) for run in left}
+            ended = _side_by_side(fits, partial(_room, job, use_gpu), board, journal)
+        return ended, draw_missing(folder, gather(folder, runs), use_gpu=use_gpu)
+
+
+@contextlib.contextmanager
+def _reported_if_it_fails(folder: str, runs: list[RunSettings]) -> Iterator[None]:
+    """Write the report where the body ends early, an interrupt included; its error counts, not one of the report."""
+    try:
+        yield
+    except BaseException:
+        try:
+            write_report(folder, runs)
+        except (OSError, RaytrainError) as error:
+            _logger.warning("%s: no report of what was done so far: %s", folder, first_line(error))
+        raise
+
+
+def _write_ensemble(
+    folder: str, job: TrainJob, runs: list[RunSettings], earlier: tuple[TrainedMember, ...], reports: list[RunReport]
+) -> int:
+    """Write the ensemble of all nets and return how many they are."""
     # An earlier net keeps its place, so that the same nets are the same ensemble.
     nets = {(net.name, net.fold): net for net in [*earlier, *(report.net for report in reports if report.net)]}
     manifest = EnsembleManifest(
@@ -115,7 +165,7 @@ def train(job: TrainJob, cluster: session.Cluster, on_news: Callable[[News], Non
         members=tuple(nets.values()),
     )
     write_manifest(folder, manifest)
-    return TrainReport(folder, len(nets), reports)
+    return len(nets)
 
 
 @contextlib.contextmanager

@@ -135,3 +135,16 @@ class Meter:
         pauses = epochs - self._after_epoch
         pause_s = sum(self._pauses_s) / len(self._pauses_s) if self._pauses_s else 0.0
         return (epochs * self._num_samples - position.samples_done) / rate + pauses * pause_s
+
+
+def duration(seconds: float) -> str:
+    """Return a length of time in its two largest units: `45 s`, `4 min 10 s`, `2 h 5 min`, `3 d 4 h`."""
+    whole = round(seconds)
+    for size, unit, smaller_size, smaller_unit in (
+        (86400, "d", 3600, "h"),
+        (3600, "h", 60, "min"),
+        (60, "min", 1, "s"),
+    ):
+        if whole >= size:
+            return f"{whole // size} {unit} {whole % size // smaller_size} {smaller_unit}"
+    return f"{whole} s"

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import rasterio
 import timm
@@ -137,6 +139,38 @@ def test_two_members_on_two_workers_make_an_ensemble(trained: tuple[TrainJob, Tr
         assert not (Path(report.ensemble_uri) / member.weights).read_bytes().startswith(b"\x80")
     scores = [post.metrics["iou_location_weighted"] for post in epochs]
     assert [member.score for member in manifest.members] == [max(scores[:2]), max(scores[2:])]
+    assert [post.best is not None for post in epochs][::2] == [True, True], "the first epoch is the best so far"
+
+
+def test_training_leaves_a_page_its_figures_and_a_card(
+    trained: tuple[TrainJob, TrainReport], posts: list[News]
+) -> None:
+    job, report = trained
+    folder = Path(job.out) / "main"
+    assert (report.report_uri, report.card_uri) == (str(folder / "report.html"), str(folder / "model-card.md"))
+    found = json.loads((folder / "report.json").read_text())
+    assert (found["figures"]["num_done"], found["figures"]["num_runs"]) == (2, 2)
+    epochs = [news for news in posts if isinstance(news, Post)]
+    rows = pq.read_table(folder / "epochs.parquet").to_pylist()
+    told = [{**post.metrics, "run": post.run, "epoch": post.metrics["epoch"] + 1} for post in epochs]
+    assert [{name: row[name] for name in each} for row, each in zip(rows, told, strict=True)] == told
+    assert [row["seconds"] for row in rows] == sorted(row["seconds"] for row in rows[:2]) + sorted(
+        row["seconds"] for row in rows[2:]
+    )
+    for run, net in zip(found["runs"], read_manifest(str(folder)).members, strict=True):
+        best = next(post for post in epochs[::-1] if post.run == run["name"] and post.best is not None)
+        assert best.best is not None
+        assert run["best_epoch"] == best.metrics["epoch"] + 1 == net.epoch
+        assert run["locations"] == {name: asdict(each) for name, each in best.best.locations.items()}
+        assert sum(place["num_chips"] for place in run["locations"].values()) == 4
+        assert 1 <= len(run["tiles"]) <= 4, "a third of the chips is validated on, those with cloud"
+    text = (folder / "report.html").read_text()
+    groups = [len({tile["group"] for tile in run["tiles"]}) for run in found["runs"]]
+    assert text.count("data:image/png") == sum(groups) > 0, "of two runs one picture of each group"
+    assert "Pictures that could not be made" not in text
+    card = (folder / "model-card.md").read_text()
+    assert all(net.sha256[:12] in card for net in read_manifest(str(folder)).members)
+    assert "Labelled tiles | 12 at 6 locations" in card
 
 
 def test_signals_are_answered_by_this_process_after_a_training(trained: tuple[TrainJob, TrainReport]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -55,9 +56,19 @@ def test_stopped_training_says_so_and_the_same_command_goes_on(chips: Path, tmp_
         assert not (out / "main" / "ensemble.json").exists()
         assert not (run / "result.json").exists()
         assert not (run / "weights.safetensors").exists()
+        (told,) = json.loads((out / "main" / "report.json").read_text())["runs"]
+        assert told["state"] == "not finished"
+        assert [each["epoch"] for each in told["epochs"]] == list(range(1, len(told["epochs"]) + 1))
+        assert len(told["epochs"]) >= reached
+        assert "There are no pictures of validation tiles" in (out / "main" / "report.html").read_text()
     again = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
     assert again.returncode == 0, again.stderr
     epochs = epochs_of(again.stderr)
     assert epochs == list(range(epochs[0], EPOCHS + 1))
     assert 2 <= epochs[0] <= reached + 1, "it began again at the start"
     assert (out / "main" / "ensemble.json").exists()
+    (told,) = json.loads((out / "main" / "report.json").read_text())["runs"]
+    assert [each["epoch"] for each in told["epochs"]] == list(range(1, EPOCHS + 1))
+    assert [each["kind"] for each in told["restarts"]] == ["job ended", "job ended"]
+    assert f"report: {out}/main/report.html" in again.stdout
+    assert f"model card: {out}/main/model-card.md" in again.stdout

@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 
 from raytrain.console import Narrator
-from raytrain.console_runs import RunLines, RunRows, duration, progress_text
-from raytrain.training.progress import RunProgress
+from raytrain.console_runs import RunLines, RunRows, progress_text
+from raytrain.training.progress import RunProgress, duration
 
 RUN = "small-byob-4b-fold0"
 PROGRESS = RunProgress(

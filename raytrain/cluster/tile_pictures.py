@@ -1,0 +1,259 @@
+"""Pictures of the validation tiles of a run, as its net predicts them: drawn by a task on Ray, kept with the run.
+
+What can't be drawn costs pictures, never a training.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import ray
+import ray.exceptions
+from numpy.typing import NDArray
+
+from raytrain import __version__, storage
+from raytrain.config import ScoreSettings, Settings, parse
+from raytrain.errors import ConfigError, DataError, RaytrainError, first_line
+from raytrain.evaluation.page import Picture
+from raytrain.evaluation.pictures import (
+    AGREEMENT_LEGEND,
+    OUTLINE_LEGEND,
+    TRUE_COLOUR_BANDS,
+    picture_of_chip,
+    picture_of_masks,
+)
+from raytrain.evaluation.results import Problem
+from raytrain.evaluation.training_page import TilePictures
+from raytrain.evaluation.training_results import TrainingResults, TrainingRun
+from raytrain.imagery.rasters import LABEL_IGNORE
+from raytrain.scoring.manifest import EnsembleManifest, TrainedMember
+from raytrain.tiles.reader import TileReader, read_manifest
+from raytrain.training import WEIGHTS_FILE
+from raytrain.training.metrics import TileScore
+
+PICTURES_FILE = "pictures.json"
+RUNS_PICTURED = 3
+"""Of so many runs of an experiment, its first ones, there are pictures."""
+PICTURES_SHOWN = 9
+"""So many are on the page at most, to keep it small."""
+PICTURE_PX = 256
+LIMIT_S = 600
+"""How long a command waits for its pictures."""
+NOT_MADE = "they are made at the end of a training, which was not reached"
+_logger = logging.getLogger(__name__)
+
+
+class PictureWork(Settings):
+    """What a task needs: the net with the experiment's folder, the shards, the tiles; whether it has a GPU."""
+
+    folder: str
+    net: TrainedMember
+    shards: str
+    shards_digest: str
+    tiles: tuple[TileScore, ...]
+    use_gpu: bool
+
+
+class TilePicture(Settings):
+    """A tile with its PNG, in base64."""
+
+    tile: TileScore
+    location: str
+    png: str
+
+
+class RunPictures(Settings):
+    """The pictures of a run by the weights that made them, and the tiles that could not be drawn, with why."""
+
+    weights_sha256: str
+    is_true_colour: bool
+    pictures: tuple[TilePicture, ...]
+    problems: tuple[tuple[str, str], ...]
+
+
+def pictured(runs: Sequence[TrainingRun]) -> list[TrainingRun]:
+    """Return the runs of which there are to be pictures: the first that are done and know their tiles."""
+    return [run for run in runs if run.state == "done" and run.tiles][:RUNS_PICTURED]
+
+
+def draw_missing(folder: str, results: TrainingResults, *, use_gpu: bool) -> dict[str, str]:
+    """Draw and keep the pictures of the runs that are to have some and have none of their net; for a driver on Ray.
+
+    Returns why runs have none, by their name.
+    """
+    draw_there: Any = ray.remote(max_retries=1)(_draw_on_node)
+    resources = {"num_cpus": 0, "num_gpus": 1} if use_gpu else {"num_cpus": 1}
+    tasks: dict[Any, str] = {}
+    for run in pictured(results.runs):
+        if _read(folder, run.name, run.weights_sha256) is None:
+            work = picture_work(folder, results, run, use_gpu=use_gpu)
+            tasks[draw_there.options(**resources).remote(work.model_dump(mode="json"))] = run.name
+    failed: dict[str, str] = {}
+    deadline = time.monotonic() + LIMIT_S
+    for task, name in tasks.items():
+        try:
+            found = parse(RunPictures, ray.get(task, timeout=max(deadline - time.monotonic(), 1)))
+            storage.write_bytes(storage.join(folder, name, PICTURES_FILE), found.model_dump_json().encode())
+        except (ray.exceptions.RayError, OSError, RaytrainError) as error:
+            failed[name] = _why(error)
+            _logger.warning("run %s: no pictures of its tiles: %s", name, failed[name])
+    return failed
+
+
+def picture_work(folder: str, results: TrainingResults, run: TrainingRun, *, use_gpu: bool) -> PictureWork:
+    """Return what a task needs to draw the tiles of `run`, which is done."""
+    if run.weights_sha256 is None or run.best_epoch is None:
+        raise ValueError(f"run {run.name} is {run.state}")
+    net = TrainedMember(
+        name=run.member.name,
+        fold=run.fold,
+        weights=f"{run.name}/{WEIGHTS_FILE}",
+        sha256=run.weights_sha256,
+        settings=run.member,
+        score=run.score,
+        epoch=run.best_epoch,
+    )
+    return PictureWork(
+        folder=folder,
+        net=net,
+        shards=results.shards,
+        shards_digest=results.shards_digest,
+        tiles=run.tiles,
+        use_gpu=use_gpu,
+    )
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, ray.exceptions.GetTimeoutError):
+        return f"no place on the cluster, or no answer, in {LIMIT_S} s"
+    return first_line(error.cause if isinstance(error, ray.exceptions.RayTaskError) else error)
+
+
+def read_pictures(folder: str, runs: Sequence[TrainingRun], failed: Mapping[str, str]) -> TilePictures:
+    """Return the pictures that are kept of `runs`, a few of each, and what is missing; `failed` says why, by run."""
+    chosen = pictured(runs)
+    kept = {run.name: _read(folder, run.name, run.weights_sha256) for run in chosen}
+    pictures: list[Picture] = []
+    problems: list[Problem] = []
+    is_true_colour = True
+    for run in chosen:
+        found = kept[run.name]
+        if found is None:
+            problems.append(Problem(subject=run.name, found=failed.get(run.name, NOT_MADE)))
+            continue
+        is_true_colour = is_true_colour and found.is_true_colour
+        problems += [Problem(subject=subject, found=text) for subject, text in found.problems]
+        per_group = max(1, PICTURES_SHOWN // (3 * len(chosen)))
+        pictures += [_picture(run.name, each) for each in _few(found.pictures, per_group)]
+    if pictures:
+        return TilePictures(pictures, problems, legend=OUTLINE_LEGEND if is_true_colour else AGREEMENT_LEGEND)
+    if any(run.fold is not None for run in runs) and not problems:
+        return TilePictures(why_none=f"There are no pictures of validation tiles: {NOT_MADE}.")
+    why = f"There are no pictures of validation tiles: {problems[0].found}." if problems else ""
+    return TilePictures(why_none=why)
+
+
+def _read(folder: str, run: str, weights_sha256: str | None) -> RunPictures | None:
+    """Return the pictures of a run if they are those of these weights."""
+    path = storage.join(folder, run, PICTURES_FILE)
+    try:
+        found = parse(RunPictures, storage.read_json(path), path)
+    except FileNotFoundError:
+        return None
+    except ConfigError as error:
+        _logger.warning("%s; the pictures are made anew", first_line(error))
+        return None
+    return found if found.weights_sha256 == weights_sha256 else None
+
+
+def _few(pictures: Sequence[TilePicture], per_group: int) -> list[TilePicture]:
+    """Return so many of each group: the very worst, the very best, those in the middle of the median."""
+    few: list[TilePicture] = []
+    groups: tuple[Literal["worst", "median", "best"], ...] = ("worst", "median", "best")
+    for group in groups:
+        found = [each for each in pictures if each.tile.group == group]
+        start = {"worst": 0, "median": max(len(found) - per_group, 0) // 2, "best": max(len(found) - per_group, 0)}[
+            group
+        ]
+        few += found[start : start + per_group]
+    return few
+
+
+def _picture(run: str, found: TilePicture) -> Picture:
+    what = f"{found.tile.tile_id}, {found.location}"
+    caption = f"{found.tile.group}: {what}, IoU {found.tile.iou:.3f} ({run})"
+    return Picture(base64.b64decode(found.png), f"Cloud mask of {what}", caption)
+
+
+def _draw_on_node(work: dict[str, Any]) -> dict[str, Any]:
+    return draw(parse(PictureWork, work)).model_dump(mode="json")
+
+
+def draw(work: PictureWork) -> RunPictures:
+    """Predict the tiles of a run with its weights and draw them: true colour with outlines, else the two masks.
+
+    A tile that can't be read is a problem of the result. Raises `ConfigError` for weights that are gone or changed, or
+    shards that are, `StoreOutOfReach` for a store that is away.
+    """
+    # Here, since torch takes seconds to import and the driver does without.
+    import torch
+
+    from raytrain.scoring.ensemble import Ensemble, use_threads
+
+    use_threads(1)
+    manifest = EnsembleManifest(
+        raytrain_version=__version__, shards=work.shards, shards_digest=work.shards_digest, members=(work.net,)
+    )
+    # As in validation: one net, and no flips.
+    settings = ScoreSettings(horizontal_flip=False, windows_per_pass=1, threads=1)
+    nets = Ensemble.load(work.folder, manifest, settings, torch.device("cuda" if work.use_gpu else "cpu"))
+    is_true_colour = set(TRUE_COLOUR_BANDS) <= set(read_manifest(work.shards)["bands"])
+    bands = tuple(dict.fromkeys([*nets.bands, *(TRUE_COLOUR_BANDS if is_true_colour else ())]))
+    reader = TileReader(work.shards, bands)
+    at = {tile_id: i for i, tile_id in enumerate(reader.tile_ids)}
+    locations = reader.locations
+    pictures: list[TilePicture] = []
+    problems: list[tuple[str, str]] = []
+    for tile in work.tiles:
+        try:
+            i = _position(at, tile.tile_id, work.shards)
+            pixels, label = reader.read(i)
+        except DataError as error:
+            problems.append((error.subject, error.found))
+            continue
+        own = pixels[: len(nets.bands)]
+        valid = (own != 0).any(0)
+        cloud = (nets.layers([own], [valid])[0][0] >= settings.threshold) & valid
+        known = np.full(valid.shape, LABEL_IGNORE, np.uint8) if label is None else np.where(valid, label, LABEL_IGNORE)
+        png = _png(pixels, bands, cloud.astype(np.uint8), known, is_true_colour=is_true_colour)
+        pictures.append(TilePicture(tile=tile, location=locations[i], png=base64.b64encode(png).decode()))
+    return RunPictures(
+        weights_sha256=work.net.sha256,
+        is_true_colour=is_true_colour,
+        pictures=tuple(pictures),
+        problems=tuple(problems),
+    )
+
+
+def _position(at: Mapping[str, int], tile_id: str, shards: str) -> int:
+    if tile_id not in at:
+        raise DataError(f"tile {tile_id}", f"not among the shards at {shards} any more")
+    return at[tile_id]
+
+
+def _png(
+    pixels: NDArray[np.uint16],
+    bands: Sequence[str],
+    prediction: NDArray[np.uint8],
+    label: NDArray[np.uint8],
+    *,
+    is_true_colour: bool,
+) -> bytes:
+    if is_true_colour:
+        return picture_of_chip(pixels, bands, prediction, label, PICTURE_PX)
+    return picture_of_masks(prediction, label, PICTURE_PX)

@@ -1,0 +1,148 @@
+"""What a training is looked at by: its runs over epochs and over time. Must not know where they are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from raytrain.evaluation.page import Plot
+from raytrain.evaluation.plots import drawing, shade, svg_of
+from raytrain.evaluation.training_results import EpochResult, TrainingRun
+
+_WIDE, _HIGH = 8.6, 3.0
+_DASHES = ("-", "--", ":", "-.")
+_LEGEND_COLUMNS = 4
+_FIRST, _SPAN = 0.22, 0.66
+"""The part of the scale of colours in which thin lines are seen on light and dark pages."""
+_UNITS = ((2 * 3600.0, 3600.0, "hours"), (120.0, 60.0, "minutes"), (0.0, 1.0, "seconds"))
+"""From so many seconds on, how many of them are one, and its name."""
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A run and how it is drawn: a colour for its member, dashes for its fold."""
+
+    run: TrainingRun
+    style: dict[str, Any]
+
+
+def training_plots(runs: Sequence[TrainingRun]) -> list[Plot]:
+    """Return the drawings of runs that have epochs: score, loss, learning rate, throughput; none of what nobody has."""
+    lines = _lines([run for run in runs if run.epochs])
+    if not lines:
+        return []
+    with drawing():
+        scored = [line for line in lines if any(each.iou_location_weighted is not None for each in line.run.epochs)]
+        return [*([_scores(scored)] if scored else []), _losses(lines), _throughput(lines)]
+
+
+def _lines(runs: Sequence[TrainingRun]) -> list[_Line]:
+    members = list(dict.fromkeys(run.member.name for run in runs))
+    folds = sorted({run.fold for run in runs}, key=lambda fold: -1 if fold is None else fold)
+    colours = {name: shade(_FIRST + _SPAN * i / max(len(members) - 1, 1)) for i, name in enumerate(members)}
+    return [
+        _Line(
+            run,
+            {
+                "color": colours[run.member.name],
+                "linestyle": _DASHES[folds.index(run.fold) % len(_DASHES)],
+                "linewidth": 1.6,
+                "marker": "o",
+                "markersize": 2.5 if len(run.epochs) > 1 else 5,
+                "label": run.name,
+            },
+        )
+        for run in runs
+    ]
+
+
+def _scores(lines: Sequence[_Line]) -> Plot:
+    figure = Figure((_WIDE, _HIGH))
+    axes = figure.subplots()
+    for line in lines:
+        _curve(axes, line, lambda each: each.iou_location_weighted)
+        for each in line.run.epochs:
+            if each.epoch == line.run.best_epoch and each.iou_location_weighted is not None:
+                ring = {"markersize": 9, "fillstyle": "none", "color": line.style["color"], "linestyle": ""}
+                axes.plot(each.epoch, each.iou_location_weighted, marker="o", **ring)
+    _over_epochs(axes, "IoU by location")
+    _legend(axes, lines)
+    caption = "A line a run; the ring is the best epoch, whose weights are kept."
+    return Plot("Validation score", svg_of(figure), f"Validation score by epoch of {_counted(lines)}", caption)
+
+
+def _losses(lines: Sequence[_Line]) -> Plot:
+    figure = Figure((_WIDE, _HIGH), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for line in lines:
+        _curve(left, line, lambda each: each.loss)
+        _curve(right, line, lambda each: each.learning_rate)
+    _over_epochs(left, "loss")
+    _over_epochs(right, "learning rate")
+    right.set_ylim(bottom=0)
+    _legend(left, lines)
+    caption = "The mean loss over an epoch's steps, and the learning rate of its last one."
+    alt = f"Loss and learning rate by epoch of {_counted(lines)}"
+    return Plot("Loss and learning rate", svg_of(figure), alt, caption)
+
+
+def _throughput(lines: Sequence[_Line]) -> Plot:
+    figure = Figure((_WIDE, 4.2), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    longest = max(epoch.seconds for line in lines for epoch in line.run.epochs)
+    _, unit_s, unit = next(each for each in _UNITS if longest >= each[0])
+    restarts = [(line, each.seconds) for line in lines for each in line.run.restarts if each.seconds is not None]
+    for line in lines:
+        at = [each.seconds / unit_s for each in line.run.epochs]
+        upper.plot(at, [each.images_per_s for each in line.run.epochs], **line.style)
+        lower.plot(at, [each.wait_fraction for each in line.run.epochs], **line.style)
+    for line, seconds in restarts:
+        for axes in (upper, lower):
+            axes.axvline(seconds / unit_s, color=line.style["color"], linewidth=1.4, linestyle=(0, (1, 2)))
+        place = upper.get_xaxis_transform()
+        mark = {"marker": "v", "markersize": 7, "linestyle": "", "clip_on": False, "transform": place}
+        upper.plot(seconds / unit_s, 1.0, color=line.style["color"], **mark)
+    upper.set_ylabel("images/s")
+    upper.set_ylim(bottom=0)
+    lower.set_ylabel("waiting for data")
+    lower.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    highest = max(each.wait_fraction for line in lines for each in line.run.epochs)
+    lower.set_ylim(0, max(1.15 * highest, 0.05))
+    lower.set_xlabel(f"{unit} of the run")
+    lower.set_xlim(left=0)
+    _legend(lower, lines)
+    marks = " A triangle with a dotted line is a restart." if restarts else ""
+    caption = f"A dot an epoch, at its end: how fast its steps were, and how much of that they waited for data.{marks}"
+    alt = f"Images a second and share of waiting over time of {_counted(lines)}, with {len(restarts)} restarts"
+    return Plot("Throughput over time", svg_of(figure), alt, caption)
+
+
+def _curve(axes: Axes, line: _Line, value: Callable[[EpochResult], float | None]) -> None:
+    points = [(each.epoch, value(each)) for each in line.run.epochs]
+    known = [(epoch, found) for epoch, found in points if found is not None]
+    axes.plot([epoch for epoch, _ in known], [found for _, found in known], **line.style)
+
+
+def _over_epochs(axes: Axes, what: str) -> None:
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(what)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def _legend(axes: Axes, lines: Sequence[_Line]) -> None:
+    """Name the runs below the axes; many are left to the tables."""
+    if len(lines) > 4 * _LEGEND_COLUMNS:
+        return
+    columns = min(len(lines), _LEGEND_COLUMNS)
+    figure = axes.get_figure()
+    assert figure is not None
+    figure.legend(*axes.get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(0.5, 0), ncols=columns)
+
+
+def _counted(lines: Sequence[_Line]) -> str:
+    return "1 run" if len(lines) == 1 else f"{len(lines)} runs"
