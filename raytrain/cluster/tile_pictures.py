@@ -191,6 +191,9 @@ def _picture(run: str, found: TilePicture) -> Picture:
 
 
 def _draw_on_node(work: dict[str, Any]) -> dict[str, Any]:
+    from raytrain.scoring.ensemble import use_threads
+
+    use_threads(1)
     return draw(parse(PictureWork, work)).model_dump(mode="json")
 
 
@@ -203,9 +206,8 @@ def draw(work: PictureWork) -> RunPictures:
     # Here, since torch takes seconds to import and the driver does without.
     import torch
 
-    from raytrain.scoring.ensemble import Ensemble, use_threads
+    from raytrain.scoring.ensemble import Ensemble
 
-    use_threads(1)
     manifest = EnsembleManifest(
         raytrain_version=__version__, shards=work.shards, shards_digest=work.shards_digest, members=(work.net,)
     )

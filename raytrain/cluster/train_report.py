@@ -81,31 +81,31 @@ def write_card(folder: str, evaluation: CardEvaluation | None = None) -> str:
     if evaluation is not None:
         kept = _KeptEvaluation(nets_digest=manifest.nets_digest(), evaluation=evaluation)
         _write(storage.join(folder, EVALUATION_FILE), kept.model_dump_json(indent=1).encode())
-    return _write_card(folder, manifest, gather(folder).runs)
+    return _write_card(folder, manifest, _runs(folder, [], manifest))
 
 
-def gather(folder: str, planned: Sequence[RunSettings] = ()) -> TrainingResults:
-    """Return all runs of the experiment in `folder`, and those of `planned` that have not begun.
+def gather(folder: str, planned: Sequence[RunSettings]) -> TrainingResults:
+    """Return all runs of the experiment in `folder`, and those of `planned`, one at least, that have not begun.
 
-    They are in the order of the ensemble, if there is one, then as planned, then by name. Raises `ConfigError` where
-    there are none.
+    They are in the order of the ensemble, if there is one, then as planned, then by name.
     """
     manifest = _standing_ensemble(folder)
+    return TrainingResults(
+        experiment=storage.name_of(folder),
+        shards=planned[0].shards,
+        shards_digest=planned[0].shards_digest,
+        runs=_runs(folder, planned, manifest),
+        ensemble_digest=None if manifest is None else manifest.nets_digest(),
+    )
+
+
+def _runs(folder: str, planned: Sequence[RunSettings], manifest: EnsembleManifest | None) -> tuple[TrainingRun, ...]:
     runs = {run.name: run for run in planned}
     begun = {run.name: run for run in _begun_runs(folder)}
     nets = () if manifest is None else manifest.members
     first = [*(net.weights.split("/")[0] for net in nets), *runs]
-    names = list(dict.fromkeys([*(name for name in first if name in begun or name in runs), *sorted(begun)]))
-    of_experiment = next(iter((runs or begun).values()), None)
-    if of_experiment is None:
-        raise ConfigError(f"{folder}: no run has begun there, so there is nothing to report")
-    return TrainingResults(
-        experiment=storage.name_of(folder),
-        shards=of_experiment.shards,
-        shards_digest=of_experiment.shards_digest,
-        runs=tuple(_run(folder, runs.get(name) or begun[name], is_begun=name in begun) for name in names),
-        ensemble_digest=None if manifest is None else manifest.nets_digest(),
-    )
+    names = dict.fromkeys([*(name for name in first if name in begun or name in runs), *sorted(begun)])
+    return tuple(_run(folder, runs.get(name) or begun[name], is_begun=name in begun) for name in names)
 
 
 def _standing_ensemble(folder: str) -> EnsembleManifest | None:

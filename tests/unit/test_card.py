@@ -160,6 +160,10 @@ def test_an_evaluation_stays_in_the_card_of_the_same_nets_and_leaves_it_with_oth
     assert "0.8765" in evaluated
     write_card(folder)
     assert card.read_text() == evaluated
+    for run_file in (tmp_path / "ensemble").glob("*/run.json"):
+        run_file.unlink()
+    write_card(folder)
+    assert "0.8765" in card.read_text(), "an ensemble may be moved without what its runs have left"
     write_manifest(folder, manifest.model_copy(update={"members": manifest.members[:1]}))
     write_card(folder)
     assert "It was not evaluated yet" in card.read_text()

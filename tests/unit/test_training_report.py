@@ -307,7 +307,7 @@ def test_locations_of_another_epoch_than_the_one_that_is_kept_are_not_told(tmp_p
     run = settings_of(DONE)
     best = BestEpoch(number=1, locations=places(lake=0.3), tiles=())
     write_run(tmp_path / "main", run, history_of(best=best), is_done=True)
-    results = gather(str(tmp_path / "main"))
+    results = gather(str(tmp_path / "main"), [run])
     assert results.runs[0].locations is None
     page = training_page(results)
     assert (page.figures[0].value, page.figures[1].value) == ("0.6000", "0.6200")
@@ -324,7 +324,7 @@ def test_a_damaged_run_folder_costs_its_run_not_the_report(tmp_path: Path, caplo
     write_run(folder, settings_of(OTHER), history_of(), is_done=False)
     (folder / OTHER.name / "run.json").write_text('{"member": 3}')
     (folder / DONE.name / "history.json").write_text("{")
-    (run,) = gather(str(folder)).runs
+    (run,) = gather(str(folder), [settings_of(DONE)]).runs
     assert (run.name, run.score, run.epochs) == (DONE.name, 0.6, ())
     assert "left out of the report" in caplog.text
     assert "history can't be read" in caplog.text
