@@ -5,8 +5,6 @@ What is written is a function of what was done, but for the log, which tells who
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
 import time
@@ -18,12 +16,12 @@ from typing import Any
 from raytrain import storage
 from raytrain.cluster.pool import Outcome
 from raytrain.cluster.tracking import ScoringGauges
-from raytrain.errors import ConfigError, StoreOutOfReach, first_line
+from raytrain.errors import StoreOutOfReach, first_line
 from raytrain.scoring import ledger
+from raytrain.scoring.casualties import read_casualties, write_casualties
 from raytrain.scoring.catalogue import write_catalogue
-from raytrain.scoring.destination import Scoring
+from raytrain.scoring.destination import LOG, Scoring
 from raytrain.scoring.pace import Progress, Rate
-from raytrain.scoring.partials import CASUALTIES, LOG
 from raytrain.scoring.patience import Patience
 from raytrain.scoring.plan import remove_plan
 from raytrain.scoring.records import Record
@@ -32,7 +30,6 @@ from raytrain.scoring.schedule import Schedule, Task
 from raytrain.scoring.units import Answer
 from raytrain.scoring.work import layers_of, remove_outputs
 
-CASUALTY_COLUMNS = ["item_id", "source_uri", "in_data", "cause"]
 RECORDS_PER_ROLL = 2000
 """Records that the driver holds before it rolls their entries into one table."""
 OnProgress = Callable[[Progress], None]
@@ -118,21 +115,14 @@ class Books:
 
         Of a run that was cut short, others that are in the table stay there: it did not come to them.
         """
-        target = storage.join(self._destination, CASUALTIES)
         rows = [
             [each.problem.item_id, each.problem.source_uri, str(each.in_data).lower(), each.problem.found]
             for each in self._schedule.casualties
         ]
         if not is_over:
             known = {row[0] for row in rows}
-            rows += [row for row in _read_casualties(target) if row[0] not in known]
-        if not rows:
-            storage.remove(target)
-            return
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerows([CASUALTY_COLUMNS, *sorted(rows, key=lambda row: row[0])])
-        storage.write_bytes(target, text.getvalue().encode())
+            rows += [row for row in read_casualties(self._destination) if row[0] not in known]
+        write_casualties(self._destination, rows)
 
     def close(self, scoring: Scoring) -> None:
         """Bring the ledger into its canonical form and write the catalogue of it; nothing else is left of the run."""
@@ -144,15 +134,6 @@ class Books:
         write_catalogue(self._destination, scoring)
         remove_all_blocks(self._destination, but={each.problem.item_id for each in casualties if not each.in_data})
         remove_plan(self._destination)  # last: a driver that is lost before it closes the books again
-
-
-def _read_casualties(uri: str) -> list[list[str]]:
-    """Return the rows of a table of casualties; none where there is no such table."""
-    try:
-        header, *rows = csv.reader(io.StringIO(storage.read_text(uri, "table of casualties")))
-    except (FileNotFoundError, ConfigError, ValueError):
-        return []
-    return rows if header == CASUALTY_COLUMNS else []
 
 
 def _name_of(where: dict[str, Any]) -> str:

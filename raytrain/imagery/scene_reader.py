@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from rasterio import Affine
-from rasterio.enums import ColorInterp
+from rasterio.enums import ColorInterp, Resampling
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
@@ -113,6 +113,24 @@ class SceneReader:
         out = stored.view(np.uint16) if stored.dtype.itemsize == 2 else None
         pixels = self.conversion.apply(stored, valid, out)
         return rasters.Raster(pixels, valid, self._place(row, column))
+
+    def read_small(self, max_px: int) -> rasters.Raster:
+        """Return the whole scene averaged down so that no side is longer than `max_px`, in the values of `read`.
+
+        For a look at it: from overviews where a file has them, and what only a file's mask says to be no data is not
+        left out. Without overviews GDAL passes over all of a file, and holds no more than its block cache.
+        """
+        shrink = max(1.0, max(self.height, self.width) / max_px)
+        shape = max(1, round(self.height / shrink)), max(1, round(self.width / shrink))
+        stored = np.empty((len(self.bands), *shape), self._dtype)
+        for bands in self._by_file.values():
+            for band in bands:
+                with _reading(band, 0):
+                    stored[self.bands.index(band.name)] = band.dataset.read(
+                        band.index, out_shape=shape, resampling=Resampling.average
+                    )
+        valid = rasters.valid_pixels(stored, self._nodata)
+        return rasters.Raster(self.conversion.apply(stored, valid), valid, self.georeference)
 
     def _stored(self, row: int, column: int, height: int, width: int) -> NDArray[Any]:
         """Return the values of a window as stored `[C, height, width]`."""

@@ -16,7 +16,7 @@ from raytrain.imagery.baseline import Conversion, conversion_of
 from raytrain.imagery.rasters import Raster
 from raytrain.scoring.ahead import ahead
 from raytrain.scoring.blending import Region, blended_strips
-from raytrain.scoring.layers import Kind, create_striped, encode, finish_cog
+from raytrain.scoring.layers import Kind, create_striped, encode, finish_cog, mean_of, steps_of
 from raytrain.scoring.records import Output, Record
 from raytrain.scoring.sources import CHANGED, chip_has_changed
 from raytrain.scoring.units import Answer, ChipSource, Problem, folder_of
@@ -153,6 +153,7 @@ def _write(chip: _ReadChip, layers: NDArray[np.float32], work: Work) -> Record:
     cloud = (layers[0] >= settings.threshold) & raster.valid
     outputs["mask"] = work.put_bytes(f"{chip_id}.tif", rasters.mask_tiff(cloud.astype(np.uint8), raster.georeference))
     conversion = _conversion(work)
+    valid_px = int(raster.valid.sum())
     return Record(
         item_id=chip_id,
         kind="chip",
@@ -164,12 +165,23 @@ def _write(chip: _ReadChip, layers: NDArray[np.float32], work: Work) -> Record:
         width=raster.valid.shape[1],
         crs=raster.georeference.crs,
         transform=raster.georeference.transform,
-        valid_px=int(raster.valid.sum()),
+        valid_px=valid_px,
         cloud_px=int(cloud.sum()),
+        disagreement_mean=_disagreement_mean(layers, raster, valid_px, bands, work),
         members_left_out=left_out,
         shift=conversion.shift,
         shift_rule=conversion.rule,
     )
+
+
+def _disagreement_mean(
+    layers: NDArray[np.float32], raster: Raster, valid_px: int, bands: Sequence[str], work: Work
+) -> float | None:
+    number = work.layer_numbers(bands).get("disagreement")
+    if number is None:
+        return None
+    layer, values = work.layers.layer("disagreement"), layers[number]
+    return mean_of(layer, steps_of(layer, encode(layer, values, raster.valid, 0.0)), valid_px)
 
 
 def _write_values(kind: Kind, values: NDArray[np.float32], raster: Raster, chip_id: str, work: Work) -> Output:

@@ -13,6 +13,8 @@ from raytrain.config import MemberName, ScoreSettings, Settings, differences, pa
 from raytrain.errors import ConfigError
 
 SCORING_FILE = "scoring.json"
+LOG = "log"
+REPORT_PAGE, REPORT_FIGURES = "report.html", "report.json"
 OWN_NAMES = (
     "blocks",
     "casualties.csv",
@@ -20,10 +22,12 @@ OWN_NAMES = (
     "disagreement",
     "items.parquet",
     "ledger",
-    "log",
+    LOG,
     "members",
     "plan",
     "probability",
+    REPORT_PAGE,
+    REPORT_FIGURES,
     SCORING_FILE,
     "stac",
 )
@@ -48,6 +52,14 @@ class Scoring(Settings):
         settings = self.settings.model_dump(mode="json", exclude=set(SPEED_SETTINGS))
         text = repr((self.ensemble, sorted(settings.items()), self.raytrain_version))
         return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def tells_of_the_run(name: str) -> bool:
+    """Tell of the name of an object of a destination whether it says who did what when, as the log and the report do.
+
+    All others are, byte for byte, a function of what was scored and with what.
+    """
+    return name in (REPORT_PAGE, REPORT_FIGURES) or name.startswith(f"{LOG}/")
 
 
 def check_destination(uri: str, scoring: Scoring, names: Iterable[str]) -> None:

@@ -157,6 +157,22 @@ def encode(layer: Layer, values_HW: NDArray[np.float32], valid_HW: NDArray[np.bo
     return np.where(valid_HW, stored.astype(np.uint8), np.uint8(NO_DATA))
 
 
+def steps_of(layer: Layer, stored_HW: NDArray[Any]) -> int:
+    """Return the sum of what `encode` returned, in `STEPS`-ths of the layer's largest value; no data counts nothing.
+
+    An integer, so that parts of a scene add up to the same in any order, and the same for either encoding.
+    """
+    if layer.dtype == "uint8":
+        return int(stored_HW.sum(where=stored_HW != NO_DATA, dtype=np.int64))
+    steps = np.rint(np.nan_to_num(stored_HW, nan=0.0) / np.float32(layer.largest / STEPS))
+    return int(steps.sum(dtype=np.float64))  # whole numbers, exact up to 2^53
+
+
+def mean_of(layer: Layer, steps: int, valid_px: int) -> float | None:
+    """Return the mean value over `valid_px` pixels whose `steps_of` add up to `steps`; None for no pixels."""
+    return steps * layer.largest / (STEPS * valid_px) if valid_px else None
+
+
 def create_striped(
     path: Path, layer: Layer, height: int, width: int, crs: CRS | None, transform: Affine | None
 ) -> DatasetWriter:

@@ -51,12 +51,16 @@ SCHEMA = pa.schema(
         ("datetime", pa.string()),
         ("valid_px", pa.int64()),
         ("cloud_px", pa.int64()),
+        ("disagreement_mean", pa.float64()),
         ("members_left_out", pa.list_(pa.string())),
         ("shift", pa.int32()),
         ("shift_rule", pa.string()),
         ("notes", pa.list_(pa.string())),
     ]
 )
+_ADDED = "disagreement_mean"
+_SCHEMA_BEFORE = SCHEMA.remove(SCHEMA.get_field_index(_ADDED))
+"""That of tables written before this column was kept; they count, and have nulls there."""
 
 
 class DamagedTable(ConfigError):
@@ -154,6 +158,26 @@ def read_table(uri: str, digit: str, columns: Sequence[str] | None = None) -> pa
         return _from_parquet(data, columns)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DamagedTable(target, first_line(error)) from error
+
+
+def read_all(uri: str, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """Yield `columns`, `item_id` among them, of all records, also of those that a stopped run left uncompacted.
+
+    Of several records of an item one counts. A table at a time is held, and 8 bytes a record that is not compacted.
+    Nothing is written. Raises `DamagedTable`.
+    """
+    seen = np.zeros(0, np.uint64)
+    for table in _read_loose(uri, _loose(uri)):
+        hashes = _hashes(table["item_id"].to_pylist())
+        _, first = np.unique(hashes, return_index=True)
+        fresh = np.sort(first[~np.isin(hashes[first], seen)])
+        seen = np.concatenate([seen, hashes[fresh]])
+        yield table.take(fresh).select(columns)
+    for digit in DIGITS:
+        table = read_table(uri, digit, columns)
+        if len(seen):
+            table = table.filter(pa.array(~np.isin(_hashes(table["item_id"].to_pylist()), seen)))
+        yield table
 
 
 def read_records(uri: str, digits: Iterable[str] = DIGITS) -> Iterator[Record]:
@@ -322,11 +346,16 @@ def _to_parquet(table: pa.Table) -> bytes:
 def _from_parquet(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
     """Return the table, or some columns of it, of the bytes of `_to_parquet`; raise for damaged ones."""
     file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
-    if not file.schema_arrow.equals(SCHEMA):  # of the footer, which has no checksum
+    names = SCHEMA.names if columns is None else list(columns)
+    if file.schema_arrow.equals(_SCHEMA_BEFORE):  # of the footer, which has no checksum
+        table = file.read(columns=[name for name in names if name != _ADDED])
+        table = table.append_column(SCHEMA.field(_ADDED), pa.nulls(table.num_rows, pa.float64()))
+    elif file.schema_arrow.equals(SCHEMA):
+        table = file.read(columns=names)
+    else:
         raise ValueError("other columns than the ledger has")
-    table = file.read(columns=None if columns is None else list(columns))
     table.validate(full=True)
-    return table
+    return table.select(names)
 
 
 def _table_uri(uri: str, digit: str) -> str:

@@ -189,23 +189,25 @@ def item_scene(
         raise DataError(name, f"not a valid STAC item, {shown(uri)}: {error}") from error
 
 
+def unchecked_scene(item: Json, uri: str, bands: Sequence[str]) -> SceneSource:
+    """Return the scene of a STAC item in the document at `uri` for a look at it; raise `DataError`.
+
+    Its files are not asked what they are: `identity` is empty.
+    """
+    try:
+        scene_id = checked_id(item["id"])
+        return _described(scene_id, item, uri, _chosen(scene_id, item.get("assets", {}), uri, bands), is_alone=True)
+    except (TypeError, ValueError, AttributeError, LookupError, OverflowError) as error:
+        raise DataError(shown(uri), f"not a valid STAC item: {error}") from error
+
+
 def _scene(item: Json, uri: str, bands: Sequence[str], scene_id: str | None, *, is_alone: bool) -> SceneSource:
     scene_id = checked_id(item["id"] if scene_id is None else scene_id)
-    properties = item.get("properties") or {}
     chosen = _chosen(scene_id, item.get("assets", {}), uri, bands)
     identities = {each.file.uri: each.checksum or "" for each in chosen.values()}
     versions = {at: file_version(at) for at, checksum in identities.items() if not checksum}
     identities |= {at: version.identity for at, version in versions.items()}
-    facts = SceneSource(
-        scene_id=scene_id,
-        files={band: each.file for band, each in chosen.items()},
-        identity="",
-        versions=versions,
-        datetime=_datetime(scene_id, properties),
-        item_uri=_own_uri(item, uri) or (uri if is_alone else f"{shown(uri)}#{scene_id}"),
-        offset_applied=next((properties[name] for name in _FLAGS if isinstance(properties.get(name), bool)), None),
-        processing_baseline=_baseline(item, properties, chosen),
-    )
+    facts = _described(scene_id, item, uri, chosen, is_alone=is_alone)
     meant = {
         "files": {
             band: [identities[file.uri], file.index, file.scale, file.offset, file.nodata]
@@ -215,7 +217,21 @@ def _scene(item: Json, uri: str, bands: Sequence[str], scene_id: str | None, *, 
         "offset_applied": facts.offset_applied,
         "processing_baseline": facts.processing_baseline,
     }
-    return facts.model_copy(update={"identity": hashed(meant)})
+    return facts.model_copy(update={"identity": hashed(meant), "versions": versions})
+
+
+def _described(scene_id: str, item: Json, uri: str, chosen: Mapping[str, _Candidate], *, is_alone: bool) -> SceneSource:
+    """Return a scene as its item describes it; nobody was asked for its files, and its identity is empty."""
+    properties = item.get("properties") or {}
+    return SceneSource(
+        scene_id=scene_id,
+        files={band: each.file for band, each in chosen.items()},
+        identity="",
+        datetime=_datetime(scene_id, properties),
+        item_uri=_own_uri(item, uri) or (uri if is_alone else f"{shown(uri)}#{scene_id}"),
+        offset_applied=next((properties[name] for name in _FLAGS if isinstance(properties.get(name), bool)), None),
+        processing_baseline=_baseline(item, properties, chosen),
+    )
 
 
 def _own_uri(item: Json, uri: str) -> str | None:

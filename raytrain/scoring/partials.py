@@ -8,15 +8,15 @@ from contextlib import suppress
 from pathlib import Path
 
 from raytrain import storage
-from raytrain.scoring.destination import SCORING_FILE
+from raytrain.scoring.casualties import CASUALTIES
+from raytrain.scoring.destination import LOG, REPORT_FIGURES, REPORT_PAGE, SCORING_FILE
 from raytrain.scoring.layers import KINDS, MEMBERS
 from raytrain.scoring.ledger import LEDGER
 from raytrain.scoring.plan import PLAN
 from raytrain.scoring.scenes import BLOCKS
 from raytrain.scoring.stac import COLLECTION_KEY, ITEM_FOLDER, TABLE_KEY
 
-CASUALTIES, LOG = "casualties.csv", "log"
-_FILES = (SCORING_FILE, COLLECTION_KEY, TABLE_KEY, CASUALTIES)
+_FILES = (SCORING_FILE, COLLECTION_KEY, TABLE_KEY, CASUALTIES, REPORT_PAGE, REPORT_FIGURES)
 _FOLDERS = (*(kind for kind in KINDS if kind != "mask"), MEMBERS, ITEM_FOLDER, LEDGER, PLAN, BLOCKS, LOG)
 
 

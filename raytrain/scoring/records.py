@@ -22,7 +22,8 @@ class Record(Settings):
     item of the source lies. `outputs` are by kind, those of rasters and `item`. `members_left_out` lacked bands: they
     have no share in the mask, and no raster. `shift` is what was taken off the stored values for baseline 04.00, and
     `shift_rule` how that was decided. `notes` say what could not be made of it, e.g. why it has no STAC item, and what
-    its mask may suffer from, e.g. coarse pixels.
+    its mask may suffer from, e.g. coarse pixels. `disagreement_mean` is that of the members over the valid pixels, in
+    [0, 0.5]; None without that layer, without a valid pixel, and in records of before it was kept.
     """
 
     item_id: str
@@ -39,6 +40,7 @@ class Record(Settings):
     datetime: str | None = None
     valid_px: int
     cloud_px: int
+    disagreement_mean: float | None = None
     members_left_out: tuple[str, ...] = ()
     shift: int = 0
     shift_rule: str = ""

@@ -27,7 +27,7 @@ from raytrain.imagery.scene_files import SceneSource
 from raytrain.imagery.scene_reader import SceneReader, open_scene
 from raytrain.scoring.ahead import OneThread
 from raytrain.scoring.blending import Region, blended_strips
-from raytrain.scoring.layers import NO_DATA, Kind, create_striped, encode, finish_cog
+from raytrain.scoring.layers import NO_DATA, Kind, Layer, create_striped, encode, finish_cog, mean_of, steps_of
 from raytrain.scoring.records import Output, Record
 from raytrain.scoring.sources import check_unchanged
 from raytrain.scoring.units import shown_item, shown_source
@@ -42,15 +42,20 @@ ROWS_COPIED = 512
 
 
 class Counts(Settings):
-    """Pixels of a mask: those with data, and those of them that are cloud."""
+    """What is counted of a scene's layers: pixels with data, those of them that are cloud, steps of disagreement."""
 
     valid_px: int = 0
     cloud_px: int = 0
+    disagreement_steps: int = 0
 
-    def plus(self, mask: NDArray[np.uint8]) -> Counts:
-        """Return the counts with those of `mask` added."""
-        valid = int(np.count_nonzero(mask != NO_DATA))
-        return Counts(valid_px=self.valid_px + valid, cloud_px=self.cloud_px + int(np.count_nonzero(mask == 1)))
+    def plus(self, layer: Layer, stored: NDArray[Any]) -> Counts:
+        """Return the counts with those of a piece of `layer`, as it is stored, added; the order changes nothing."""
+        if layer.kind == "mask":
+            valid, cloud = int(np.count_nonzero(stored != NO_DATA)), int(np.count_nonzero(stored == 1))
+            return self.model_copy(update={"valid_px": self.valid_px + valid, "cloud_px": self.cloud_px + cloud})
+        if layer.kind == "disagreement":
+            return self.model_copy(update={"disagreement_steps": self.disagreement_steps + steps_of(layer, stored)})
+        return self
 
 
 class BlockRecord(Settings):
@@ -145,7 +150,7 @@ def assemble(source: OpenScene, blocks: Sequence[Region], work: Work) -> Record:
                 for kind, target in targets.items():
                     piece = Path(temporary) / "piece.tif"
                     _fetch(folder, block, kind, piece)
-                    counts = _copy(piece, block, target, counts if kind == "mask" else None) or counts
+                    counts = _copy(piece, block, target, work.layers.layer(kind), counts)
         return _finish(source, paths, counts, work)
 
 
@@ -174,11 +179,10 @@ def _write_layers(source: OpenScene, region: Region, work: Work, folder: Path) -
         for strip in blended_strips(source, source.reader.bands, region, work.nets, settings):
             box = Window(0, strip.row - region.row, region.width, len(strip.valid))
             for kind, target in targets.items():
-                computed = strip.layers[numbers[kind]]
-                values = encode(work.layers.layer(kind), computed, strip.valid, settings.threshold)
+                layer = work.layers.layer(kind)
+                values = encode(layer, strip.layers[numbers[kind]], strip.valid, settings.threshold)
                 target.write(values, 1, window=box)
-                if kind == "mask":
-                    counts = counts.plus(values)
+                counts = counts.plus(layer, values)
     return paths, counts
 
 
@@ -201,15 +205,14 @@ def _fetch(folder: str, block: Region, kind: Kind, target: Path) -> None:
         raise FileNotFoundError(f"{uri}: damaged, not what its record says; the block is done again")
 
 
-def _copy(piece: Path, block: Region, target: Any, counts: Counts | None) -> Counts | None:
-    """Copy a block's layer into that of its scene, by rows of tiles; return `counts` with it added, if given."""
-    with rasterio.open(piece) as layer:
+def _copy(piece: Path, block: Region, target: Any, layer: Layer, counts: Counts) -> Counts:
+    """Copy a block's `layer` into that of its scene, by rows of tiles; return `counts` with it added."""
+    with rasterio.open(piece) as source:
         for row in range(0, block.height, ROWS_COPIED):
             rows = min(ROWS_COPIED, block.height - row)
-            values = layer.read(1, window=Window(0, row, block.width, rows))
+            values = source.read(1, window=Window(0, row, block.width, rows))
             target.write(values, 1, window=Window(block.column, block.row + row, block.width, rows))
-            if counts is not None:
-                counts = counts.plus(values)
+            counts = counts.plus(layer, values)
     return counts
 
 
@@ -239,6 +242,11 @@ def _finish(source: OpenScene, paths: dict[Kind, Path], counts: Counts, work: Wo
         datetime=reader.datetime or work.scoring.settings.datetime,
         valid_px=counts.valid_px,
         cloud_px=counts.cloud_px,
+        disagreement_mean=(
+            mean_of(work.layers.layer("disagreement"), counts.disagreement_steps, counts.valid_px)
+            if "disagreement" in outputs
+            else None
+        ),
         members_left_out=source.left_out,
         shift=reader.conversion.shift,
         shift_rule=reader.conversion.rule,

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from raytrain import storage
 from raytrain.errors import DataError
 from raytrain.scoring import ledger
+from raytrain.scoring.destination import REPORT_FIGURES, SCORING_FILE
 from raytrain.scoring.layers import KINDS, MEMBERS, layer_folder
 from raytrain.scoring.ledger import LEDGER, DamagedTable, Standing
 from raytrain.scoring.records import Output
-from raytrain.scoring.stac import ITEM_FOLDER
+from raytrain.scoring.stac import COLLECTION_KEY, ITEM_FOLDER
 
 OUTPUT_FOLDERS = (*map(layer_folder, KINDS), ITEM_FOLDER)
 """Where outputs lie, below the destination, beside those of members."""
@@ -90,5 +91,5 @@ def unknown_outputs(uri: str, known: Standing, damaged: Collection[str] = ()) ->
         yield DataError(uri, f"{loose} parts of the ledger wait to be compacted: a scoring is under way or was stopped")
 
 
-OWN_FILES = ("scoring.json", "collection.json")
+OWN_FILES = (SCORING_FILE, COLLECTION_KEY, REPORT_FIGURES)
 """JSON files of a destination that are no outputs of an item."""

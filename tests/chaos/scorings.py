@@ -27,6 +27,7 @@ from unittest import mock
 from raytrain import storage
 from raytrain.imagery import synth
 from raytrain.scoring import ledger
+from raytrain.scoring.destination import tells_of_the_run
 from tests.bench.record import Table, keep_tables
 from tests.chaos.trace import WhenImported
 from tests.chaos.trainings import LIMIT_S
@@ -65,10 +66,10 @@ class Archive:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a scoring: its exit code, its log, how long it took, all that it left but `log/`, and its entries.
+    """What came of a scoring: its exit code, its log, how long it took, what it left, and its entries.
 
-    `answers` are the lines of `log/`, one a unit; `writes` the objects that were written or removed, in that order.
-    `struck` says what the fault met.
+    `objects` are all but those that tell of the run. `answers` are the lines of `log/`, one a unit; `writes` the
+    objects that were written or removed, in that order. `struck` says what the fault met.
     """
 
     exit_code: int | None
@@ -273,7 +274,7 @@ def score(
         exit_code=found["driver_exit_code"],
         log=lab.logs(job),
         seconds=seconds,
-        objects={key: data for key, data in objects.items() if not key.startswith("log/")},
+        objects={key: data for key, data in objects.items() if not tells_of_the_run(key)},
         entered=entered,
         answers=[
             json.loads(line) for key in objects if key.startswith("log/") for line in objects[key].decode().splitlines()

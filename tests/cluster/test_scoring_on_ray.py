@@ -26,6 +26,7 @@ from raytrain.cluster.session import Cluster, joined
 from raytrain.config import ScoreSettings, change
 from raytrain.errors import ConfigError
 from raytrain.imagery import synth
+from raytrain.scoring.destination import tells_of_the_run
 from raytrain.scoring.layers import Layers
 from raytrain.scoring.pace import Progress
 from raytrain.scoring.schedule import TooManyFailures
@@ -91,9 +92,9 @@ def run(
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """Return all files of a destination but its logs, which tell of time and place."""
+    """Return all files of a destination but its logs and its report, which tell of time and place."""
     files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    return {name: data for name, data in files.items() if not name.startswith("log/")}
+    return {name: data for name, data in files.items() if not tells_of_the_run(name)}
 
 
 def rasters_of(folder: Path) -> dict[str, bytes]:
