@@ -68,7 +68,9 @@ class Score(ClusterCommand):
         result["notes"] = report.notes
         result["seconds"] = round(report.rate.wall_s, 3)
         result["network_fraction"] = report.rate.network_fraction
-        self._print(result, [f"{report.num_masks} masks: {job.dst}{again}"])
+        result["report"] = report.report
+        lines = [f"{report.num_masks} masks: {job.dst}{again}"]
+        self._print(result, lines + ([f"report: {report.report}"] if report.report else []))
         if report.unfinished:
             item, reason = next(iter(report.unfinished.items()))
             narrator.say(

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -22,10 +24,10 @@ from raytrain.cluster.pool import UNITS_IN_FLIGHT, Pool
 from raytrain.cluster.room import actors_at_once, cpus_each, has_gpus
 from raytrain.cluster.scorer import Scorer
 from raytrain.config import ScoreSettings, Settings
-from raytrain.errors import DataError
+from raytrain.errors import DataError, RaytrainError, StoreOutOfReach, WorkNotFinished, first_line
 from raytrain.scoring import ledger
 from raytrain.scoring.catalogue import is_catalogue_whole
-from raytrain.scoring.destination import Scoring, check_destination, check_source, claim_destination
+from raytrain.scoring.destination import REPORT_PAGE, Scoring, check_destination, check_source, claim_destination
 from raytrain.scoring.manifest import EnsembleManifest, member_names, read_manifest
 from raytrain.scoring.pace import Rate
 from raytrain.scoring.partials import remove_partials
@@ -33,6 +35,8 @@ from raytrain.scoring.plan import is_started, read_parts, start, write_plan
 from raytrain.scoring.planning import Listing
 from raytrain.scoring.schedule import Casualty, Schedule
 from raytrain.tiles.selection import Selection
+
+_logger = logging.getLogger(__name__)
 
 
 class ScoreJob(Settings):
@@ -55,7 +59,8 @@ class ScoreReport:
     """How many items were found and are done, how many of them were before, and which can't be scored.
 
     `problems` are those that their data is to blame for; `unfinished` says for others why they failed every time: the
-    same command tries them again. `notes` count those of finished items, see `Record`.
+    same command tries them again. `notes` count those of finished items, see `Record`. `report` is the URI of the page;
+    None where it could not be made.
     """
 
     num_masks: int
@@ -64,6 +69,7 @@ class ScoreReport:
     unfinished: dict[str, str]
     notes: dict[str, int] = field(default_factory=dict)
     rate: Rate = field(default_factory=Rate)
+    report: str | None = None
 
 
 def score(job: ScoreJob, cluster: session.Cluster, on_progress: OnProgress | None = None) -> ScoreReport:
@@ -86,8 +92,8 @@ def score(job: ScoreJob, cluster: session.Cluster, on_progress: OnProgress | Non
         is_open, run = is_started(job.dst), uuid.uuid4().hex[:8]
         total = _plan(job, scoring, listing, run)
         schedule = Schedule(read_parts(job.dst, run, total), total, job.max_failures)
-        books, is_over = Books(job.dst, schedule, on_progress), False
-        try:
+        books = Books(job.dst, schedule, on_progress)
+        with _noted(job, scoring, books):
             for problems, in_data in ((listing.problems, True), (listing.unreached, False)):
                 for problem in problems:
                     schedule.add(Casualty(problem, in_data=in_data, was_read=False))
@@ -96,13 +102,11 @@ def score(job: ScoreJob, cluster: session.Cluster, on_progress: OnProgress | Non
                     stack.enter_context(joined)
                 remove_partials(job.dst)
                 _run(job, scoring, manifest, schedule, books)
-            is_over = True
-        finally:
-            books.roll()
-            books.write_casualties(is_over=is_over)
-        if total or is_open or schedule.casualties or not is_catalogue_whole(job.dst):
+        is_due = total or is_open or schedule.casualties or not is_catalogue_whole(job.dst)
+        if is_due:
             remove_partials(job.dst)  # of workers that were killed, and nobody works any more
             books.close(scoring)
+        report = write_report(job, scoring, only_if_missing=not is_due)
     casualties = schedule.casualties
     return ScoreReport(
         num_masks=listing.num_done + schedule.num_finished,
@@ -111,7 +115,43 @@ def score(job: ScoreJob, cluster: session.Cluster, on_progress: OnProgress | Non
         unfinished={each.problem.item_id: each.problem.found for each in casualties if not each.in_data},
         notes=dict(books.notes),
         rate=books.rate,
+        report=report,
     )
+
+
+@contextlib.contextmanager
+def _noted(job: ScoreJob, scoring: Scoring, books: Books) -> Iterator[None]:
+    """Write down what the body did, however it ends; where the work ended early by itself, in a report, too."""
+    is_over = False
+    try:
+        try:
+            yield
+            is_over = True
+        finally:
+            books.roll()
+            books.write_casualties(is_over=is_over)
+    except StoreOutOfReach:  # likely that of the report
+        raise
+    except WorkNotFinished as error:
+        write_report(job, scoring, ended_by=str(error))
+        raise
+
+
+def write_report(job: ScoreJob, scoring: Scoring, *, ended_by: str = "", only_if_missing: bool = False) -> str | None:
+    """Write the report of a scoring and return the URI of its page.
+
+    The work is done by now: what keeps the report from being made is logged, and None is returned.
+    """
+    from raytrain.evaluation import scoring_report  # it imports matplotlib, which takes a second
+
+    try:
+        if only_if_missing and scoring_report.is_reported(job.dst):
+            return storage.join(job.dst, REPORT_PAGE)
+        scored = scoring_report.read_scored(job.dst, scoring, source=job.src, ensemble=job.ensemble, ended_by=ended_by)
+        return scoring_report.write_report(job.dst, scored)
+    except (RaytrainError, OSError) as error:
+        _logger.warning("no report of the scoring: %s", first_line(error))
+        return None
 
 
 def _plan(job: ScoreJob, scoring: Scoring, listing: Listing, run: str) -> int:

@@ -24,6 +24,7 @@ from raytrain.scoring.causes import Causes
 from raytrain.scoring.destination import LOG
 
 READERS = 8
+"""Files that are read, and held, at a time."""
 MOST_BINS = 240
 """Intervals of time that pixels are counted by; as the work goes on, each becomes twice as long."""
 _COLUMNS = pa.schema(
@@ -106,7 +107,7 @@ class Timeline:
 
     def add(self, hosts: NDArray[Any], begin_s: NDArray[Any], end_s: NDArray[Any], pixels: NDArray[Any]) -> None:
         """Add units `[units]`, whose pixels were computed evenly from begin to end."""
-        names, of_names = np.unique(hosts.astype(str), return_inverse=True)
+        names, of_names = np.unique(hosts, return_inverse=True)
         new = [str(name) for name in names if str(name) not in self.hosts]
         self.hosts += new
         self.pixels = np.concatenate([self.pixels, np.zeros((len(new), MOST_BINS))])
@@ -173,13 +174,14 @@ def read_course(uri: str) -> Course:
 
 
 def _tables(uri: str, names: Sequence[str], pool: ThreadPoolExecutor, course: Course) -> Iterator[pa.Table]:
-    """Yield the lines of the files of a command, in their order; damaged ones are counted."""
+    """Yield the lines of the files of a command, in their order, some files at a time; damaged ones are counted."""
     for start in range(0, len(names), READERS):
         uris = [storage.join(uri, LOG, name) for name in names[start : start + READERS]]
-        for table, damaged in pool.map(_read, uris):
-            course.num_damaged += damaged
-            if table.num_rows:
-                yield table
+        tables, damaged = zip(*pool.map(_read, uris), strict=True)
+        course.num_damaged += sum(damaged)
+        table = pa.concat_tables(tables)
+        if table.num_rows:
+            yield table
 
 
 def _read(uri: str) -> tuple[pa.Table, int]:
@@ -280,8 +282,8 @@ class _Lines:
 
 
 def _add_workers(course: Course, number: int, lines: _Lines) -> None:
-    names = np.char.add(np.char.add(lines.pids.astype(str), ":"), lines.hosts.astype(str))
-    _, first, of = np.unique(names, return_index=True, return_inverse=True)
+    hosts = np.unique(lines.hosts, return_inverse=True)[1]
+    _, first, of = np.unique(hosts * 2**32 + lines.pids, return_index=True, return_inverse=True)  # a pid has 32 bits
     begin, end, network_s = np.full(len(first), np.inf), np.full(len(first), -np.inf), np.zeros(len(first))
     done = lines.is_done
     np.minimum.at(begin, of[done], lines.begin[done])
@@ -294,7 +296,8 @@ def _add_workers(course: Course, number: int, lines: _Lines) -> None:
     )
     for i, at in enumerate(first):
         host, pid = str(lines.hosts[at]), int(lines.pids[at])
-        worker = course.workers.setdefault((number, host, pid), Worker(host, pid, number))
+        worker = course.workers.get((number, host, pid)) or Worker(host, pid, number)
+        course.workers[number, host, pid] = worker
         worker.device = worker.device or str(lines.devices[at])
         worker.begin, worker.end = min(worker.begin, float(begin[i])), max(worker.end, float(end[i]))
         worker.network_s = max(worker.network_s, float(network_s[i]))

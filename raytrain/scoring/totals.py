@@ -99,6 +99,7 @@ class Totals:
     without_data: list[Item] = field(default_factory=list)
     scored_by_fewer: list[Item] = field(default_factory=list)
     typical: list[Item] = field(default_factory=list)
+    largest: list[Item] = field(default_factory=list)
 
     @property
     def num_items(self) -> int:
@@ -127,7 +128,7 @@ def add_up(tables: Iterable[pa.Table]) -> Totals:
     totals.most_disagreeing, totals.least_disagreeing = picks.disagreeing.items(), picks.agreeing.items()
     totals.cloudiest, totals.clearest = picks.cloudiest.items(), picks.clearest.items()
     totals.without_data, totals.scored_by_fewer = picks.without_data.items(), picks.scored_by_fewer.items()
-    totals.typical = sample.middle()
+    totals.typical, totals.largest = sample.middle(), picks.largest.items()
     return totals
 
 
@@ -222,6 +223,7 @@ class _Picks:
     clearest: _Top = field(default_factory=_Top)
     without_data: _Top = field(default_factory=_Top)
     scored_by_fewer: _Top = field(default_factory=_Top)
+    largest: _Top = field(default_factory=_Top)
 
     def add(self, table: pa.Table, numbers: _Numbers) -> None:
         """Look at all rows of a table."""
@@ -232,6 +234,7 @@ class _Picks:
         self.clearest.add(table, -numbers.cloud_fraction, telling)
         self.without_data.add(table, numbers.pixels, numbers.valid_px == 0)
         self.scored_by_fewer.add(table, numbers.pixels, numbers.has_fewer)
+        self.largest.add(table, numbers.valid_px, numbers.valid_px > 0)
 
 
 @dataclass

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -106,6 +107,11 @@ def log_of(folder: Path) -> list[dict[str, object]]:
     return [json.loads(line) for path in sorted((folder / "log").iterdir()) for line in path.read_text().splitlines()]
 
 
+def report_of(folder: Path) -> tuple[dict[str, Any], int]:
+    """Return the figures of a report, and when its page was written."""
+    return json.loads((folder / "report.json").read_text()), (folder / "report.html").stat().st_mtime_ns
+
+
 def test_destination_holds_outputs_catalogue_ledger_and_nothing_of_the_run(undisturbed: dict[str, bytes]) -> None:
     folders = {name.rpartition("/")[0] for name in undisturbed}
     members = {"members/small-byob-3b", "members/small-effnet-4b-20k"}
@@ -131,17 +137,23 @@ def test_rerun_writes_nothing_twice_and_does_what_is_missing_or_changed(
     source = Path(shutil.copytree(archive, tmp_path / "source"))
     out = tmp_path / "out"
     run(source, out, ensemble)
+    figures, written = report_of(out)
+    assert (figures["items"]["done"], figures["items"]["left_out"]) == (7, 0)
+    assert figures["work"]["pixels"] == 6 * 150**2 + 600**2
     times = {path: path.stat().st_mtime_ns for path in out.rglob("*.tif")}
     for path in source.iterdir():
         os.utime(path, (1, 1))  # a copy of the archive is the same archive
     again = run(source, out, ensemble)
-    assert (again.num_masks, again.num_skipped) == (7, 7)
+    assert (again.num_masks, again.num_skipped, again.report) == (7, 7, str(out / "report.html"))
+    assert report_of(out)[1] == written
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.tif")} == times
     whole = files_of(out)
     (out / "collection.json").unlink()
     (out / "items.parquet").write_bytes(b"junk")
+    (out / "report.html").unlink()
     assert run(source, out, ensemble).num_skipped == 7
     assert files_of(out) == whole
+    assert (out / "report.html").exists()
     names = sorted(path.name for path in source.iterdir())
     (out / names[0]).unlink()
     (out / "probability" / names[1]).unlink()
@@ -223,7 +235,8 @@ def test_bad_scenes_are_casualties_in_a_table_and_the_rest_is_done(
     assert cli.main([*arguments, "--json"]) == 1
     captured = capsys.readouterr()
     found = json.loads(captured.out)
-    assert (found["num_masks"], found["unfinished"]) == (5, {})
+    assert (found["num_masks"], found["unfinished"], found["report"]) == (5, {}, str(out / "report.html"))
+    assert report_of(out)[0]["left_out"]["in_data"] == 2
     assert sorted(each["subject"] for each in found["problems"]) == names[:2]
     rows = list(csv.DictReader(io.StringIO((out / "casualties.csv").read_text())))
     assert [(row["item_id"], row["source_uri"], row["in_data"]) for row in rows] == [
@@ -256,6 +269,7 @@ def test_work_stops_above_the_allowed_failures_and_says_so(archive: Path, ensemb
         run(source, tmp_path / "out", ensemble, max_failures=2)
     assert len((tmp_path / "out" / "casualties.csv").read_text().splitlines()) == 4
     assert not list((tmp_path / "out").glob("ledger/new/*"))
+    assert report_of(tmp_path / "out")[0]["ended_by"].startswith("3 items can't be scored")
     assert run(source, tmp_path / "out", ensemble, max_failures=3).num_masks == 4
 
 

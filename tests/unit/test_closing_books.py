@@ -10,7 +10,7 @@ import pytest
 
 from raytrain import storage
 from raytrain.cluster.books import Books
-from raytrain.cluster.score import ScoreJob, _plan
+from raytrain.cluster.score import ScoreJob, _noted, _plan, write_report
 from raytrain.config import change
 from raytrain.errors import WorkNotFinished
 from raytrain.scoring import ledger
@@ -19,7 +19,7 @@ from raytrain.scoring.ledger import Known
 from raytrain.scoring.perform import perform
 from raytrain.scoring.plan import is_started, read_parts, write_plan
 from raytrain.scoring.planning import Listing
-from raytrain.scoring.schedule import Casualty, Schedule
+from raytrain.scoring.schedule import Casualty, Schedule, TooManyFailures
 from raytrain.scoring.units import Problem, Unit
 from raytrain.scoring.work import Work
 from raytrain.tiles.selection import Selection
@@ -179,6 +179,48 @@ def test_output_that_was_cut_short_is_done_again(tmp_path: Path) -> None:
     assert run(tmp_path / "in", work).num_done == 0
     assert files_of(tmp_path / "out") == whole
     assert run(tmp_path / "in", work).num_done == 1
+
+
+def test_report_that_cannot_be_made_is_told_of_and_fails_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_scene(tmp_path / "in" / "s.tif", noise(70, 60))
+    work = work_at(tmp_path / "out")
+    run(tmp_path / "in", work)
+    job = ScoreJob(src=str(tmp_path / "in"), dst=work.destination, ensemble="e", settings=work.scoring.settings)
+    page = tmp_path / "out" / "report.html"
+    page.mkdir()
+    assert write_report(job, work.scoring) is None
+    assert "no report of the scoring: " in caplog.text
+    page.rmdir()
+    assert write_report(job, work.scoring, only_if_missing=True) == str(page)
+    page.write_text("as it was")
+    assert write_report(job, work.scoring, only_if_missing=True) == str(page)
+    assert page.read_text() == "as it was"
+    (table,) = (tmp_path / "out" / "ledger").iterdir()
+    table.write_bytes(b"PAR1")
+    assert write_report(job, work.scoring) is None
+    assert "damaged, not a table of the ledger" in caplog.text
+
+
+def test_report_of_a_run_that_ends_early_has_what_was_done_and_why_it_ended(tmp_path: Path) -> None:
+    write_scene(tmp_path / "in" / "s.tif", noise(70, 60))
+    work = work_at(tmp_path / "out")
+    (scene,) = scenes_of(tmp_path / "in")
+    schedule = Schedule(iter([]), 0, max_failures=0)
+    books = Books(work.destination, schedule, None)
+    job = ScoreJob(src=str(tmp_path / "in"), dst=work.destination, ensemble="e", settings=work.scoring.settings)
+    perform(Unit(kind="scene", scene=scene), work)
+    casualty = Casualty(Problem(item_id="a", source_uri="x", found="gone"), in_data=True)
+    with pytest.raises(TooManyFailures), _noted(job, work.scoring, books):
+        schedule.add(casualty)
+    found = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert found["items"] == {"done": 1, "left_out": 1, "kinds": {"scene": 1}}
+    assert "more than --max-failures 0" in found["ended_by"]
+    (tmp_path / "out" / "report.html").unlink()
+    with pytest.raises(KeyboardInterrupt), _noted(job, work.scoring, books):
+        raise KeyboardInterrupt
+    assert not (tmp_path / "out" / "report.html").exists()
 
 
 def test_plan_of_another_command_ends_work_that_reads_this_one(tmp_path: Path) -> None:
