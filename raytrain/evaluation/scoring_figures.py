@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from numpy.typing import NDArray
 
 from raytrain.evaluation.page import Plot
@@ -41,6 +41,7 @@ def progress_plot(course: Course) -> Plot | None:
         axes.set_ylim(0, top * (1.22 if marks or len(course.commands) > 1 else 1.05))
         axes.set_xlabel(f"{unit} of work")
         axes.set_ylabel("Mpx a minute")
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
         handles, _ = axes.get_legend_handles_labels()
         if len(handles) > 1:
             axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8)
@@ -66,6 +67,7 @@ def cloud_plot(totals: Totals) -> Plot | None:
         axes.set_xlabel("cloud, % of the pixels with data of an item")
         axes.set_ylabel("items")
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         axes.grid(visible=False, axis="x")
         axes.set_axisbelow(True)
         svg = svg_of(figure)
@@ -103,6 +105,8 @@ def _draw_hosts(axes: Axes, step: float, rates: dict[str, NDArray[np.float64]]) 
     edges = np.arange(len(base) + 1) * step
     for number, (host, rate) in enumerate(rates.items()):
         colour = ACCENT if len(rates) == 1 else shade(number / (len(rates) - 1))
+        if number == HOSTS_DRAWN:  # all others together
+            colour = QUIET
         axes.stairs(base + rate, edges, baseline=base, fill=True, color=colour, label=host)
         base = base + rate
 

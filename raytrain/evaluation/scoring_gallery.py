@@ -122,7 +122,8 @@ class _Artist:
         if "disagreement" in layers.kinds:
             layer = layers.layer("disagreement")
             stored = read_picture_layer(storage.join(self.uri, layer.key(item.item_id)), PICTURE_PX)
-            beside = [_scaled(stored.astype(np.float32) * layer.scale, mask != LABEL_IGNORE)]
+            valid = stored != layer.nodata if layer.dtype == "uint8" else ~np.isnan(stored.astype(np.float32))
+            beside = [_scaled(stored.astype(np.float32) * layer.scale, valid)]
             self._with_disagreement = True
         try:
             pixels = self._pixels(item, mask.shape)

@@ -19,7 +19,7 @@ from raytrain.scoring.course import Course, Worker
 from raytrain.scoring.destination import Scoring
 from raytrain.scoring.totals import Item, Totals
 
-HOSTS_SHOWN = 200
+HOSTS_SHOWN = 50
 CAUSES_SHOWN = 30
 LOOKS_EACH = {"no pixel with data": 3, "scored by fewer members": 3}
 _DASH = "-"
@@ -150,14 +150,14 @@ def _figures(scored: Scored) -> list[Figure]:
         Figure("Left out", f"{losses.num:,}", _left_out(losses)),
     ]
     if totals.cloud_fraction is not None:
-        text = f"Of all {totals.valid_px / 1e6:,.1f} Mpx with data, not the mean of items."
+        text = f"Of all {counted_px(totals.valid_px)} with data, not the mean of items."
         found.append(Figure("Cloud", f"{totals.cloud_fraction:.1%}", text))
     if totals.disagreement_mean is not None:
         text = "Standard deviation of the members' probabilities, 0 to 0.5, over all pixels with data."
         found.append(Figure("Disagreement", f"{totals.disagreement_mean:.4f}", text))
-    found.append(Figure("Pixels", f"{totals.pixels / 1e6:,.1f} Mpx", "Of all items done, with and without data."))
+    found.append(Figure("Pixels", counted_px(totals.pixels), "Of all items done, with and without data."))
     if course.seconds:
-        rate = f"{course.pixels / 1e6 / course.seconds:,.2f} Mpx/s"
+        rate = f"{counted_px(course.pixels / course.seconds)}/s"
         found.append(Figure("Speed", rate, "Pixels that were computed, over the time of work, all workers together."))
     if course.network_fraction is not None:
         text = "Share of the workers' time, from the first unit of each on; the rest waits, reads and writes."
@@ -176,7 +176,7 @@ def _left_out(losses: Losses) -> str:
 
 
 def _hosts(course: Course) -> Table:
-    sums = host_sums(course)
+    sums = sorted(host_sums(course), key=lambda each: (each.megapixels_per_s, each.host))
     rows: list[list[Cell]] = [
         [
             each.host or _DASH,
@@ -194,9 +194,9 @@ def _hosts(course: Course) -> Table:
     ]
     headers = ["Machine", "Device", "Workers", "Units done", "Mpx", "Time of its workers"]
     headers += ["Mpx/s of a worker", "Inside the nets", "Attempts failed", "Workers lost"]
-    caption = "Over all commands; a worker that is made anew counts again."
+    caption = "The slowest first. Over all commands; a worker that is made anew counts again."
     if len(sums) > HOSTS_SHOWN:
-        caption += f" The {HOSTS_SHOWN} machines of the most pixels, of {len(sums):,}."
+        caption += f" These are {HOSTS_SHOWN} of {len(sums):,} machines."
     return Table("Machines", headers, rows, caption)
 
 
@@ -292,6 +292,14 @@ def _facts(scored: Scored) -> list[tuple[str, str]]:
     values = settings.model_dump(mode="json")
     facts += [(name, _DASH if value is None else str(value)) for name, value in values.items()]
     return [*facts, ("raytrain that scored", scoring.raytrain_version)]
+
+
+def counted_px(pixels: float) -> str:
+    """Return a number of pixels as people say it."""
+    for size, unit in ((1e12, "Tpx"), (1e9, "Gpx"), (1e6, "Mpx")):
+        if pixels >= size:
+            return f"{pixels / size:.3g} {unit}" if pixels < 999.5 * size else f"{pixels / size:,.0f} {unit}"
+    return f"{pixels / 1e6:.2g} Mpx"
 
 
 def duration(seconds: float) -> str:

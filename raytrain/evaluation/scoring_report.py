@@ -16,7 +16,7 @@ from raytrain.evaluation.html import render_page
 from raytrain.evaluation.page import version_facts
 from raytrain.evaluation.scoring_figures import hosts_by_pixels
 from raytrain.evaluation.scoring_gallery import choose, make_gallery
-from raytrain.evaluation.scoring_page import HOSTS_SHOWN, Scored, host_sums, looks, scoring_page
+from raytrain.evaluation.scoring_page import Scored, host_sums, looks, scoring_page
 from raytrain.scoring import ledger
 from raytrain.scoring.casualties import losses_of, read_casualties
 from raytrain.scoring.causes import Causes, without_queries
@@ -24,7 +24,8 @@ from raytrain.scoring.course import Course, read_course
 from raytrain.scoring.destination import REPORT_FIGURES, REPORT_PAGE, Scoring
 from raytrain.scoring.totals import BINS, COLUMNS, Item, add_up
 
-TIMELINE_HOSTS = 20
+TIMELINE_HOSTS, HOSTS = 20, 1000
+"""Machines in the timeline and in the list, those of the most pixels."""
 
 
 def read_scored(uri: str, scoring: Scoring, *, source: str, ensemble: str, ended_by: str = "") -> Scored:
@@ -133,7 +134,7 @@ def _machines(course: Course) -> list[dict[str, Any]]:
             "attempts_lost": each.lost,
             "workers_lost": each.lost_workers,
         }
-        for each in host_sums(course)[:HOSTS_SHOWN]
+        for each in host_sums(course)[:HOSTS]
     ]
 
 

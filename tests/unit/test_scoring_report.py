@@ -16,7 +16,7 @@ from PIL import Image
 from raytrain.config import change
 from raytrain.errors import DataError, StoreOutOfReach
 from raytrain.evaluation.page import Gallery, Page, Plot, Problems, Table
-from raytrain.evaluation.scoring_gallery import choose, make_gallery
+from raytrain.evaluation.scoring_gallery import NO_DATA_COLOUR, choose, make_gallery
 from raytrain.evaluation.scoring_page import Scored, duration, scoring_page
 from raytrain.evaluation.scoring_report import is_reported, read_scored, write_report
 from raytrain.imagery.scene_files import BandFile, SceneSource
@@ -168,6 +168,21 @@ def test_pictures_have_true_colour_the_mask_and_disagreement(scenes: Path, tmp_p
     assert sizes <= set(side.values())
     width, height = size_of(gallery.pictures[0].png, tmp_path)
     assert width > 2 * height
+
+
+def test_no_data_is_no_disagreement_also_where_the_mask_has_no_value_for_it(scenes: Path, tmp_path: Path) -> None:
+    shutil.copytree(scenes / "out", tmp_path / "out")
+    for path in (tmp_path / "out").glob("*.tif"):
+        with rasterio.open(path) as source:
+            mask, profile = source.read(), source.profile
+        with rasterio.open(path, "w", **{**profile, "driver": "GTiff"}) as target:
+            target.write(mask % 255)
+    gallery, _ = gallery_of(work_at(tmp_path / "out", LAYERS), scenes / "in")
+    (tmp_path / "picture.png").write_bytes(gallery.pictures[0].png)
+    with Image.open(tmp_path / "picture.png") as image:
+        panel_px = (image.width - 2 * 8) // 3
+        corner = image.getpixel((2 * (panel_px + 8) + 20, 20))
+    assert corner == (*NO_DATA_COLOUR, 255)
 
 
 def test_item_whose_source_is_gone_is_shown_by_its_mask_and_says_why(scenes: Path, tmp_path: Path) -> None:
