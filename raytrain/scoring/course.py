@@ -230,7 +230,7 @@ def _add_command(course: Course, tables: Iterator[pa.Table]) -> None:
             course.commands.append(command)
         command.end = max(command.end, float(lines.end.max()))
         at = start_s - command.begin
-        course.timeline.reach(command.end + at)
+        course.timeline.reach(command.end + at + 1e-3)  # a unit of no time has a little
         begin = np.maximum(lines.begin + at, start_s)  # before all of the first file: a long unit, or a clock set back
         end, done = np.maximum(lines.end + at, begin), lines.is_done
         course.timeline.add(lines.hosts[done], begin[done], end[done], lines.pixels[done])
