@@ -14,19 +14,13 @@ from typing import Any, Literal
 import numpy as np
 import ray
 import ray.exceptions
-from numpy.typing import NDArray
 
 from raytrain import __version__, storage
 from raytrain.config import ScoreSettings, Settings, parse
 from raytrain.errors import ConfigError, DataError, RaytrainError, first_line
-from raytrain.evaluation.page import Picture
-from raytrain.evaluation.pictures import (
-    AGREEMENT_LEGEND,
-    OUTLINE_LEGEND,
-    TRUE_COLOUR_BANDS,
-    picture_of_chip,
-    picture_of_masks,
-)
+from raytrain.evaluation.gallery import compare
+from raytrain.evaluation.page import Comparison, Picture
+from raytrain.evaluation.pictures import TRUE_COLOUR_BANDS
 from raytrain.evaluation.results import Problem
 from raytrain.evaluation.training_page import TilePictures
 from raytrain.evaluation.training_results import TrainingResults, TrainingRun
@@ -41,7 +35,6 @@ RUNS_PICTURED = 3
 """Of so many runs of an experiment, its first ones, there are pictures."""
 PICTURES_SHOWN = 9
 """So many are on the page at most, to keep it small."""
-PICTURE_PX = 256
 LIMIT_S = 600
 """How long a command waits for its pictures."""
 NOT_MADE = "they are made at the end of a training, which was not reached"
@@ -60,18 +53,17 @@ class PictureWork(Settings):
 
 
 class TilePicture(Settings):
-    """A tile with its PNG, in base64."""
+    """A tile with its panels: the name of each, and its file in base64."""
 
     tile: TileScore
     location: str
-    png: str
+    panels: tuple[tuple[str, str], ...]
 
 
 class RunPictures(Settings):
     """The pictures of a run by the weights that made them, and the tiles that could not be drawn, with why."""
 
     weights_sha256: str
-    is_true_colour: bool
     pictures: tuple[TilePicture, ...]
     problems: tuple[tuple[str, str], ...]
 
@@ -138,20 +130,18 @@ def read_pictures(folder: str, runs: Sequence[TrainingRun], failed: Mapping[str,
     """Return the pictures that are kept of `runs`, a few of each, and what is missing; `failed` says why, by run."""
     chosen = pictured(runs)
     kept = {run.name: _read(folder, run.name, run.weights_sha256) for run in chosen}
-    pictures: list[Picture] = []
+    pictures: list[Comparison] = []
     problems: list[Problem] = []
-    is_true_colour = True
     for run in chosen:
         found = kept[run.name]
         if found is None:
             problems.append(Problem(subject=run.name, found=failed.get(run.name, NOT_MADE)))
             continue
-        is_true_colour = is_true_colour and found.is_true_colour
         problems += [Problem(subject=subject, found=text) for subject, text in found.problems]
         per_group = max(1, PICTURES_SHOWN // (3 * len(chosen)))
         pictures += [_picture(run.name, each) for each in _few(found.pictures, per_group)]
     if pictures:
-        return TilePictures(pictures, problems, legend=OUTLINE_LEGEND if is_true_colour else AGREEMENT_LEGEND)
+        return TilePictures(pictures, problems)
     if any(run.fold is not None for run in runs) and not problems:
         return TilePictures(why_none=f"There are no pictures of validation tiles: {NOT_MADE}.")
     why = f"There are no pictures of validation tiles: {problems[0].found}." if problems else ""
@@ -184,10 +174,11 @@ def _few(pictures: Sequence[TilePicture], per_group: int) -> list[TilePicture]:
     return few
 
 
-def _picture(run: str, found: TilePicture) -> Picture:
+def _picture(run: str, found: TilePicture) -> Comparison:
     what = f"{found.tile.tile_id}, {found.location}"
     caption = f"{found.tile.group}: {what}, IoU {found.tile.iou:.3f} ({run})"
-    return Picture(base64.b64decode(found.png), f"Cloud mask of {what}", caption)
+    panels = [Picture(base64.b64decode(image), f"{name} of {what}", name) for name, image in found.panels]
+    return Comparison(panels, caption)
 
 
 def _draw_on_node(work: dict[str, Any]) -> dict[str, Any]:
@@ -198,7 +189,7 @@ def _draw_on_node(work: dict[str, Any]) -> dict[str, Any]:
 
 
 def draw(work: PictureWork) -> RunPictures:
-    """Predict the tiles of a run with its weights and draw them: true colour with outlines, else the two masks.
+    """Predict the tiles of a run with its weights and draw them, in true colour where the shards have its bands.
 
     A tile that can't be read is a problem of the result. Raises `ConfigError` for weights that are gone or changed, or
     shards that are, `StoreOutOfReach` for a store that is away.
@@ -232,11 +223,12 @@ def draw(work: PictureWork) -> RunPictures:
         valid = (own != 0).any(0)
         cloud = (nets.layers([own], [valid])[0][0] >= settings.threshold) & valid
         known = np.full(valid.shape, LABEL_IGNORE, np.uint8) if label is None else np.where(valid, label, LABEL_IGNORE)
-        png = _png(pixels, bands, cloud.astype(np.uint8), known, is_true_colour=is_true_colour)
-        pictures.append(TilePicture(tile=tile, location=locations[i], png=base64.b64encode(png).decode()))
+        colour = pixels[[bands.index(band) for band in TRUE_COLOUR_BANDS]] if is_true_colour else None
+        panels = compare(tile.tile_id, "", cloud.astype(np.uint8), known, colour).panels
+        encoded = tuple((each.caption, base64.b64encode(each.image).decode()) for each in panels)
+        pictures.append(TilePicture(tile=tile, location=locations[i], panels=encoded))
     return RunPictures(
         weights_sha256=work.net.sha256,
-        is_true_colour=is_true_colour,
         pictures=tuple(pictures),
         problems=tuple(problems),
     )
@@ -246,16 +238,3 @@ def _position(at: Mapping[str, int], tile_id: str, shards: str) -> int:
     if tile_id not in at:
         raise DataError(f"tile {tile_id}", f"not among the shards at {shards} any more")
     return at[tile_id]
-
-
-def _png(
-    pixels: NDArray[np.uint16],
-    bands: Sequence[str],
-    prediction: NDArray[np.uint8],
-    label: NDArray[np.uint8],
-    *,
-    is_true_colour: bool,
-) -> bytes:
-    if is_true_colour:
-        return picture_of_chip(pixels, bands, prediction, label, PICTURE_PX)
-    return picture_of_masks(prediction, label, PICTURE_PX)

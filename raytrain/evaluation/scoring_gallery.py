@@ -7,25 +7,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raytrain import storage
 from raytrain.errors import DataError, RaytrainError, StoreOutOfReach, first_line
-from raytrain.evaluation.page import Gallery, Picture
-from raytrain.evaluation.pictures import (
-    PREDICTION_COLOUR,
-    TRUE_COLOUR_BANDS,
-    Colour,
-    picture_of_chip,
-    picture_of_panels,
-    read_picture_layer,
-    read_picture_mask,
-)
-from raytrain.evaluation.plots import shade
-from raytrain.imagery.rasters import LABEL_CLOUD, LABEL_IGNORE
+from raytrain.evaluation.gallery import DISAGREEMENT_SCALE, PICTURE_PX, compare
+from raytrain.evaluation.page import Comparison, Gallery
+from raytrain.evaluation.pictures import MASK_LEGEND, TRUE_COLOUR_BANDS, read_picture_mask, read_picture_values
 from raytrain.imagery.scene_reader import open_scene
 from raytrain.scoring.causes import without_queries
 from raytrain.scoring.destination import Scoring
@@ -33,14 +24,9 @@ from raytrain.scoring.source_again import baseline_again, source_again
 from raytrain.scoring.totals import Item, Totals
 from raytrain.scoring.work import layers_of
 
-PICTURE_PX = 384
 EACH = 3
 PICTURES_S = 60.0
 """How long sources are read for pictures; what comes later is shown without true colour."""
-DISAGREEMENT_SHOWN = 0.25
-"""Disagreement that has the last colour, as has more: members of which a third says cloud have 0.47, most pixels none.
-"""
-CLEAR_COLOUR, CLOUD_COLOUR, NO_DATA_COLOUR = (40, 44, 52), (240, 240, 240), (120, 124, 132)
 
 
 def choose(totals: Totals) -> list[tuple[str, Item]]:
@@ -74,15 +60,11 @@ def make_gallery(
     pictures, problems = [], []
     for word, item in chosen:
         try:
-            png, missing = artist.draw(item)
+            pictures.append(artist.draw(item, f"{word}: {item.item_id}, {_numbers(item)}"))
         except (RaytrainError, OSError) as error:
             problems.append(DataError(item.item_id, without_queries(first_line(error))))
-            continue
-        caption = f"{word}: {item.item_id}, {_numbers(item)}"
-        if missing:
-            caption += f" (no true colour: {without_queries(missing)})"
-        pictures.append(Picture(png, f"{item.item_id}: cloud mask, {_numbers(item)}", caption))
-    return Gallery(pictures, tuple(artist.legend), "Some items", artist.caption), problems
+    scales = (DISAGREEMENT_SCALE,) if "disagreement" in layers_of(scoring).kinds else ()
+    return Gallery(pictures, MASK_LEGEND, "Some items", "All averaged down.", scales), problems
 
 
 def _numbers(item: Item) -> str:
@@ -93,48 +75,30 @@ def _numbers(item: Item) -> str:
 
 @dataclass
 class _Artist:
-    """Draws items until `until` (of a monotonic clock), and knows which colours it used."""
+    """Draws items until `until` (of a monotonic clock); `away` says why no more sources are read."""
 
     uri: str
     scoring: Scoring
     until: float
     away: str = ""
-    _colours: dict[str, Colour] = field(default_factory=dict)
-    _with_disagreement: bool = False
 
-    @property
-    def legend(self) -> list[tuple[Colour, str]]:
-        """The colours that were used, and what they mean."""
-        scale = [(_bytes(0.0), "members agree"), (_bytes(1.0), f"disagreement {DISAGREEMENT_SHOWN:g} or more")]
-        return [(colour, text) for text, colour in self._colours.items()] + (scale if self._with_disagreement else [])
-
-    @property
-    def caption(self) -> str:
-        """What the panels of a picture are."""
-        last = ", and the standard deviation of the members' probabilities" if self._with_disagreement else ""
-        return f"From left to right: true colour, the same with the mask outlined{last}. All averaged down."
-
-    def draw(self, item: Item) -> tuple[bytes, str]:
-        """Return a PNG, and why it has no true colour; raise for an item whose mask can't be read."""
+    def draw(self, item: Item, caption: str) -> Comparison:
+        """Return the panels of an item, the caption with why it has no true colour; raise if its mask can't be read."""
         layers = layers_of(self.scoring)
         mask = read_picture_mask(storage.join(self.uri, layers.layer("mask").key(item.item_id)), PICTURE_PX)
-        beside = []
+        disagreement = None
         if "disagreement" in layers.kinds:
-            layer = layers.layer("disagreement")
-            stored = read_picture_layer(storage.join(self.uri, layer.key(item.item_id)), PICTURE_PX)
-            valid = stored != layer.nodata if layer.dtype == "uint8" else ~np.isnan(stored.astype(np.float32))
-            beside = [_scaled(stored.astype(np.float32) * layer.scale, valid)]
-            self._with_disagreement = True
+            key = layers.layer("disagreement").key(item.item_id)
+            disagreement = read_picture_values(storage.join(self.uri, key), PICTURE_PX)
+        pixels, missing = None, ""
         try:
             pixels = self._pixels(item, mask.shape)
         except StoreOutOfReach as error:
-            self.away = f"a store does not answer: {first_line(error)}"
-            return self._masks(mask, beside), self.away
+            self.away = missing = f"a store does not answer: {first_line(error)}"
         except (RaytrainError, OSError) as error:
-            found = error.found if isinstance(error, DataError) else first_line(error)
-            return self._masks(mask, beside), found
-        self._colours["cloud by the mask"] = PREDICTION_COLOUR
-        return picture_of_chip(pixels, TRUE_COLOUR_BANDS, mask, max_px=PICTURE_PX, beside=beside), ""
+            missing = error.found if isinstance(error, DataError) else first_line(error)
+        why = f" (no true colour: {without_queries(missing)})" if missing else ""
+        return compare(item.item_id, f"{caption}{why}", mask, None, pixels, disagreement)
 
     def _pixels(self, item: Item, shape: tuple[int, ...]) -> NDArray[np.uint16]:
         if self.away:
@@ -152,22 +116,3 @@ class _Artist:
             pixels = reader.read_small(PICTURE_PX).pixels
         assert pixels.shape[1:] == shape, "the mask has the size of its source"
         return pixels
-
-    def _masks(self, mask: NDArray[np.uint8], beside: Sequence[NDArray[np.uint8]]) -> bytes:
-        self._colours |= {"cloud": CLOUD_COLOUR, "clear": CLEAR_COLOUR, "no data": NO_DATA_COLOUR}
-        picture = np.full((*mask.shape, 3), CLEAR_COLOUR, np.uint8)
-        picture[mask == LABEL_CLOUD] = CLOUD_COLOUR
-        picture[mask == LABEL_IGNORE] = NO_DATA_COLOUR
-        return picture_of_panels([picture, *beside], PICTURE_PX)
-
-
-def _scaled(values: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Return disagreement `[H, W]` in colours `[H, W, 3]`, that of no data where `valid` is not."""
-    colours = np.array([_bytes(step / 255) for step in range(256)], np.uint8)
-    steps = np.clip(np.nan_to_num(values) / DISAGREEMENT_SHOWN * 255, 0, 255).astype(np.uint8)
-    return np.where(valid[..., None], colours[steps], np.array(NO_DATA_COLOUR, np.uint8))
-
-
-def _bytes(fraction: float) -> Colour:
-    red, green, blue, _ = shade(fraction)
-    return round(red * 255), round(green * 255), round(blue * 255)

@@ -15,16 +15,16 @@ from raytrain.evaluation.intervals import FEW_LOCATIONS, LEVEL, Interval
 from raytrain.evaluation.page import (
     Bar,
     Cell,
+    Comparison,
     Figure,
     Gallery,
     Page,
-    Picture,
     Problems,
     Shown,
     Table,
     version_facts,
 )
-from raytrain.evaluation.pictures import Colour
+from raytrain.evaluation.pictures import AGREEMENT_LEGEND
 from raytrain.evaluation.report import EMPTY_UNION_TEXT
 from raytrain.evaluation.results import Problem
 from raytrain.evaluation.training_figures import training_plots
@@ -38,15 +38,11 @@ _DASH = "-"
 
 @dataclass(frozen=True)
 class TilePictures:
-    """Pictures of validation tiles, what could not be drawn, and, where there are none at all, why.
+    """Pictures of validation tiles, what could not be drawn, and, where there are none at all, why."""
 
-    `legend` names the colours that are drawn in them.
-    """
-
-    pictures: Sequence[Picture] = ()
+    pictures: Sequence[Comparison] = ()
     problems: Sequence[Problem] = ()
     why_none: str = ""
-    legend: Sequence[tuple[Colour, str]] = ()
 
 
 def training_page(
@@ -206,7 +202,7 @@ def _location_table(results: TrainingResults) -> Table:
 
 def _gallery(tiles: TilePictures) -> Gallery:
     caption = "As a run's net alone predicts them, at its best epoch and without flips."
-    return Gallery(tiles.pictures, tiles.legend, "Validation tiles: worst, median and best", caption)
+    return Gallery(tiles.pictures, AGREEMENT_LEGEND, "Validation tiles: worst, median and best", caption)
 
 
 def _restart_table(runs: Sequence[TrainingRun]) -> Table:
