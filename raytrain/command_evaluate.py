@@ -34,6 +34,8 @@ class Evaluate(ClusterCommand):
     """Columns by whose values chips are parted, beside cloud fraction and month."""
     images: str | None = None
     """The scored chips or scenes, for the pictures of the report."""
+    ensemble: str | None = None
+    """The ensemble that made the predictions: its model card gets the scores."""
     allow: tuple[str, ...] = ()
     """Kinds of oddities to leave out instead of scoring nothing: missing-prediction, missing-label, size, place,
     values, unreadable, metadata. With `probabilities`, maps in the place of masks are read as such."""
@@ -55,7 +57,11 @@ class Evaluate(ClusterCommand):
         from raytrain.cluster.evaluate import EvaluateJob, evaluate
 
         uris = {name: getattr(self, name) for name in ("predictions", "labels", "metadata", "out")}
-        uris |= {name: getattr(self, name) for name in ("against", "where_metadata", "images") if getattr(self, name)}
+        uris |= {
+            name: getattr(self, name)
+            for name in ("against", "where_metadata", "images", "ensemble")
+            if getattr(self, name)
+        }
         values = {name: storage.normalise(uri) for name, uri in uris.items()}
         same = ("where", "by", "threshold", "scale", "edge_px", "empty_union_rule", "resamples", "seed")
         job = parse(EvaluateJob, {**values, **{name: getattr(self, name) for name in same}, "allowed": self.allow})
@@ -70,12 +76,15 @@ class Evaluate(ClusterCommand):
             return EXIT_DATA_WRONG
         if not self.json_output:
             print_scores(found)
-        self._print(found.model_dump(mode="json"), [f"metrics: {report.metrics_uri}", f"report: {report.page_uri}"])
+        lines = [f"metrics: {report.metrics_uri}", f"report: {report.page_uri}"]
+        lines += [f"model card: {report.card_uri}"] if report.card_uri else []
+        self._print(found.model_dump(mode="json"), lines)
         return EXIT_DATA_WRONG if report.problems else EXIT_DONE
 
     def uris(self) -> list[str]:
         """Return the inputs and the destination."""
         named = (self.predictions, self.labels, self.metadata, self.where_metadata, self.out, self.images, self.against)
+        named += (self.ensemble,)
         return [uri for uri in named if uri]
 
 

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from raytrain import storage
 from raytrain.cluster import session
 from raytrain.cluster.tasks import run_tasks
+from raytrain.cluster.train_report import write_card
 from raytrain.config import EmptyUnionRule, Fraction, Settings
 from raytrain.errors import ConfigError, DataError
 from raytrain.evaluation.evaluation import evaluation_of
@@ -20,12 +21,13 @@ from raytrain.evaluation.masks import Pair, Reading
 from raytrain.evaluation.oddities import KINDS, PROBABILITIES, Oddity, not_allowed
 from raytrain.evaluation.page import Gallery
 from raytrain.evaluation.predictions import PredictionSet, find_predictions, pair_up
-from raytrain.evaluation.report import evaluation_page, subjects_of
+from raytrain.evaluation.report import card_evaluation, evaluation_page, subjects_of
 from raytrain.evaluation.resampling import RESAMPLES
 from raytrain.evaluation.results import METRICS_NAME, Evaluation, Inputs, write_metrics
 from raytrain.evaluation.slices import Column, columns_of, read_columns
 from raytrain.evaluation.tables import TABLES, write_tables
 from raytrain.evaluation.tally import Tally, count_pairs, joined
+from raytrain.scoring.manifest import ensemble_folder, read_manifest
 from raytrain.tiles.metadata import BadRow, Metadata, read_metadata
 
 PAIRS_PER_TASK = 32
@@ -38,7 +40,7 @@ class EvaluateJob(Settings):
     The columns of `where` and `by` are those of `where_metadata`, too, if it is given. `against` is another set of
     predictions, compared with the first in pairs. `threshold` makes masks of maps; None takes masks as they are, and
     0.5 for maps. `allowed` names kinds of oddities (`oddities.KINDS`); any other leaves no scores. `images` names the
-    scored chips or scenes, for the pictures of the page.
+    scored chips or scenes, for the pictures of the page. `ensemble` made the predictions: its model card gets the scores.
     """
 
     predictions: str
@@ -50,6 +52,7 @@ class EvaluateJob(Settings):
     where_metadata: str | None = None
     by: tuple[str, ...] = ()
     images: str | None = None
+    ensemble: str | None = None
     empty_union_rule: EmptyUnionRule = "one"
     threshold: Fraction | None = None
     scale: float | None = Field(default=None, gt=0)
@@ -96,6 +99,7 @@ class EvaluateReport:
     refused: tuple[str, ...] = ()
     metrics_uri: str | None = None
     page_uri: str | None = None
+    card_uri: str | None = None
     gallery: Gallery | None = None
 
 
@@ -114,7 +118,10 @@ def evaluate(
     sets = [find_predictions(uri) for uri in (job.predictions, job.against) if uri is not None]
     pairs, oddities = pair_up(sets, job.labels, metadata.rows)
     oddities += [Oddity("metadata", problem.subject, problem.found) for problem in metadata.problems]
-    uris = [job.predictions, job.labels, job.metadata, job.out, *([job.against] if job.against else [])]
+    if job.ensemble is not None:
+        _check_ensemble(job.ensemble, sets[0])
+    named = (job.predictions, job.labels, job.metadata, job.out, job.against, job.ensemble)
+    uris = [uri for uri in named if uri is not None]
     tallies, odd = _count(job, cluster, uris, pairs, [_reading(job, each) for each in sets], on_progress)
     oddities += odd
     _remove_earlier(job.out)
@@ -214,7 +221,23 @@ def _written(
     page = evaluation_page(evaluation, "Cloud masks against labels", gallery)
     storage.write_bytes(page_uri, render_page(page).encode())
     metrics_uri = write_metrics(job.out, evaluation)
-    return EvaluateReport(evaluation, problems, (), metrics_uri, page_uri, gallery)
+    card_uri = None
+    if job.ensemble is not None:
+        card_uri = write_card(ensemble_folder(job.ensemble), card_evaluation(evaluation))
+    return EvaluateReport(evaluation, problems, (), metrics_uri, page_uri, card_uri, gallery)
+
+
+def _check_ensemble(uri: str, predictions: PredictionSet) -> None:
+    """Raise `ConfigError` unless the ensemble at `uri`, or one fold of it, made the predictions."""
+    if predictions.scoring is None:
+        raise ConfigError(f"{predictions.uri}: not made by `raytrain score`, so no ensemble's card can have its scores")
+    manifest = read_manifest(uri)
+    if predictions.scoring.ensemble != manifest.of_fold(None).nets_digest() and (
+        predictions.scoring.ensemble != manifest.nets_digest()
+    ):
+        raise ConfigError(
+            f"{predictions.uri}: not made by the nets of {uri}, as they are now, of all or the lowest fold"
+        )
 
 
 def _chosen(job: EvaluateJob) -> Metadata:

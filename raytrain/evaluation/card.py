@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from pydantic import BaseModel, ConfigDict
-
 from raytrain.config import RANDOM_WEIGHTS, TIMM_WEIGHTS
+from raytrain.evaluation.card_scores import CardEvaluation
 from raytrain.evaluation.intervals import FEW_LOCATIONS, LEVEL
 from raytrain.evaluation.page import version_facts
 from raytrain.evaluation.report import EMPTY_UNION_TEXT
@@ -19,37 +18,6 @@ from raytrain.scoring.manifest import EnsembleManifest, TrainedMember
 
 CARD_FILE = "model-card.md"
 _UNKNOWN = "unknown"
-
-
-class _Row(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class CardScore(_Row):
-    """A headline score of a whole ensemble by its name, with the ends of its interval if it has one."""
-
-    name: str
-    value: float
-    low: float | None = None
-    high: float | None = None
-
-
-class CardLocation(_Row):
-    """The score of a whole ensemble at one location, with the ends of its interval if it has one."""
-
-    name: str
-    iou: float
-    low: float | None = None
-    high: float | None = None
-    num_chips: int
-
-
-class CardEvaluation(_Row):
-    """What an evaluation of the masks of a whole ensemble found; `labels` says against what."""
-
-    labels: str
-    scores: tuple[CardScore, ...]
-    locations: tuple[CardLocation, ...]
 
 
 def model_card(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from raytrain.config import EmptyUnionRule
+from raytrain.evaluation.card_scores import CardEvaluation, CardLocation, CardScore
 from raytrain.evaluation.figures import plots_of
 from raytrain.evaluation.gallery import Source, Subject, choose
 from raytrain.evaluation.intervals import LEVEL, trust_text
@@ -82,6 +83,20 @@ def subjects_of(tally: Tally, pairs: Mapping[str, Pair], images: Mapping[str, So
             )
         )
     return subjects
+
+
+def card_evaluation(evaluation: Evaluation) -> CardEvaluation:
+    """Return what the model card of an ensemble says of an evaluation of its masks."""
+    scores = []
+    for name, text in SCORE_NAMES.items():
+        value, ends = getattr(evaluation, name), evaluation.intervals[name]
+        if value is not None:
+            low, high = (None, None) if ends is None else (ends.low, ends.high)
+            scores.append(CardScore(name=text, value=value, low=low, high=high))
+    locations = [
+        CardLocation(name=name, iou=each.iou, num_chips=each.num_chips) for name, each in evaluation.locations.items()
+    ]
+    return CardEvaluation(labels=evaluation.inputs.labels, scores=tuple(scores), locations=tuple(locations))
 
 
 def score_figures(evaluation: Evaluation) -> list[Figure]:

@@ -13,7 +13,6 @@ from PIL import Image
 
 from raytrain.cluster.tile_pictures import (
     NOT_MADE,
-    PICTURE_PX,
     PICTURES_FILE,
     RunPictures,
     TilePicture,
@@ -23,7 +22,6 @@ from raytrain.cluster.tile_pictures import (
 )
 from raytrain.config import ShardSettings
 from raytrain.errors import ConfigError
-from raytrain.evaluation.pictures import AGREEMENT_LEGEND, LABEL_COLOUR, OUTLINE_LEGEND, PREDICTION_COLOUR
 from raytrain.evaluation.training_results import TrainingResults, TrainingRun
 from raytrain.scoring.manifest import read_manifest
 from raytrain.tiles.reader import TileReader, read_index
@@ -64,12 +62,13 @@ def test_tiles_are_drawn_and_one_that_is_gone_costs_its_picture(shards: Path, tm
     found = draw(picture_work(folder, results, results.runs[0], use_gpu=False))
     assert [each.tile for each in found.pictures] == [tiles[0], tiles[2]]
     assert found.problems == (("tile gone", f"not among the shards at {shards} any more"),)
-    assert found.is_true_colour
     for each in found.pictures:
-        picture = np.array(Image.open(io.BytesIO(base64.b64decode(each.png))).convert("RGB"))
-        assert picture.shape[1] > 2 * picture.shape[0] - 8
-        assert picture.shape[0] <= PICTURE_PX + 4
-        assert any((picture == colour).all(-1).any() for colour in (LABEL_COLOUR, PREDICTION_COLOUR))
+        names = [name for name, _ in each.panels]
+        assert names == ["True colour", "Label", "Prediction", "Where they differ"]
+        sizes = {Image.open(io.BytesIO(base64.b64decode(image))).size for _, image in each.panels}
+        assert len(sizes) == 1, "panels of one size"
+        label = np.array(Image.open(io.BytesIO(base64.b64decode(each.panels[1][1]))).convert("RGB"))
+        assert len(np.unique(label.reshape(-1, 3), axis=0)) >= 2, "cloud and clear"
     assert found.weights_sha256 == results.runs[0].weights_sha256
 
 
@@ -81,10 +80,10 @@ def test_shards_without_the_visible_bands_have_pictures_of_the_masks(chips: Path
     ids = TileReader(str(tmp_path / "shards"), ()).tile_ids
     results = results_of(folder, tmp_path / "shards", (TileScore(ids[0], 0.1, "worst"),))
     found = draw(picture_work(folder, results, results.runs[0], use_gpu=False))
-    assert not found.is_true_colour
     assert len(found.pictures) == 1
     keep(tmp_path / "ensemble", results.runs[0], found)
-    assert read_pictures(folder, results.runs, {}).legend == AGREEMENT_LEGEND
+    (picture,) = read_pictures(folder, results.runs, {}).pictures
+    assert [panel.caption for panel in picture.panels] == ["Label", "Prediction", "Where they differ"]
 
 
 def test_weights_that_are_not_those_of_the_run_are_refused(shards: Path, tmp_path: Path) -> None:
@@ -103,12 +102,12 @@ def keep(folder: Path, run: TrainingRun, pictures: RunPictures) -> None:
 def many(run: TrainingRun) -> RunPictures:
     """Return three pictures of each group, without anything in them."""
     pictures = tuple(
-        TilePicture(tile=TileScore(f"{group}{i}", 0.1 * i, group), location="lake", png="")
+        TilePicture(tile=TileScore(f"{group}{i}", 0.1 * i, group), location="lake", panels=())
         for group in ("worst", "median", "best")
         for i in range(3)
     )
     sha256 = run.weights_sha256 or ""
-    return RunPictures(weights_sha256=sha256, is_true_colour=True, pictures=pictures, problems=())
+    return RunPictures(weights_sha256=sha256, pictures=pictures, problems=())
 
 
 def test_a_page_has_few_pictures_of_the_first_runs(shards: Path, tmp_path: Path) -> None:
@@ -119,7 +118,6 @@ def test_a_page_has_few_pictures_of_the_first_runs(shards: Path, tmp_path: Path)
         keep(tmp_path, run, many(run))
     alone = read_pictures(str(tmp_path), runs[:1], {})
     assert len(alone.pictures) == 9
-    assert alone.legend == OUTLINE_LEGEND
     found = read_pictures(str(tmp_path), runs, {})
     assert [picture.caption.split(",")[0] for picture in found.pictures] == [
         "worst: worst0",
