@@ -51,6 +51,7 @@ class MemoryReader:
     def __init__(self) -> None:
         self.shapes = [(64, 64) if i % 3 else (70, 90) for i in range(10)]
         self.locations = [f"place{i % 4}" for i in range(10)]
+        self.tile_ids = [f"tile{i}" for i in range(10)]
 
     def read(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         generator = np.random.default_rng(i)
