@@ -83,9 +83,9 @@ class Evaluate(ClusterCommand):
 
     def uris(self) -> list[str]:
         """Return the inputs and the destination."""
-        named = (self.predictions, self.labels, self.metadata, self.where_metadata, self.out, self.images, self.against)
-        named += (self.ensemble,)
-        return [uri for uri in named if uri]
+        named = (self.predictions, self.labels, self.metadata, self.out)
+        given = (self.against, self.where_metadata, self.images, self.ensemble)
+        return [*named, *(uri for uri in given if uri)]
 
 
 def print_scores(found: Any) -> None:

@@ -27,7 +27,8 @@ from raytrain.evaluation.results import METRICS_NAME, Evaluation, Inputs, write_
 from raytrain.evaluation.slices import Column, columns_of, read_columns
 from raytrain.evaluation.tables import TABLES, write_tables
 from raytrain.evaluation.tally import Tally, count_pairs, joined
-from raytrain.scoring.manifest import ensemble_folder, read_manifest
+from raytrain.scoring.destination import SCORING_FILE
+from raytrain.scoring.manifest import ENSEMBLE_FILE, ensemble_folder, read_manifest
 from raytrain.tiles.metadata import BadRow, Metadata, read_metadata
 
 PAIRS_PER_TASK = 32
@@ -40,7 +41,7 @@ class EvaluateJob(Settings):
     The columns of `where` and `by` are those of `where_metadata`, too, if it is given. `against` is another set of
     predictions, compared with the first in pairs. `threshold` makes masks of maps; None takes masks as they are, and
     0.5 for maps. `allowed` names kinds of oddities (`oddities.KINDS`); any other leaves no scores. `images` names the
-    scored chips or scenes, for the pictures of the page. `ensemble` made the predictions: its model card gets the scores.
+    scored chips or scenes, for the pictures of the page. `ensemble` made the predictions: its card gets the scores.
     """
 
     predictions: str
@@ -112,6 +113,7 @@ def evaluate(
     evaluation go, so that nobody takes them for this one's. Raises `ConfigError` where not one prediction has a label,
     and for settings that nothing can be done with.
     """
+    _check_out(job.out)
     metadata = _chosen(job)
     read = read_columns([uri for uri in (job.metadata, job.where_metadata) if uri], job.by)
     images = find_images(job.images) if job.images else None
@@ -227,6 +229,13 @@ def _written(
     return EvaluateReport(evaluation, problems, (), metrics_uri, page_uri, card_uri, gallery)
 
 
+def _check_out(out: str) -> None:
+    """Raise `ConfigError` for a folder that has a report of another command."""
+    for name, what in ((SCORING_FILE, "masks of `raytrain score`"), (ENSEMBLE_FILE, "an ensemble")):
+        if storage.exists(storage.join(out, name)):
+            raise ConfigError(f"{out} holds {what} and their report; give the scores a folder of their own")
+
+
 def _check_ensemble(uri: str, predictions: PredictionSet) -> None:
     """Raise `ConfigError` unless the ensemble at `uri`, or one fold of it, made the predictions."""
     if predictions.scoring is None:
@@ -235,9 +244,7 @@ def _check_ensemble(uri: str, predictions: PredictionSet) -> None:
     if predictions.scoring.ensemble != manifest.of_fold(None).nets_digest() and (
         predictions.scoring.ensemble != manifest.nets_digest()
     ):
-        raise ConfigError(
-            f"{predictions.uri}: not made by the nets of {uri}, as they are now, of all or the lowest fold"
-        )
+        raise ConfigError(f"{predictions.uri}: not made by the nets of {uri}, as they are now (all or the lowest fold)")
 
 
 def _chosen(job: EvaluateJob) -> Metadata:

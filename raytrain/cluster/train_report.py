@@ -17,7 +17,8 @@ from raytrain.cluster.runs import RUN_FILE, RunSettings
 from raytrain.cluster.tile_pictures import read_pictures
 from raytrain.config import Settings, parse
 from raytrain.errors import ConfigError, RaytrainError, first_line
-from raytrain.evaluation.card import CARD_FILE, CardEvaluation, model_card
+from raytrain.evaluation.card import CARD_FILE, model_card
+from raytrain.evaluation.card_scores import CardEvaluation
 from raytrain.evaluation.html import render_page
 from raytrain.evaluation.page import version_facts
 from raytrain.evaluation.trained_on import describe_shards

@@ -13,7 +13,8 @@ import pytest
 from raytrain.cluster.runs import RunSettings
 from raytrain.cluster.train_report import write_card
 from raytrain.errors import ConfigError
-from raytrain.evaluation.card import CardEvaluation, CardLocation, CardScore, model_card
+from raytrain.evaluation.card import model_card
+from raytrain.evaluation.card_scores import CardEvaluation, CardLocation, CardScore
 from raytrain.evaluation.trained_on import FoldContent, TrainedOn, describe_shards
 from raytrain.evaluation.training_results import TrainingRun
 from raytrain.scoring.manifest import EnsembleManifest, read_manifest, write_manifest
