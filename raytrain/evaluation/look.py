@@ -151,7 +151,7 @@ thead button::after { content: ""; flex: none; width: .5em; height: .8em; backgr
 [aria-sort=descending] button::after { clip-path: polygon(50% 100%, 100% 58%, 0 58%); }
 .number button { flex-direction: row-reverse; }
 tbody tr:hover > * { background: var(--panel); }
-tbody th { overflow-wrap: anywhere; min-width: 7rem; }
+tbody th { overflow-wrap: anywhere; min-width: 9rem; }
 tr { break-inside: avoid; }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 thead .number { white-space: normal; }
@@ -207,7 +207,8 @@ figcaption { color: var(--quiet); font-size: .875rem; line-height: 1.4; margin-t
   .facts div { grid-template-columns: 1fr; gap: 0; }
   th, td { padding: .4375rem .5rem; }
   thead button { padding: .375rem 0; }
-  td.bar { min-width: 8rem; } }
+  td.bar { min-width: 8rem; }
+  tbody th { min-width: 7rem; } }
 @media print {
   :root { color-scheme: light; --page: #ffffff; --text: #000000; --quiet: #444444; --line: #cccccc; --panel: #ffffff;
     --accent: #1f6feb; --track: #eeeeee; --warn: #9a4b00;
