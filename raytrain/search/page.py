@@ -8,7 +8,7 @@ from typing import Any
 
 from raytrain.config import flat
 from raytrain.evaluation.intervals import FEW_LOCATIONS
-from raytrain.evaluation.page import Cell, Figure, Page, Table, version_facts
+from raytrain.evaluation.page import Cell, Figure, Page, Shown, Table, version_facts
 from raytrain.search.figures import plots_of
 from raytrain.search.finals import verdict_text
 from raytrain.search.outcome import Results
@@ -66,8 +66,9 @@ def _figures(results: Results) -> list[Figure]:
     verdict = results.verdict
     if verdict is not None and verdict.difference is not None:
         found = verdict.difference
-        text = f"95 % interval {found.low:+.4f} to {found.high:+.4f}, over {verdict.num_locations} locations kept back."
-        figures.append(Figure("Winner minus original", f"{found.value:+.4f}", text))
+        text = f"IoU by location, over {verdict.num_locations} locations kept back."
+        interval = f"{found.low:+.4f} to {found.high:+.4f}, 95 %"
+        figures.append(Figure("Winner minus original", f"{found.value:+.4f}", text, interval))
     hours = Figure("Cost", f"{results.rank_hours:.2f} h", "Rank-hours of all trials: GPU-hours where ranks have GPUs.")
     return [*figures, hours]
 
@@ -112,14 +113,14 @@ def _trials(settings: SearchSettings, trials: Sequence[Trial]) -> Table:
         cells: list[Cell] = [
             name,
             STATES[trial.state],
-            _or_dash(trial.score),
-            "" if trial.best is None else str(trial.best.epoch),
-            f"{len(trial.epochs)} of {trial.num_epochs}",
-            f"{trial.seconds:.0f} s",
-            f"{share:.0%}",
+            trial.score,
+            None if trial.best is None else trial.best.epoch,
+            Shown(len(trial.epochs), f"{len(trial.epochs)} of {trial.num_epochs}"),
+            Shown(trial.seconds, f"{trial.seconds:.0f} s"),
+            Shown(share, f"{share:.0%}"),
         ]
         cause = "; ".join(filter(None, [trial.cause, *(f"restarted: {each}" for each in trial.restarts)]))
-        rows.append([*cells, *(_text(trial.point[path]) for path in paths), cause])
+        rows.append([*cells, *(_cell(trial.point[path]) for path in paths), cause])
     caption = "Weights of the loss as they were drawn; they are scaled to the sum of the original's for training."
     return Table("All trials", headers, rows, caption if set(paths) & set(WEIGHTS) else "")
 
@@ -160,6 +161,12 @@ def _text(value: Any) -> str:
     if isinstance(value, float):
         return "off" if value == 0 else f"{value:.4g}"
     return str(value)
+
+
+def _cell(value: Any) -> Cell:
+    """Return the value of a setting, sorted as a number if it is one."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return Shown(value, _text(value)) if is_number else None if value is None else _text(value)
 
 
 def _or_dash(value: float | None) -> str:
