@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from numpy.typing import NDArray
 
 from raytrain.evaluation.page import Plot
-from raytrain.evaluation.plots import ACCENT, QUIET, drawing, shade, svg_of
+from raytrain.evaluation.plots import ACCENT, QUIET, drawing, shade, svg_of, time_unit
 from raytrain.scoring.course import Course, Timeline
 from raytrain.scoring.totals import BINS, Totals
 
@@ -31,7 +31,7 @@ def progress_plot(course: Course) -> Plot | None:
     with drawing():
         figure = Figure((_WIDE, _HIGH))
         axes = figure.subplots()
-        unit_s, unit = _unit(course.seconds)
+        unit_s, unit = time_unit(course.seconds)
         bin_s, rates = _rates(course.timeline)
         _draw_hosts(axes, bin_s / unit_s, rates)
         top = max(float(np.sum(list(rates.values()), axis=0).max()), 1e-9)
@@ -135,9 +135,3 @@ def _draw_failures(axes: Axes, timeline: Timeline, unit_s: float, top: float) ->
             axes.plot(places, np.full(len(bins), top * at), mark, color=colour, markersize=5, label=label)
             drawn = True
     return drawn
-
-
-def _unit(seconds: float) -> tuple[float, str]:
-    if seconds > 2 * 3600:
-        return 3600.0, "hours"
-    return (60.0, "minutes") if seconds > 120 else (1.0, "seconds")

@@ -18,6 +18,7 @@ from raytrain.scoring.causes import without_queries
 from raytrain.scoring.course import Course, Worker
 from raytrain.scoring.destination import Scoring
 from raytrain.scoring.totals import Item, Totals
+from raytrain.training.progress import duration
 
 HOSTS_SHOWN = 50
 CAUSES_SHOWN = 30
@@ -300,19 +301,6 @@ def counted_px(pixels: float) -> str:
         if pixels >= size:
             return f"{pixels / size:.3g} {unit}" if pixels < 999.5 * size else f"{pixels / size:,.0f} {unit}"
     return f"{pixels / 1e6:.2g} Mpx"
-
-
-def duration(seconds: float) -> str:
-    """Return a time as people say it: its two largest units."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    minutes = round(seconds / 60)
-    if minutes < 48 * 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes // 1440} d {minutes % 1440 // 60} h"
 
 
 def _moment(seconds: float) -> str:

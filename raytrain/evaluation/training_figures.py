@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from raytrain.evaluation.page import Plot
-from raytrain.evaluation.plots import drawing, shade, svg_of
+from raytrain.evaluation.plots import drawing, shade, svg_of, time_unit
 from raytrain.evaluation.training_results import EpochResult, TrainingRun
 
 _WIDE, _HIGH = 8.6, 3.0
@@ -19,7 +19,6 @@ _DASHES = ("-", "--", ":", "-.")
 _LEGEND_COLUMNS = 4
 _FIRST, _SPAN = 0.22, 0.66
 """The part of the scale of colours in which thin lines are seen on light and dark pages."""
-_UNITS = ((2 * 3600.0, 3600.0, "hours"), (120.0, 60.0, "minutes"), (0.0, 1.0, "seconds"))
 """From so many seconds on, how many of them are one, and its name."""
 
 
@@ -95,7 +94,7 @@ def _throughput(lines: Sequence[_Line]) -> Plot:
     figure = Figure((_WIDE, 4.2), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True)
     longest = max(epoch.seconds for line in lines for epoch in line.run.epochs)
-    _, unit_s, unit = next(each for each in _UNITS if longest >= each[0])
+    unit_s, unit = time_unit(longest)
     restarts = [(line, each.seconds) for line in lines for each in line.run.restarts if each.seconds is not None]
     for line in lines:
         at = [each.seconds / unit_s for each in line.run.epochs]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raytrain.config import flat
-from raytrain.evaluation.intervals import FEW_LOCATIONS, LEVEL, Interval
+from raytrain.evaluation.intervals import FEW_LOCATIONS, LEVEL, Interval, trust_text
 from raytrain.evaluation.page import (
     Bar,
     Cell,
@@ -45,15 +45,13 @@ class TilePictures:
     why_none: str = ""
 
 
-def training_page(
-    results: TrainingResults, tiles: TilePictures | None = None, score_interval: Interval | None = None
-) -> Page:
-    """Return the page of a training; `score_interval` stands beside the validation score by location."""
+def training_page(results: TrainingResults, tiles: TilePictures | None = None) -> Page:
+    """Return the page of a training."""
     tiles = tiles or TilePictures()
     return Page(
         title=f"Training: {results.experiment}",
         subtitle=_subtitle(results),
-        figures=_figures(results.totals, score_interval),
+        figures=_figures(results.totals, results.score_interval),
         note=" ".join(filter(None, [_score_note(results), tiles.why_none])),
         parts=[
             *training_plots(results.runs),
@@ -106,11 +104,11 @@ def _score_figures(totals: Totals, interval: Interval | None) -> list[Figure]:
     if totals.iou_location_weighted is None:
         return []
     of = f"Mean over {_counted(totals.num_scored, 'run')}"
-    sure = "" if interval is None else f" {LEVEL:.0%} interval {interval.low:.4f} to {interval.high:.4f}."
     by_location = Figure(
         "Validation IoU by location",
         f"{totals.iou_location_weighted:.4f}",
-        f"{of}: each at its best epoch, each location counted once.{sure}",
+        f"{of}: each at its best epoch, each location counted once.",
+        "" if interval is None else f"{interval.low:.4f} to {interval.high:.4f}, {LEVEL:.0%}",
     )
     if totals.iou_pooled is None:
         return [by_location]
@@ -128,7 +126,7 @@ def _score_note(results: TrainingResults) -> str:
     )
     count = len(results.locations)
     if 0 < count < FEW_LOCATIONS:
-        texts.append(f"With only {_counted(count, 'location')}, others could move it much.")
+        texts.append(trust_text(count))
     return " ".join(texts)
 
 

@@ -11,11 +11,14 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from raytrain.config import EmptyUnionRule, MemberSettings
+from raytrain.evaluation.intervals import Interval
+from raytrain.evaluation.resampling import Ratio, intervals
 from raytrain.training.metrics import LocationScore, TileScore
 
 State = Literal["done", "failed", "not finished", "not begun"]
@@ -182,6 +185,14 @@ class TrainingResults:
         ]
         return sorted(rows, key=lambda row: (row.iou, row.name))
 
+    @property
+    def score_interval(self) -> Interval | None:
+        """The interval of the score by location, where all runs that have one were validated on the same locations."""
+        names = [set(run.locations) for run in self.runs if run.locations]
+        if not names or any(each != names[0] for each in names):
+            return None
+        return intervals([Ratio.mean(np.array([row.iou for row in self.locations]))])[0]
+
 
 def results_json(results: TrainingResults, versions: Sequence[tuple[str, str]]) -> str:
     """Return the text of `report.json`: what the page shows, as numbers, and all that they come from."""
@@ -191,6 +202,7 @@ def results_json(results: TrainingResults, versions: Sequence[tuple[str, str]]) 
         "shards_digest": results.shards_digest,
         "ensemble_digest": results.ensemble_digest,
         "figures": asdict(results.totals),
+        "score_interval": None if results.score_interval is None else asdict(results.score_interval),
         "runs": [_run_json(run) for run in results.runs],
         "locations": [asdict(row) for row in results.locations],
         "versions": dict(versions),

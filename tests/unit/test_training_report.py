@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,8 +20,8 @@ from raytrain.cluster.rank import _metrics
 from raytrain.cluster.runs import RunSettings
 from raytrain.cluster.train_report import gather, write_report
 from raytrain.evaluation.html import render_page
-from raytrain.evaluation.intervals import Interval
 from raytrain.evaluation.page import Bar, Gallery, Page, Plot, Problems, Shown, Table
+from raytrain.evaluation.resampling import Ratio, intervals
 from raytrain.evaluation.training_page import TilePictures, training_page
 from raytrain.evaluation.training_results import (
     EpochResult,
@@ -167,9 +168,16 @@ def test_page_tells_scores_locations_restarts_and_failures() -> None:
 
 
 def test_interval_of_the_score_stands_beside_it() -> None:
-    page = training_page(RESULTS, score_interval=Interval(0.55, 0.41, 0.69))
-    assert "0.4100 to 0.6900" in page.figures[0].explanation
-    assert "interval" not in page.figures[1].explanation
+    draw = np.random.default_rng(0)
+    locations = {f"place {i}": LocationScore(float(draw.uniform(0.5, 1)), 0.5, 1, 2, 3) for i in range(30)}
+    runs = tuple(replace(run, locations=locations) for run in RESULTS.runs[:2])
+    same = replace(RESULTS, runs=runs)
+    expected = intervals([Ratio.mean(np.array(sorted(each.iou for each in locations.values())))])[0]
+    assert same.score_interval == expected is not None
+    assert f"{expected.low:.4f} to {expected.high:.4f}" in training_page(same).figures[0].interval
+    assert training_page(same).figures[1].interval == ""
+    other = replace(runs[1], locations=dict(list(locations.items())[:20]))
+    assert replace(RESULTS, runs=(runs[0], other)).score_interval is None, "of other locations"
 
 
 def test_page_is_the_same_text_whenever_it_is_made() -> None:
