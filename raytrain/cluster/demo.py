@@ -111,6 +111,7 @@ def demo(out: Path, cluster: session.Cluster, narrator: Narrator) -> DemoReport:
             metadata=str(folders.unseen / "test_metadata.csv"),
             out=str(folders.scores),
             images=str(folders.unseen),
+            ensemble=str(folders.runs / "main"),
             allowed=("missing-prediction",),  # of a chip that is bad, which the demo says itself
         )
         with narrator.step("evaluate: masks against labels") as on_progress:
@@ -126,6 +127,9 @@ def demo(out: Path, cluster: session.Cluster, narrator: Narrator) -> DemoReport:
         "masks": folders.masks,
         "scene mask": folders.scene_masks,
         "metrics": folders.scores / "metrics.json",
+        "report of the training": folders.runs / "main" / "report.html",
+        "report of the scoring": folders.masks / "report.html",
+        "model card": folders.runs / "main" / "model-card.md",
         "ensemble": folders.runs / "main" / "ensemble.json",
     }
     storage.write_bytes(str(paths["picture"]), picture.image)
@@ -188,11 +192,13 @@ def _tell(narrator: Narrator, news: News) -> None:
 def _score(folders: _Folders, cluster: session.Cluster, narrator: Narrator) -> list[DataError]:
     problems: list[DataError] = []
     ensemble = str(folders.runs / "main")
-    for src, dst, what in (
-        (folders.unseen, folders.masks, "chips of unseen places"),
-        (folders.scenes, folders.scene_masks, "a scene"),
+    # The maps of chips are looked into by the evaluation.
+    looked_into = ScoreSettings(probability="uint8", disagreement="uint8", members="uint8")
+    for src, dst, what, settings in (
+        (folders.unseen, folders.masks, "chips of unseen places", looked_into),
+        (folders.scenes, folders.scene_masks, "a scene", ScoreSettings()),
     ):
-        job = ScoreJob(src=str(src), dst=str(dst), ensemble=ensemble, settings=ScoreSettings())
+        job = ScoreJob(src=str(src), dst=str(dst), ensemble=ensemble, settings=settings)
         with narrator.step(f"score: {what}") as on_progress:
             report = score(job, cluster, partial(_show, on_progress))
         problems += report.problems
