@@ -10,7 +10,9 @@ import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from rasterio.errors import RasterioError
@@ -158,15 +160,24 @@ class _Map:
     def read(self, window: Window) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Return the probabilities of a window `[H, W] float32`, 0 where there is none, and where there is one."""
         pixels = _read(self.source, window, self.uri, "map of probabilities")
+        if pixels.dtype == np.uint8:  # looked up: several times as fast, and the same
+            table, in_table = self._decoded(np.arange(256, dtype=np.uint8))
+            values = np.asarray(cv2.LUT(pixels.view(np.uint8), table), np.float32)
+            given = np.asarray(cv2.LUT(pixels.view(np.uint8), in_table.view(np.uint8))).view(np.bool_)
+        else:
+            values, given = self._decoded(pixels)
+        low, high = float(values.min(initial=0)), float(values.max(initial=0))
+        if low < -TOLERANCE or high > 1 + TOLERANCE:
+            raise Odd("values", self.uri, f"probabilities between {low:.4g} and {high:.4g}, expected 0 to 1")
+        return np.clip(values, 0, 1, out=values), given
+
+    def _decoded(self, pixels: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         nodata = self.source.nodata
         given = ~np.isnan(pixels) if nodata is None or math.isnan(nodata) else (pixels != nodata) & ~np.isnan(pixels)
         values = np.where(given, pixels, 0).astype(np.float32)
         if self._scale != 1 or self._offset:
             values = np.where(given, values * np.float32(self._scale) + np.float32(self._offset), np.float32(0))
-        low, high = float(values.min(initial=0)), float(values.max(initial=0))
-        if low < -TOLERANCE or high > 1 + TOLERANCE:
-            raise Odd("values", self.uri, f"probabilities between {low:.4g} and {high:.4g}, expected 0 to 1")
-        return np.clip(values, 0, 1, out=values), given
+        return values, given
 
 
 class _Predicted:
