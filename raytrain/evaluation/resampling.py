@@ -63,6 +63,8 @@ class Difference:
 
 
 Statistic = Ratio | Difference
+_Drawn = tuple[NDArray[np.float64], NDArray[np.float64]]
+"""A statistic and its standard error in each of some resamples."""
 
 
 def intervals(statistics: Sequence[Statistic], seed: int = 0, resamples: int = RESAMPLES) -> list[Interval | None]:
@@ -71,8 +73,9 @@ def intervals(statistics: Sequence[Statistic], seed: int = 0, resamples: int = R
     By the studentised bootstrap (Efron and Tibshirani 1993, section 12.5): each resample of locations gives the
     statistic less its value, over its standard error by linearisation (of a ratio: Cochran 1977, section 6.4); the
     quantiles of that, times the standard error of all locations, are the ends. Simple percentiles hold the truth too
-    rarely where locations are few or of unlike size (`tests.bench.coverage`). Ends are cut to what scores can be.
-    One location is none to draw from, and over a few intervals are wide.
+    rarely where locations are few or of unlike size (`tests.bench.coverage`). Of a difference the ends are the outer
+    ones of that and of the percentiles: where most locations differ little, either alone says "better" too often. Ends
+    are cut to what scores can be. One location is none to draw from, and over a few intervals are wide.
     """
     if not statistics:
         return []
@@ -83,12 +86,13 @@ def intervals(statistics: Sequence[Statistic], seed: int = 0, resamples: int = R
     # Equal weights: the standard error of all locations, and what is resampled is measured against it.
     once = np.ones((1, num_locations))
     errors = [float(_estimates(each, once)[1][0]) for each in statistics]
-    drawn: list[list[NDArray[np.float64]]] = [[] for _ in statistics]
+    drawn: list[list[_Drawn]] = [[] for _ in statistics]
     for weights in _resamples(num_locations, seed, resamples):
         for i, each in enumerate(statistics):
-            drawn[i].append(_studentised(each, errors[i], weights))
+            drawn[i].append(_estimates(each, weights))
     for i, each in enumerate(statistics):
-        found[i] = _interval(each, errors[i], np.concatenate(drawn[i]))
+        estimates, of_each = (np.concatenate(parts) for parts in zip(*drawn[i], strict=True))
+        found[i] = _interval(each, errors[i], estimates, of_each)
     return found
 
 
@@ -108,7 +112,7 @@ def _terms(statistic: Statistic) -> list[tuple[float, Ratio]]:
     return [(1.0, statistic)] if isinstance(statistic, Ratio) else [(1.0, statistic.ours), (-1.0, statistic.theirs)]
 
 
-def _estimates(statistic: Statistic, weights: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _estimates(statistic: Statistic, weights: NDArray[np.float64]) -> _Drawn:
     """Return the statistic and its standard error in each resample of `weights` `[B, L]`; NaN where not defined."""
     num_locations = weights.shape[1]
     value = np.zeros(len(weights))
@@ -123,25 +127,24 @@ def _estimates(statistic: Statistic, weights: NDArray[np.float64]) -> tuple[NDAr
     return value, np.sqrt(squares / (num_locations * (num_locations - 1)))
 
 
-def _studentised(statistic: Statistic, error: float, weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return how many of its standard errors a resampled statistic lies above the value; NaN where that has none."""
-    value = statistic.value
-    if value is None or error < ROUNDING:
-        return np.full(len(weights), np.nan)
-    estimates, errors = _estimates(statistic, weights)
-    return (estimates - value) / np.maximum(errors, LEAST_ERROR_FRACTION * error)
-
-
-def _interval(statistic: Statistic, error: float, drawn: NDArray[np.float64]) -> Interval | None:
+def _interval(
+    statistic: Statistic, error: float, estimates: NDArray[np.float64], errors: NDArray[np.float64]
+) -> Interval | None:
+    """Return the interval of a statistic with the standard error `error`, of what it and that are in each resample."""
     value = statistic.value
     if value is None:
         return None
     if error < ROUNDING:  # alike at all locations
         return Interval(value, value, value)
-    defined = drawn[np.isfinite(drawn)]
-    if len(defined) < (1 - MOST_UNDEFINED_FRACTION) * len(drawn):
+    is_defined = np.isfinite(estimates) & np.isfinite(errors)
+    if is_defined.mean() < 1 - MOST_UNDEFINED_FRACTION:
         return None
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile(defined, [tail, 1 - tail])
-    least = 0.0 if isinstance(statistic, Ratio) else -1.0
-    return Interval(value, max(least, value - float(high) * error), min(1.0, value - float(low) * error))
+    estimates, errors = estimates[is_defined], errors[is_defined]
+    tails = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+    studentised = (estimates - value) / np.maximum(errors, LEAST_ERROR_FRACTION * error)
+    below, above = np.quantile(studentised, tails)
+    low, high = value - float(above) * error, value - float(below) * error
+    if isinstance(statistic, Ratio):
+        return Interval(value, max(0.0, low), min(1.0, high))
+    lower, upper = np.quantile(estimates, tails)
+    return Interval(value, max(-1.0, min(low, float(lower))), min(1.0, max(high, float(upper))))
