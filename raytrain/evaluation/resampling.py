@@ -75,7 +75,8 @@ def intervals(statistics: Sequence[Statistic], seed: int = 0, resamples: int = R
     quantiles of that, times the standard error of all locations, are the ends. Simple percentiles hold the truth too
     rarely where locations are few or of unlike size (`tests.bench.coverage`). Of a difference the ends are the outer
     ones of that and of the percentiles: where most locations differ little, either alone says "better" too often. Ends
-    are cut to what scores can be. One location is none to draw from, and over a few intervals are wide.
+    are cut to what scores can be. One location is none to draw from, over a few intervals are wide, and a score that is
+    the same at all of them (all cloud found everywhere) has none: they say nothing of how it varies.
     """
     if not statistics:
         return []
@@ -134,8 +135,8 @@ def _interval(
     value = statistic.value
     if value is None:
         return None
-    if error < ROUNDING:  # alike at all locations
-        return Interval(value, value, value)
+    if error < ROUNDING:  # alike at all locations: nothing says how others would differ
+        return None
     is_defined = np.isfinite(estimates) & np.isfinite(errors)
     if is_defined.mean() < 1 - MOST_UNDEFINED_FRACTION:
         return None

@@ -17,7 +17,7 @@ from raytrain.errors import ConfigError
 from raytrain.evaluation import maps, scores, slices, tables
 from raytrain.evaluation.counting import EDGES, NUM_BINS, Truth
 from raytrain.evaluation.evaluation import evaluation_of
-from raytrain.evaluation.intervals import Interval, trust_text
+from raytrain.evaluation.intervals import trust_text
 from raytrain.evaluation.oddities import Oddity, not_allowed
 from raytrain.evaluation.resampling import Difference, Ratio, intervals
 from raytrain.evaluation.results import METRICS_NAME, Evaluation, Inputs, write_metrics
@@ -161,11 +161,9 @@ def test_where_locations_do_not_suffice_there_is_no_interval() -> None:
     assert few is not None
     assert few.high - few.low > 0.008, "two locations say little"
     assert intervals([Ratio(np.zeros(9), np.zeros(9))]) == [None], "0 by 0 at every location"
-    assert intervals([Ratio.mean(np.full(9, 0.75))]) == [Interval(0.75, 0.75, 0.75)]
+    assert intervals([Ratio.mean(np.full(9, 0.75))]) == [None], "alike at every location"
     alike = np.full(30, 0.3) * np.arange(1, 31)
-    found = intervals([Ratio(alike, np.arange(1.0, 31))])[0]
-    assert found is not None, "alike but for rounding"
-    assert found.high - found.low < 1e-9
+    assert intervals([Ratio(alike, np.arange(1.0, 31))]) == [None], "alike but for rounding"
     assert intervals([]) == []
 
 
@@ -190,6 +188,21 @@ def test_differences_are_in_pairs() -> None:
     assert paired is not None
     assert alone.low < (theirs.value or 0) < alone.high
     assert 0 < paired.low < paired.value < paired.high < 0.03
+
+
+def test_a_difference_has_the_outer_ends_of_both_ways() -> None:
+    draw = np.random.default_rng(4)
+    values = draw.exponential(0.02, 12) * (draw.random(12) < 0.4)
+    difference = Difference(Ratio.mean(0.5 + values), Ratio.mean(np.full(12, 0.5)))
+    resampled = values[np.random.default_rng(0).integers(0, 12, (10_000, 12))].mean(1)
+    percentiles = np.quantile(resampled, [0.025, 0.975])
+    (found,) = intervals([difference])
+    (alone,) = intervals([Ratio.mean(values)])
+    assert found is not None
+    assert alone is not None
+    assert found.low == pytest.approx(min(percentiles[0], found.low), abs=1e-3)
+    assert found.low <= percentiles[0] + 1e-3
+    assert found.high >= max(percentiles[1] - 1e-3, alone.high - 1e-9)
 
 
 def test_few_locations_are_said() -> None:
