@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -77,21 +77,36 @@ class Tally:
         )
 
 
-def joined(tallies: Sequence[Tally]) -> Tally:
-    """Return tallies of different chips as one, in their order."""
-    if not tallies:
-        return Tally()
-    by_location: dict[str, Summed] = {}
-    for tally in tallies:
+class Gathering:
+    """Tallies of different chips put together as they come; what maps came to is summed at once, and not kept."""
+
+    def __init__(self) -> None:
+        self._parts: list[Tally] = []
+        self._by_location: dict[str, Summed] = {}
+
+    def add(self, tally: Tally) -> None:
+        """Add the chips of `tally` behind the others."""
         for name, summed in tally.by_location.items():
-            by_location[name] = by_location.get(name, Summed()).plus(summed)
-    return Tally(
-        [chip_id for tally in tallies for chip_id in tally.chip_ids],
-        [location for tally in tallies for location in tally.locations],
-        np.concatenate([tally.confusions for tally in tallies]),
-        np.concatenate([tally.unpredicted_px for tally in tallies]),
-        by_location,
-    )
+            self._by_location[name] = self._by_location.get(name, Summed()).plus(summed)
+        self._parts.append(replace(tally, by_location={}))
+
+    def tally(self) -> Tally:
+        """Return all chips so far, in their order."""
+        return Tally(
+            [chip_id for part in self._parts for chip_id in part.chip_ids],
+            [location for part in self._parts for location in part.locations],
+            np.concatenate([Tally().confusions, *(part.confusions for part in self._parts)]),
+            np.concatenate([Tally().unpredicted_px, *(part.unpredicted_px for part in self._parts)]),
+            self._by_location,
+        )
+
+
+def joined(tallies: Iterable[Tally]) -> Tally:
+    """Return tallies of different chips as one, in their order."""
+    gathering = Gathering()
+    for tally in tallies:
+        gathering.add(tally)
+    return gathering.tally()
 
 
 def count_pairs(pairs: Sequence[Pair], readings: Sequence[Reading], edge_px: int) -> tuple[list[Tally], list[Oddity]]:
