@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +17,9 @@ from raytrain.evaluation.training_results import EpochResult, TrainingRun
 
 _WIDE, _HIGH = 8.6, 3.0
 _DASHES = ("-", "--", ":", "-.")
-_LEGEND_COLUMNS = 4
+_LEGEND_COLUMNS, _LEGEND_ROWS = 3, 6
 _FIRST, _SPAN = 0.22, 0.66
 """The part of the scale of colours in which thin lines are seen on light and dark pages."""
-"""From so many seconds on, how many of them are one, and its name."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def _lines(runs: Sequence[TrainingRun]) -> list[_Line]:
 
 
 def _scores(lines: Sequence[_Line]) -> Plot:
-    figure = Figure((_WIDE, _HIGH))
+    figure = Figure((_WIDE, _HIGH + _legend_inches(lines)))
     axes = figure.subplots()
     for line in lines:
         _curve(axes, line, lambda each: each.iou_location_weighted)
@@ -70,13 +70,13 @@ def _scores(lines: Sequence[_Line]) -> Plot:
                 ring = {"markersize": 9, "fillstyle": "none", "color": line.style["color"], "linestyle": ""}
                 axes.plot(each.epoch, each.iou_location_weighted, marker="o", **ring)
     _over_epochs(axes, "IoU by location")
-    _legend(axes, lines)
+    _legend(figure, axes, lines)
     caption = "A line a run; the ring is the best epoch, whose weights are kept."
     return Plot("Validation score", svg_of(figure), f"Validation score by epoch of {_counted(lines)}", caption)
 
 
 def _losses(lines: Sequence[_Line]) -> Plot:
-    figure = Figure((_WIDE, _HIGH), layout="constrained")
+    figure = Figure((_WIDE, _HIGH + _legend_inches(lines)))
     left, right = figure.subplots(1, 2)
     for line in lines:
         _curve(left, line, lambda each: each.loss)
@@ -84,14 +84,14 @@ def _losses(lines: Sequence[_Line]) -> Plot:
     _over_epochs(left, "loss")
     _over_epochs(right, "learning rate")
     right.set_ylim(bottom=0)
-    _legend(left, lines)
+    _legend(figure, left, lines)
     caption = "The mean loss over an epoch's steps, and the learning rate of its last one."
     alt = f"Loss and learning rate by epoch of {_counted(lines)}"
     return Plot("Loss and learning rate", svg_of(figure), alt, caption)
 
 
 def _throughput(lines: Sequence[_Line]) -> Plot:
-    figure = Figure((_WIDE, 4.2), layout="constrained")
+    figure = Figure((_WIDE, 4.2 + _legend_inches(lines)))
     upper, lower = figure.subplots(2, 1, sharex=True)
     longest = max(epoch.seconds for line in lines for epoch in line.run.epochs)
     unit_s, unit = time_unit(longest)
@@ -107,14 +107,14 @@ def _throughput(lines: Sequence[_Line]) -> Plot:
         mark = {"marker": "v", "markersize": 7, "linestyle": "", "clip_on": False, "transform": place}
         upper.plot(seconds / unit_s, 1.0, color=line.style["color"], **mark)
     upper.set_ylabel("images/s")
-    upper.set_ylim(bottom=0)
+    upper.set_ylim(0, 1.1 * max(each.images_per_s for line in lines for each in line.run.epochs))
     lower.set_ylabel("waiting for data")
     lower.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     highest = max(each.wait_fraction for line in lines for each in line.run.epochs)
     lower.set_ylim(0, max(1.15 * highest, 0.05))
     lower.set_xlabel(f"{unit} of the run")
     lower.set_xlim(left=0)
-    _legend(lower, lines)
+    _legend(figure, lower, lines)
     marks = " A triangle with a dotted line is a restart." if restarts else ""
     caption = f"A dot an epoch, at its end: how fast its steps were, and how much of that they waited for data.{marks}"
     alt = f"Images a second and share of waiting over time of {_counted(lines)}, with {len(restarts)} restarts"
@@ -133,14 +133,20 @@ def _over_epochs(axes: Axes, what: str) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
-def _legend(axes: Axes, lines: Sequence[_Line]) -> None:
-    """Name the runs below the axes; many are left to the tables."""
-    if len(lines) > 4 * _LEGEND_COLUMNS:
-        return
-    columns = min(len(lines), _LEGEND_COLUMNS)
-    figure = axes.get_figure()
-    assert figure is not None
-    figure.legend(*axes.get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(0.5, 0), ncols=columns)
+def _legend(figure: Figure, axes: Axes, lines: Sequence[_Line]) -> None:
+    """Name the runs below all axes; many are left to the tables."""
+    if _legend_rows(lines):
+        handles, names = axes.get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower center", ncols=min(len(lines), _LEGEND_COLUMNS))
+
+
+def _legend_rows(lines: Sequence[_Line]) -> int:
+    rows = math.ceil(len(lines) / _LEGEND_COLUMNS)
+    return rows if rows <= _LEGEND_ROWS else 0
+
+
+def _legend_inches(lines: Sequence[_Line]) -> float:
+    return 0.19 * _legend_rows(lines)
 
 
 def _counted(lines: Sequence[_Line]) -> str:

@@ -56,12 +56,12 @@ def training_page(results: TrainingResults, tiles: TilePictures | None = None) -
         parts=[
             *training_plots(results.runs),
             _run_table(results.runs),
-            _location_table(results),
-            _gallery(tiles),
-            _restart_table(results.runs),
             Problems(
                 [Problem(subject=run.name, found=run.failed) for run in results.runs if run.failed], "Failed runs"
             ),
+            _restart_table(results.runs),
+            _location_table(results),
+            _gallery(tiles),
             Problems(tiles.problems, "Pictures that could not be made"),
             _settings_table(results.runs),
         ],
@@ -132,14 +132,11 @@ def _score_note(results: TrainingResults) -> str:
 
 def _run_table(runs: Sequence[TrainingRun]) -> Table:
     are_all_done = all(run.state == "done" for run in runs)
-    headers = ["Run", "Encoder", "Bands", "Normalisation", "Fold", *([] if are_all_done else ["State"]), "Best epoch"]
+    headers = ["Run", "Fold", *([] if are_all_done else ["State"]), "Best epoch"]
     headers += ["IoU by location", "Pooled", "Time", "Restarts", "Images done again"]
     rows: list[list[Cell]] = [
         [
             run.name,
-            run.member.encoder,
-            " ".join(run.member.bands),
-            _normalisation(run),
             "none" if run.fold is None else str(run.fold),
             *([] if are_all_done else [run.state]),
             _epoch_of(run),
@@ -152,11 +149,6 @@ def _run_table(runs: Sequence[TrainingRun]) -> Table:
         for run in runs
     ]
     return Table("Runs", headers, rows)
-
-
-def _normalisation(run: TrainingRun) -> str:
-    found = run.member.normalisation
-    return found.kind if found.maximum is None else f"{found.kind} {found.maximum:g}"
 
 
 def _epoch_of(run: TrainingRun) -> Cell:

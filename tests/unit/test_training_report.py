@@ -151,8 +151,8 @@ def test_page_tells_scores_locations_restarts_and_failures() -> None:
         ["forest", pytest.approx(0.7), "0.7000", "0.7000", 4],
     ]
     runs = [[shown(cell) for cell in row] for row in table(page, "Runs").rows]
-    assert [row[5] for row in runs] == ["done", "done", "failed"]
-    assert runs[0][6:] == ["3 of 3", "0.6000", "0.6200", "3 min 20 s", 2, "96 and those of 1 unknown"]
+    assert [row[2] for row in runs] == ["done", "done", "failed"]
+    assert runs[0][3:] == ["3 of 3", "0.6000", "0.6200", "3 min 20 s", 2, "96 and those of 1 unknown"]
     restarts = [[shown(cell) for cell in row] for row in table(page, "Restarts").rows]
     assert restarts[0] == [DONE.name, "node lost", "gone: 10.0.0.2", "1 min 20 s", "epoch 2, image 40", "96"]
     assert restarts[1][3:] == ["-", "epoch 2, image 40", "unknown"]
