@@ -118,7 +118,9 @@ def _draw_commands(axes: Axes, course: Course, unit_s: float, top: float) -> Non
         axes.axvline(start / unit_s, color=QUIET, linestyle="--", linewidth=1)
         if number <= COMMANDS_NAMED:
             when = datetime.fromtimestamp(command.begin, UTC).strftime("%d %b %H:%M")
-            axes.text(start / unit_s, top * 1.19, f" {when}", color=QUIET, fontsize=7, va="top")
+            is_late = start > course.seconds / 2
+            side = "right" if is_late else "left"
+            axes.text(start / unit_s, top * 1.19, f" {when} ", color=QUIET, fontsize=8, va="top", ha=side)
 
 
 def _draw_failures(axes: Axes, timeline: Timeline, unit_s: float, top: float) -> bool:
