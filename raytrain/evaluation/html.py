@@ -160,8 +160,12 @@ def _table(table: Table) -> _Section:
 def _header(text: str, cells: Sequence[Cell], right: bool) -> str:
     """Return the header of a column, which stands over its numbers and says whether it is sorted by them."""
     kind = "number" if any(isinstance(cell, int | float | Bar | Shown) for cell in cells) else "text"
-    shown = escape(text).replace("_", "_<wbr>")
-    return f'<th scope="col"{_place(right)} data-kind="{kind}">{shown}</th>'
+    return f'<th scope="col"{_place(right)} data-kind="{kind}">{_breakable(text)}</th>'
+
+
+def _breakable(text: str) -> str:
+    """Return a name, escaped, that a narrow column breaks between its words."""
+    return re.sub(r"([._])(?=[^\W\d])", r"\1<wbr>", escape(text))
 
 
 def _place(right: bool) -> str:
@@ -171,7 +175,8 @@ def _place(right: bool) -> str:
 def _cell(cell: Cell, right: bool, column: int) -> str:
     if isinstance(cell, str):
         tag = 'th scope="row"' if column == 0 else "td"
-        return f"<{tag}{_place(right)}>{escape(cell)}</{tag[:2]}>"
+        shown = escape(cell) if column else _breakable(cell)
+        return f"<{tag}{_place(right)}>{shown}</{tag[:2]}>"
     number = cell.fraction if isinstance(cell, Bar) else cell.number if isinstance(cell, Shown) else cell
     if number is None or math.isnan(number):
         return f'<td class="number missing">{escape(cell.text) if isinstance(cell, Shown) else MISSING}</td>'

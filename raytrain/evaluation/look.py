@@ -170,7 +170,7 @@ td.bar { min-width: 10rem; width: 34%; }
 .problems + .caption { margin: .5rem 0 0; }
 
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 0 2.5rem; }
-.pair section { min-width: 0; display: grid; grid-template-rows: auto 1fr auto; }
+.pair section { min-width: 0; display: grid; grid-row: span 3; grid-template-rows: subgrid; align-items: start; }
 .pair section > .plot { grid-row: 3; }
 .plot svg { display: block; width: 100%; min-width: 42rem; height: auto; }
 .half.plot svg { min-width: 20rem; }
@@ -208,7 +208,7 @@ figcaption { color: var(--quiet); font-size: .875rem; line-height: 1.4; margin-t
   th, td { padding: .4375rem .5rem; }
   thead button { padding: .375rem 0; }
   td.bar { min-width: 8rem; }
-  tbody th { min-width: 7rem; } }
+  tbody th { min-width: 8rem; } }
 @media print {
   :root { color-scheme: light; --page: #ffffff; --text: #000000; --quiet: #444444; --line: #cccccc; --panel: #ffffff;
     --accent: #1f6feb; --track: #eeeeee; --warn: #9a4b00;
