@@ -124,7 +124,8 @@ def evaluate(
         _check_ensemble(job.ensemble, sets[0])
     named = (job.predictions, job.labels, job.metadata, job.out, job.against, job.ensemble)
     uris = [uri for uri in named if uri is not None]
-    tallies, odd = _count(job, cluster, uris, pairs, [_reading(job, each) for each in sets], on_progress)
+    readings = [_reading(job, each) for each in sets]
+    tallies, odd = _count(job, cluster, uris, pairs, readings, on_progress)
     oddities += odd
     _remove_earlier(job.out)
     problems = [each.problem for each in sorted(oddities, key=lambda each: (each.chip_id, each.found))]
@@ -141,6 +142,7 @@ def evaluate(
         oddities,
         rule=job.empty_union_rule,
         members=sets[0].members,
+        decided_at=_decided_at(sets[0], readings[0], tallies[0]),
         seed=job.seed,
         resamples=job.resamples,
     )
@@ -199,6 +201,12 @@ def _reading(job: EvaluateJob, predictions: PredictionSet) -> Reading:
         scale=job.scale,
         maps_allowed=allowed,
     )
+
+
+def _decided_at(predictions: PredictionSet, reading: Reading, tally: Tally) -> float | None:
+    """Return the threshold that made cloud of probabilities, here or while scoring; None for masks of somebody else."""
+    has_maps = any(each.maps is not None for each in tally.by_location.values())
+    return reading.threshold if has_maps or predictions.scoring is not None else None
 
 
 def _remove_earlier(out: str) -> None:

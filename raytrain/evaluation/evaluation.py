@@ -24,13 +24,14 @@ def evaluation_of(
     *,
     rule: EmptyUnionRule,
     members: Sequence[str] = (),
+    decided_at: float | None = None,
     seed: int,
     resamples: int,
 ) -> Evaluation:
     """Return the evaluation of the first of `tallies`, compared with the second where there is one.
 
     Both are of the same chips, one at least. `oddities` may come in any order and leave in one; `members` are the names
-    of the maps that the first was counted with.
+    of the maps that the first was counted with, `decided_at` the threshold that made masks of its probabilities.
     """
     scored = Scored(tallies[0], rule)
     near, away, zone_intervals = zones(scored, seed, resamples)
@@ -47,6 +48,7 @@ def evaluation_of(
         f1=values["f1"],
         accuracy=values["accuracy"],
         empty_union_rule=rule,
+        decided_at=decided_at,
         num_chips=len(scored.tally),
         unpredicted_px=int(scored.tally.unpredicted_px.sum()),
         intervals=intervals_by_name(scored.ratios, seed, resamples),

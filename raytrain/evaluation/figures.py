@@ -2,38 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from raytrain.evaluation.intervals import LEVEL
 from raytrain.evaluation.page import Plot
-from raytrain.evaluation.plots import ACCENT, HALF, QUIET, TEXT, drawing, shade, svg_of
+from raytrain.evaluation.plots import ACCENT, HALF, QUIET, TEXT, WIDE, drawing, shade, svg_of
 from raytrain.evaluation.results import Calibration, Comparison, CurvePoint, Ends, Evaluation, Members, SliceResult
 
+SCORE_NAMES: Mapping[str, str] = {
+    "iou_pooled": "IoU, pooled",
+    "iou_location_weighted": "IoU by location",
+    "iou_mean": "IoU by chip",
+    "iou_mean_location_weighted": "IoU by chip and location",
+    "precision": "Precision",
+    "recall": "Recall",
+    "f1": "F1",
+    "accuracy": "Accuracy",
+}
 _ROW_INCHES = 0.28
+_NUMBER_SIZE = 9
+"""The smallest text that a phone shows well."""
 
 
 def plots_of(evaluation: Evaluation) -> list[Plot]:
     """Return the drawings of what there is."""
     found: list[Plot] = []
     with drawing():
-        if evaluation.comparison is not None:
-            found.append(_compared(evaluation.comparison))
-        found += _by_slice(evaluation)
         if evaluation.threshold_curve is not None:
-            found.append(_curve(evaluation.threshold_curve, evaluation.inputs.threshold))
+            found.append(_curve(evaluation.threshold_curve, evaluation.decided_at))
         if evaluation.calibration is not None:
             found.append(_reliability(evaluation.calibration))
+        found += _by_slice(evaluation)
         if evaluation.members is not None:
             found += [_members(evaluation.members), _differ(evaluation.members), _votes(evaluation.members)]
     return found
 
 
-def _curve(points: Sequence[CurvePoint], threshold: float | None) -> Plot:
-    figure = Figure(HALF)
+def difference_plot(comparison: Comparison) -> Plot:
+    """Return the drawing of how far the scores of two sets of predictions are apart."""
+    with drawing():
+        return _compared(comparison)
+
+
+def _curve(points: Sequence[CurvePoint], decided_at: float | None) -> Plot:
+    figure = Figure((HALF[0], HALF[1] + 0.4))
     axes = figure.subplots()
     at = [each.threshold for each in points]
     lines = (
@@ -45,14 +63,16 @@ def _curve(points: Sequence[CurvePoint], threshold: float | None) -> Plot:
     for name, values, colour, style, width in lines:
         axes.plot(at, [float("nan") if value is None else value for value in values], style, color=colour, lw=width)
         axes.plot([], [], style, color=colour, lw=width, label=name)
-    axes.axvline(0.5 if threshold is None else threshold, color=QUIET, lw=0.8)
+    if decided_at is not None:
+        axes.axvline(decided_at, color=QUIET, lw=0.8)
     axes.set_xlabel("threshold on the probability")
+    axes.set_ylabel("IoU, precision, recall")
     axes.set_xlim(0, 1)
-    axes.legend(loc="lower center", fontsize=8, ncols=2)
+    figure.legend(loc="outside lower center", fontsize=_NUMBER_SIZE, ncols=2)
     best = max(points, key=lambda each: each.iou_pooled)
     caption = (
         f"Highest at {best.threshold:g}, with {best.iou_pooled:.4f} pooled; chosen on these labels it flatters "
-        "itself. The upright line is the threshold in use."
+        f"itself.{'' if decided_at is None else f' The upright line is the threshold in use, {decided_at:g}.'}"
     )
     return Plot(
         "Scores by threshold", svg_of(figure), f"Scores by threshold, best at {best.threshold:g}", caption, True
@@ -60,7 +80,7 @@ def _curve(points: Sequence[CurvePoint], threshold: float | None) -> Plot:
 
 
 def _reliability(found: Calibration) -> Plot:
-    figure = Figure(HALF)
+    figure = Figure((HALF[0], HALF[1] + 0.4))
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     known = [each for each in found.bins if each.num_px]
     above.plot([0, 1], [0, 1], color=QUIET, lw=0.8)
@@ -69,9 +89,7 @@ def _reliability(found: Calibration) -> Plot:
     above.set_ylabel("are cloud")
     above.set_ylim(0, 1)
     places = [(each.low + each.high) / 2 for each in found.bins]
-    below.bar(places, [each.num_px / found.num_px for each in found.bins], 0.092, color=QUIET)
-    below.set_yscale("log")
-    below.set_ylabel("of pixels")
+    _shares(below, places, [each.num_px / found.num_px for each in found.bins], 0.092)
     below.set_xlabel("probability of cloud")
     below.set_xlim(0, 1)
     error = found.expected_calibration_error
@@ -79,6 +97,18 @@ def _reliability(found: Calibration) -> Plot:
         f"Expected calibration error {error:.4f}. On the thin line a probability of 0.7 is cloud in 7 of 10 pixels."
     )
     return Plot("Calibration", svg_of(figure), f"Reliability diagram, calibration error {error:.4f}", caption, True)
+
+
+def _shares(axes: Axes, places: Sequence[float], shares: Sequence[float], width: float) -> None:
+    """Draw shares of all pixels as bars, which may be of a ten-thousandth beside one half."""
+    axes.bar(places, shares, width, color=QUIET)
+    axes.set_yscale("log")
+    lowest = min((share for share in shares if share), default=1.0)
+    axes.set_ylim(10 ** math.floor(math.log10(lowest)), 1)
+    axes.yaxis.set_major_locator(LogLocator(numticks=3))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))
+    axes.set_ylabel("of pixels")
 
 
 def _by_slice(evaluation: Evaluation) -> list[Plot]:
@@ -99,7 +129,7 @@ def _sliced(name: str, slices: Sequence[SliceResult]) -> Plot:
     _dots(axes, [f"{each.value} ({each.num_chips:,})" for each in slices], values, ends)
     axes.set_xlabel("IoU by location")
     worst = min(slices, key=lambda each: each.iou_location_weighted)
-    caption = "With 95 % intervals where locations suffice; the number of chips in brackets."
+    caption = f"With {LEVEL:.0%} intervals where locations suffice; the number of chips in brackets."
     return Plot(f"By {name}", svg_of(figure), f"IoU by {name}, lowest for {worst.value}", caption, True)
 
 
@@ -116,7 +146,7 @@ def _dots(axes: Axes, names: Sequence[str], values: Sequence[float], ends: Seque
 
 
 def _members(members: Members) -> Plot:
-    figure = Figure((HALF[0], max(HALF[1], _ROW_INCHES * len(members.members) + 1.1)))
+    figure = Figure((WIDE[0], max(2.2, _ROW_INCHES * len(members.members) + 0.9)))
     alone, adds = figure.subplots(1, 2, sharey=True)
     names = [each.name for each in members.members]
     _dots(alone, names, [each.iou_location_weighted for each in members.members], [None] * len(names))
@@ -124,12 +154,12 @@ def _members(members: Members) -> Plot:
     alone.set_xlabel("IoU by location, alone")
     _dots(adds, names, [each.adds for each in members.members], [each.adds_interval for each in members.members])
     adds.axvline(0, color=TEXT, lw=1)
-    adds.set_xlabel("what it adds")
+    adds.set_xlabel("what it adds to the others")
     for axes in (alone, adds):
-        axes.xaxis.set_major_locator(MaxNLocator(2))
+        axes.xaxis.set_major_locator(MaxNLocator(5))
     best = max(members.members, key=lambda each: each.adds)
     caption = "The upright line on the left is all members together; on the right, no gain."
-    return Plot("Members and what they add", svg_of(figure), f"{best.name} adds most", caption, True)
+    return Plot("Members and what they add", svg_of(figure), f"{best.name} adds most", caption)
 
 
 def _differ(members: Members) -> Plot:
@@ -142,7 +172,7 @@ def _differ(members: Members) -> Plot:
             if i == j:
                 continue
             axes.add_patch(_cell(j, i, shade(value / largest)))
-            axes.text(j, i, f"{100 * value:.1f}", ha="center", va="center", fontsize=7, color=TEXT)
+            axes.text(j, i, f"{100 * value:.1f}", ha="center", va="center", fontsize=_NUMBER_SIZE, color=TEXT)
     axes.set_xticks(range(len(names)), names, rotation=40, ha="right")
     axes.set_yticks(range(len(names)), names)
     axes.set_xlim(-0.5, len(names) - 0.5)
@@ -164,11 +194,7 @@ def _votes(members: Members) -> Plot:
     above.set_ylabel("are cloud")
     above.set_ylim(0, 1)
     total = max(1, sum(each.num_px for each in members.votes))
-    below.bar(
-        [each.num_members for each in members.votes], [each.num_px / total for each in members.votes], 0.7, color=QUIET
-    )
-    below.set_yscale("log")
-    below.set_ylabel("of pixels")
+    _shares(below, [each.num_members for each in members.votes], [each.num_px / total for each in members.votes], 0.7)
     below.set_xlabel("members that say cloud")
     below.xaxis.set_major_locator(MaxNLocator(integer=True))
     caption = "How often the label says cloud where so many members do."
@@ -177,12 +203,12 @@ def _votes(members: Members) -> Plot:
 
 def _compared(comparison: Comparison) -> Plot:
     known = [each for each in comparison.scores if each.difference is not None]
-    figure = Figure((HALF[0], max(HALF[1], _ROW_INCHES * len(known) + 0.9)))
+    figure = Figure((WIDE[0], _ROW_INCHES * len(known) + 0.9))
     axes = figure.subplots()
-    names = [each.name.replace("_", " ") for each in known]
+    names = [SCORE_NAMES[each.name] for each in known]
     _dots(axes, names, [each.difference or 0.0 for each in known], [each.interval for each in known])
     axes.axvline(0, color=TEXT, lw=1)
     axes.set_xlabel("these less the others")
-    words = ", ".join(f"{each.name.replace('_', ' ')} {each.words}" for each in known[:3])
-    caption = "Differences of the scores with 95 % intervals, in pairs."
-    return Plot("Difference to the others", svg_of(figure), f"Differences: {words}", caption, True)
+    words = ", ".join(f"{SCORE_NAMES[each.name]} {each.words}" for each in known[:3])
+    caption = f"With {LEVEL:.0%} intervals; one that keeps off the upright line is a difference that can be told."
+    return Plot("Difference to the others", svg_of(figure), f"Differences: {words}", caption)

@@ -17,7 +17,7 @@ from raytrain.evaluation.results import Problem
 
 @dataclass(frozen=True)
 class Figure:
-    """A headline number, one sentence that says what it is, and its interval ("0.84 to 0.91, 95 %") if it has one."""
+    """A headline number, one sentence that says what it is, and its interval ("0.84 to 0.91, 95%") if it has one."""
 
     label: str
     value: str

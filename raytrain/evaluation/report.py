@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from raytrain.config import EmptyUnionRule
 from raytrain.evaluation.card_scores import CardEvaluation, CardLocation, CardScore
-from raytrain.evaluation.figures import plots_of
+from raytrain.evaluation.figures import SCORE_NAMES, difference_plot, plots_of
 from raytrain.evaluation.gallery import Source, Subject, choose
 from raytrain.evaluation.intervals import LEVEL, trust_text
 from raytrain.evaluation.masks import Pair
@@ -17,16 +17,6 @@ from raytrain.evaluation.tally import Tally
 EMPTY_UNION_TEXT: Mapping[EmptyUnionRule, str] = {
     "one": "Where there is no cloud and none was predicted, the IoU is 1: nothing was missed.",
     "zero": "Where there is no cloud and none was predicted, the IoU is 0, as in the original solution.",
-}
-SCORE_NAMES = {
-    "iou_pooled": "IoU, pooled",
-    "iou_location_weighted": "IoU by location",
-    "iou_mean": "IoU by chip",
-    "iou_mean_location_weighted": "IoU by chip and location",
-    "precision": "Precision",
-    "recall": "Recall",
-    "f1": "F1",
-    "accuracy": "Accuracy",
 }
 MEANINGS = {
     "iou_pooled": "All pixels of all chips together: the challenge's score.",
@@ -49,7 +39,8 @@ def evaluation_page(evaluation: Evaluation, title: str, gallery: Gallery | None 
     parts += plots_of(evaluation)
     parts.append(location_table(evaluation))
     parts += [gallery] if gallery else []
-    parts += [_scores_table(evaluation), _zones_table(evaluation), *_slice_tables(evaluation)]
+    parts += [_scores_table(evaluation), _zones_table(evaluation)]
+    parts += [_slices_table(evaluation)] if evaluation.slices else []
     parts += [_members_table(evaluation.members)] if evaluation.members else []
     parts.append(Problems(evaluation.problems, "Left out of the scores"))
     return Page(
@@ -107,9 +98,9 @@ def score_figures(evaluation: Evaluation) -> list[Figure]:
             if each.name in HEADLINES[:2]:
                 text = f"{SCORE_NAMES[each.name]}, less that of the other predictions."
                 ends = _ends_text(each.interval, "+.4f")
-                figures.append(Figure(words_text(each.words), _signed(each.difference), text, ends))
+                figures.append(Figure(words_text(each.words), _signed(each.difference), text, _with_level(ends)))
     for name in HEADLINES:
-        ends = _ends_text(evaluation.intervals[name])
+        ends = _with_level(_ends_text(evaluation.intervals[name]))
         figures.append(Figure(SCORE_NAMES[name], _number(getattr(evaluation, name)), MEANINGS[name], ends))
     return figures
 
@@ -120,16 +111,20 @@ def words_text(words: Words) -> str:
 
 
 def location_table(evaluation: Evaluation) -> Table:
-    """Return one row a location, from the worst IoU to the best."""
+    """Return one row a location, from the worst IoU to the best, with the difference to other predictions if any."""
     worst_first = sorted(evaluation.locations.items(), key=lambda item: (item[1].iou, item[0]))
-    return Table(
-        heading="Locations, from worst to best",
-        headers=["Location", "IoU", "Mean IoU of its chips", "Precision", "Recall", "Chips"],
-        rows=[
-            [name, Bar(each.iou), each.iou_mean, each.precision, each.recall, each.num_chips]
-            for name, each in worst_first
-        ],
-    )
+    rows: list[list[Cell]] = [
+        [name, Bar(each.iou), each.iou_mean, each.precision, each.recall, each.num_chips] for name, each in worst_first
+    ]
+    headers = ["Location", "IoU", "Mean IoU of its chips", "Precision", "Recall", "Chips"]
+    caption = ""
+    if evaluation.comparison is not None:
+        headers.insert(2, "Less the others'")
+        for row, (name, _) in zip(rows, worst_first, strict=True):
+            difference = evaluation.comparison.locations[name]
+            row.insert(2, Shown(difference, _signed(difference)))
+        caption = "Sort by the difference to see what was lost and won against the other predictions."
+    return Table("Locations, from worst to best", headers, rows, caption)
 
 
 def _compared(comparison: Comparison) -> list[Part]:
@@ -140,7 +135,7 @@ def _compared(comparison: Comparison) -> list[Part]:
             each.ours,
             each.theirs,
             None if each.difference is None else Shown(each.difference, _signed(each.difference)),
-            _ends_text(each.interval, "+.4f"),
+            _ends_cell(each.interval, "+.4f"),
         ]
         for each in comparison.scores
     ]
@@ -149,18 +144,12 @@ def _compared(comparison: Comparison) -> list[Part]:
         f"In pairs on {_counted(comparison.num_chips, 'chip')} at {_counted(comparison.num_locations, 'location')}, "
         f"against {comparison.against}. Better or worse is said only where the whole interval is on one side of 0."
     )
-    places = sorted(comparison.locations.items(), key=lambda item: (item[1], item[0]))
-    located = Table(
-        "Difference by location, from lost to won",
-        ["Location", "Difference of IoU"],
-        [[name, Shown(value, _signed(value))] for name, value in places],
-    )
-    return [Table("These predictions beside the others", headers, rows, caption), located]
+    return [Table("These predictions beside the others", headers, rows, caption), difference_plot(comparison)]
 
 
 def _scores_table(evaluation: Evaluation) -> Table:
     rows: list[list[Cell]] = [
-        [SCORE_NAMES[name], getattr(evaluation, name), _ends_text(evaluation.intervals[name]), MEANINGS[name]]
+        [SCORE_NAMES[name], getattr(evaluation, name), _ends_cell(evaluation.intervals[name]), MEANINGS[name]]
         for name in SCORE_NAMES
     ]
     return Table("All scores", ["Score", "Value", _interval_name(), "What it is"], rows)
@@ -172,7 +161,7 @@ def _zones_table(evaluation: Evaluation) -> Table:
         (f"Within {px} px of an edge", evaluation.near_edges, evaluation.zone_intervals["near_edges"]),
         (f"More than {px} px from any edge", evaluation.away_from_edges, evaluation.zone_intervals["away_from_edges"]),
     )
-    rows: list[list[Cell]] = [[name, *_pixel_cells(scores), _ends_text(ends)] for name, scores, ends in zones]
+    rows: list[list[Cell]] = [[name, *_pixel_cells(scores), _ends_cell(ends)] for name, scores, ends in zones]
     headers = ["Pixels", "Count", "IoU", "Precision", "Recall", "F1", "Accuracy", f"{_interval_name()} of the IoU"]
     caption = "Edges are those of labelled cloud; how well they are hit says as much of the labels as of the masks."
     return Table("Near cloud edges and away from them", headers, rows, caption)
@@ -183,26 +172,23 @@ def _pixel_cells(scores: PixelScores) -> list[Cell]:
     return [count, scores.iou, scores.precision, scores.recall, scores.f1, scores.accuracy]
 
 
-def _slice_tables(evaluation: Evaluation) -> list[Table]:
-    columns = list(dict.fromkeys(each.column for each in evaluation.slices))
-    headers = ["", "Chips", "Locations", "IoU, pooled", _interval_name(), "IoU by location", _interval_name()]
-    tables = []
-    for column in columns:
-        rows: list[list[Cell]] = [
-            [
-                each.value,
-                each.num_chips,
-                each.num_locations,
-                each.iou_pooled,
-                _ends_text(each.iou_pooled_interval),
-                each.iou_location_weighted,
-                _ends_text(each.iou_location_weighted_interval),
-            ]
-            for each in evaluation.slices
-            if each.column == column
+def _slices_table(evaluation: Evaluation) -> Table:
+    headers = ["By", "Value", "Chips", "Locations", "IoU, pooled", _interval_name(), "IoU by location"]
+    rows: list[list[Cell]] = [
+        [
+            each.column.replace("_", " "),
+            each.value,
+            each.num_chips,
+            each.num_locations,
+            each.iou_pooled,
+            _ends_cell(each.iou_pooled_interval),
+            each.iou_location_weighted,
+            _ends_cell(each.iou_location_weighted_interval),
         ]
-        tables.append(Table(f"By {column.replace('_', ' ')}, in numbers", headers, rows))
-    return tables
+        for each in evaluation.slices
+    ]
+    caption = "The chips that have one value of a column."
+    return Table("Parts of the chips in numbers", [*headers, _interval_name()], rows, caption)
 
 
 def _members_table(members: Members) -> Table:
@@ -215,7 +201,7 @@ def _members_table(members: Members) -> Table:
             each.recall,
             each.without_iou_location_weighted,
             Shown(each.adds, _signed(each.adds)),
-            _ends_text(each.adds_interval, "+.4f"),
+            _ends_cell(each.adds_interval, "+.4f"),
         ]
         for each in members.members
     ]
@@ -234,7 +220,7 @@ def _members_table(members: Members) -> Table:
         f"{members.together_iou_pooled:.4f} pooled, on {_counted(members.num_chips, 'chip')}. What a member adds is "
         "the IoU by location of all, less that of the others without it."
     )
-    return Table("Members", headers, rows, caption)
+    return Table("Members in numbers", headers, rows, caption)
 
 
 def _note(evaluation: Evaluation) -> str:
@@ -265,8 +251,10 @@ def _input_facts(evaluation: Evaluation) -> list[tuple[str, str]]:
         ("Labels", inputs.labels),
         ("Metadata", inputs.metadata),
         ("Rows", " and ".join(inputs.where) or "all"),
+        ("Further columns from", inputs.where_metadata or "nowhere"),
         ("Against", inputs.against or "nothing"),
-        ("Threshold", "as the masks are" if inputs.threshold is None else f"{inputs.threshold:g}"),
+        ("Threshold", "as the masks are" if evaluation.decided_at is None else f"{evaluation.decided_at:g}"),
+        ("Scale of maps", "as the files say" if inputs.scale is None else f"{inputs.scale:g}"),
         ("Edges", f"{inputs.edge_px} px wide to both sides"),
         ("Allowed", ", ".join(inputs.allowed) or "nothing"),
         ("Empty union counts", evaluation.empty_union_rule),
@@ -284,6 +272,15 @@ def _counted(count: int, noun: str) -> str:
 
 def _ends_text(ends: Ends | None, how: str = ".4f") -> str:
     return "" if ends is None else f"{ends.low:{how}} to {ends.high:{how}}"
+
+
+def _ends_cell(ends: Ends | None, how: str = ".4f") -> Cell:
+    """Return an interval as it stands in a table, sorted by its lower end."""
+    return None if ends is None else Shown(ends.low, _ends_text(ends, how))
+
+
+def _with_level(ends: str) -> str:
+    return f"{ends}, {LEVEL:.0%}" if ends else ""
 
 
 def _signed(value: float | None) -> str:

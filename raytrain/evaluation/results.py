@@ -202,7 +202,10 @@ class Comparison(_Result):
 
 
 class Evaluation(_Result):
-    """The scores of predictions against labels, what is behind them, and what was left out."""
+    """The scores of predictions against labels, what is behind them, and what was left out.
+
+    `decided_at` is the threshold on the probability from which on pixels are cloud; None where masks don't tell it.
+    """
 
     iou_pooled: float
     iou_mean: float
@@ -213,6 +216,7 @@ class Evaluation(_Result):
     f1: float | None
     accuracy: float | None
     empty_union_rule: EmptyUnionRule
+    decided_at: float | None
     num_chips: int
     unpredicted_px: int
     intervals: dict[str, Ends | None]

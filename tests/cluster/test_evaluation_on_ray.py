@@ -155,12 +155,15 @@ def test_a_threshold_needs_probabilities(
 ) -> None:
     assert evaluate(masks, chips, tmp_path / "scores", "--threshold", "0.4") == 2
     assert "has masks and no probabilities" in capsys.readouterr().err
+    assert evaluate(masks, chips, tmp_path / "plain") == 0
+    assert json.loads((tmp_path / "plain" / "metrics.json").read_text())["decided_at"] is None
     for path in masks.iterdir():
         write(path, read(path).astype(np.float32) * np.float32(0.45))
     assert evaluate(masks, chips, tmp_path / "half", "--allow", "probabilities") == 0
     assert evaluate(masks, chips, tmp_path / "lower", "--allow", "probabilities", "--threshold", "0.4") == 0
     found = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("half", "lower")]
     assert [each["recall"] for each in found] == [0.0, 1.0]
+    assert [each["decided_at"] for each in found] == [0.5, 0.4]
     curve = {each["threshold"]: each["recall"] for each in found[0]["threshold_curve"]}
     assert (curve[0.45], curve[0.46]) == (1.0, 0.0)
     written = {path.name for path in (tmp_path / "half").glob("*.parquet")}

@@ -19,6 +19,8 @@ from raytrain.evaluation.counting import EDGES, NUM_BINS, Truth
 from raytrain.evaluation.evaluation import evaluation_of
 from raytrain.evaluation.intervals import trust_text
 from raytrain.evaluation.oddities import Oddity, not_allowed
+from raytrain.evaluation.page import Plot, Shown, Table
+from raytrain.evaluation.report import evaluation_page
 from raytrain.evaluation.resampling import Difference, Ratio, intervals
 from raytrain.evaluation.results import METRICS_NAME, Evaluation, Inputs, write_metrics
 from raytrain.evaluation.tally import Summed, Tally, joined
@@ -336,7 +338,30 @@ def test_members_are_scored_alone_and_left_out(chips: Chips) -> None:
     assert found.unanimous_fraction == (found.votes[0].num_px + found.votes[3].num_px) / valid
 
 
-# What is written
+# What is drawn and written
+
+
+@pytest.mark.parametrize("decided_at", [None, 0.37])
+def test_the_line_over_the_curve_is_the_threshold_that_made_the_masks(chips: Chips, decided_at: float | None) -> None:
+    made = an_evaluation(chips)[0].model_copy(update={"decided_at": decided_at})
+    page = evaluation_page(made, "Scores")
+    (curve,) = [each for each in page.parts if isinstance(each, Plot) and each.heading == "Scores by threshold"]
+    assert ("the threshold in use, 0.37" in curve.caption) == (decided_at is not None)
+    assert "the threshold in use" not in curve.caption or decided_at is not None
+    assert dict(page.facts)["Threshold"] == ("as the masks are" if decided_at is None else "0.37")
+    without = evaluation_page(made.model_copy(update={"decided_at": None}), "Scores")
+    assert (without.parts == page.parts) == (decided_at is None), "the drawing has the line"
+
+
+def test_a_table_of_the_page_has_intervals_that_sort_and_a_dash_for_none(chips: Chips) -> None:
+    page = evaluation_page(an_evaluation(chips)[0], "Scores")
+    (scored,) = [each for each in page.parts if isinstance(each, Table) and each.heading == "All scores"]
+    assert all(isinstance(row[2], Shown) and row[2].text.startswith(f"{row[2].number:.4f} to ") for row in scored.rows)
+    (located,) = [each for each in page.parts if isinstance(each, Table) and each.heading.startswith("Locations")]
+    assert [row[2].number for row in located.rows if isinstance(row[2], Shown)] == [
+        an_evaluation(chips)[0].comparison.locations[str(row[0])]  # type: ignore[union-attr]
+        for row in located.rows
+    ]
 
 
 def an_evaluation(chips: Chips, oddities: tuple[Oddity, ...] = ()) -> tuple[Evaluation, Tally, list[slices.Column]]:
