@@ -10,15 +10,21 @@ import numpy as np
 import rasterio
 from matplotlib.figure import Figure as Drawing
 
+from raytrain.config import change
 from raytrain.errors import DataError
-from raytrain.evaluation import gallery, masks, pictures, plots, report, results
+from raytrain.evaluation import gallery, pictures, plots
 from raytrain.evaluation.html import render_page
 from raytrain.evaluation.page import Bar, Cell, Figure, Gallery, Page, Picture, Plot, Problems, Shown, Table
-from raytrain.imagery.synth import write_chips
+from raytrain.evaluation.results import Problem
+from raytrain.evaluation.scoring_report import read_scored, write_report
+from raytrain.evaluation.training_page import TilePictures, training_page
+from raytrain.scoring.casualties import write_casualties
 from raytrain.search.results import write_results
-from raytrain.tiles.metadata import read_metadata
-from raytrain.training import metrics
+from tests.browser.made_evaluation import made_evaluation
+from tests.unit.test_course import done, failed, write
+from tests.unit.test_perform import SETTINGS, noise, score, work_at, write_scene
 from tests.unit.test_search import whole_search
+from tests.unit.test_training_report import RESULTS
 
 NAMES = ("chip2", "chip10", "Äquator", "Berlin", "aden", "<b>Čukotka</b>", "", "chip1")
 """Text as people sort it: chip1, chip2, chip10; accents and case aside; nothing last."""
@@ -42,7 +48,7 @@ def full_page(folder: Path) -> str:
             "A page of everything, in s3://bucket/" + "a-very-long-prefix-without-a-break/" * 4,
             "Made up, to be looked at.",
             [
-                Figure("Pooled", "0.8742", "All pixels together.", "0.84 – 0.91, 95 %"),  # noqa: RUF001  # as shown
+                Figure("Pooled", "0.8742", "All pixels together.", "0.84 – 0.91, 95%"),  # noqa: RUF001  # as shown
                 Figure("Chips", "11,748", "How many there are."),
                 Figure("Lasted", "1 h 12 min", "From the first to the last."),
             ],
@@ -62,37 +68,63 @@ def full_page(folder: Path) -> str:
     )
 
 
-def evaluation_page(folder: Path) -> str:
-    """The page of an evaluation of generated chips against a threshold on blue."""
-    write_chips(folder, count=36, size_px=64, seed=1, num_places=34)
-    predictions = folder / "predictions"
-    for label in sorted((folder / "train_labels").glob("*.tif")):
-        with rasterio.open(folder / "train_features" / label.stem / "B02.tif") as source:
-            _write_tiff(predictions / label.name, (source.read(1) > 3000).astype(np.uint8))
-        with rasterio.open(label) as source, rasterio.open(predictions / label.name, "r+") as target:
-            target.crs, target.transform = source.crs, source.transform
-    metadata = str(folder / "train_metadata.csv")
-    pairs, problems = masks.pair_up(str(predictions), str(folder / "train_labels"), read_metadata(metadata).rows)
-    counted, bad = masks.count_pairs(pairs)
-    scores = metrics.scores(
-        [each.intersection for each in counted],
-        [each.union for each in counted],
-        [each.pair.location for each in counted],
-        "one",
-    )
-    inputs = results.Inputs(predictions=str(predictions), labels=str(folder / "train_labels"), metadata=metadata)
-    evaluation = results.Evaluation.of(scores, [*problems, *bad], inputs)
-    shown = gallery.make_gallery(counted, gallery.find_images(str(folder)))
-    return render_page(report.evaluation_page(evaluation, "Cloud masks against labels", shown))
-
-
 def search_page(folder: Path) -> str:
     """The page of a whole search."""
     search = whole_search(folder, lambda trial: 0.5 + 0.2 * (trial.number > 0))
     return Path(write_results(str(folder), search, {}).report_uri).read_text()
 
 
-PAGES: dict[str, Callable[[Path], str]] = {"full": full_page, "evaluation": evaluation_page, "search": search_page}
+def training_page_of_three(folder: Path) -> str:
+    """The page of a training: a run with restarts, one without, one that failed, and pictures of tiles."""
+    draw = np.random.default_rng(0)
+    tiles = []
+    for i, (word, share) in enumerate((("worst", 0.3), ("median", 0.1), ("best", 0.02))):
+        label = np.kron(draw.integers(0, 2, (8, 8), np.uint8), np.ones((6, 6), np.uint8))
+        prediction = np.where(draw.random((48, 48)) < share, 1 - label, label).astype(np.uint8)
+        pixels = np.full((3, 48, 48), 1200, np.uint16) + 5000 * label.astype(np.uint16)
+        tiles.append(gallery.compare(f"tile{i}", f"{RESULTS.runs[0].name}, {word}: tile{i}", prediction, label, pixels))
+    unread = (Problem(subject="tile9", found="its shard s3://b/shards/shard-00003.parquet is gone"),)
+    return render_page(training_page(RESULTS, TilePictures(tiles, unread)))
+
+
+def scoring_page_of_four(folder: Path) -> str:
+    """The page of a scoring: of three machines and two commands, with attempts that failed and items left out."""
+    for number in range(4):
+        write_scene(folder / "in" / f"s{number}.tif", noise(60 + 10 * number, 50, seed=number))
+    work = work_at(folder / "out", change(SETTINGS, {"disagreement": "uint8"}))
+    score(folder / "in", work)
+    hosts = [
+        [
+            done(60 * i, 55, 10**8 + i * 10**7, host=f"10.0.0.{host}", pid=host, network_s_so_far=45 * i)
+            for i in range(1, 12)
+        ]
+        for host in range(3)
+    ]
+    lost = failed(300, "the worker died: out of memory", "lost", host="10.0.0.1", pid=1)
+    write(
+        folder / "out",
+        "20261118T070640Z-aa",
+        *hosts,
+        [lost, failed(310, "s3://b/S2_1/B02.tif: no answer", host="10.0.0.2", pid=2)],
+    )
+    write(folder / "out", "20261119T070640Z-bb", [done(90_000, 60, 10**8, host="10.0.0.1", network_s_so_far=50)])
+    write_casualties(
+        work.destination,
+        [["b", "/in/b.tif", "true", "not readable"], ["c", "/in/c.tif", "false", "no answer in 4 attempts"]],
+    )
+    scored = read_scored(
+        work.destination, work.scoring, source=str(folder / "in"), ensemble="/runs/main", ended_by="too many failures"
+    )
+    return Path(write_report(work.destination, scored)).read_text()
+
+
+PAGES: dict[str, Callable[[Path], str]] = {
+    "full": full_page,
+    "evaluation": made_evaluation,
+    "training": training_page_of_three,
+    "scoring": scoring_page_of_four,
+    "search": search_page,
+}
 """Each gets an empty folder and returns a page's HTML; every one is opened by every test."""
 
 

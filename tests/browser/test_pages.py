@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import shutil
+import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -180,6 +181,9 @@ def test_every_column_of_numbers_sorts_by_them_up_and_down_and_back(
     moved = 0
     for i in range(page.locator("table").count()):
         table = page.locator("table").nth(i)
+        if table.locator("tbody tr").count() < 2:
+            assert table.locator("button").count() == 0, "one row has no order"
+            continue
         kinds = table.locator("thead th").evaluate_all("(all) => all.map((each) => each.dataset.kind)")
         for column in [place for place, kind in enumerate(kinds) if kind == "number"]:
             before = cells(page, i, column)
@@ -324,13 +328,18 @@ def test_paper_is_light_and_cuts_nothing(files: dict[str, Path], open_page: Open
     assert all(each == "exact" for each in printed)
 
 
+def without_spaces(text: str) -> str:
+    """Return text with ligatures as the letters that they stand for, and without what breaks lines."""
+    return re.sub(r"\s", "", unicodedata.normalize("NFKC", text))
+
+
 @every_page
 def test_a_printed_page_has_all_rows_below_headers(files: dict[str, Path], open_page: Open, name: str) -> None:
     page = open_page(files[name]).page
     sheets = [sheet.extract_text() for sheet in PdfReader(io.BytesIO(page.pdf(format="A4"))).pages]
-    printed = re.sub(r"\s", "", "".join(sheets))
+    printed = without_spaces("".join(sheets))
     for cell in page.locator("tbody tr > :first-child").all_inner_texts():
-        assert re.sub(r"\s", "", cell) in printed, cell
+        assert without_spaces(cell) in printed, cell
     if name == "full":
         (last,) = [sheet for sheet in sheets if LAST_ROW in sheet]
         assert "row 0" not in last
