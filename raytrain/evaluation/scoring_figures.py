@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -119,8 +120,9 @@ def _draw_commands(axes: Axes, course: Course, unit_s: float, top: float) -> Non
         if number <= COMMANDS_NAMED:
             when = datetime.fromtimestamp(command.begin, UTC).strftime("%d %b %H:%M")
             is_late = start > course.seconds / 2
-            side = "right" if is_late else "left"
-            axes.text(start / unit_s, top * 1.19, f" {when} ", color=QUIET, fontsize=8, va="top", ha=side)
+            side, right = ("right", -4) if is_late else ("left", 4)
+            style: dict[str, Any] = {"color": QUIET, "fontsize": 8, "va": "top", "ha": side}
+            axes.annotate(when, (start / unit_s, top * 1.19), (right, 0), textcoords="offset points", **style)
 
 
 def _draw_failures(axes: Axes, timeline: Timeline, unit_s: float, top: float) -> bool:
