@@ -208,7 +208,8 @@ figcaption { color: var(--quiet); font-size: .875rem; line-height: 1.4; margin-t
   th, td { padding: .4375rem .5rem; }
   thead button { padding: .375rem 0; }
   td.bar { min-width: 8rem; }
-  tbody th { min-width: 8rem; } }
+  tbody th { min-width: 8rem; }
+  td:last-child:not(.number, .bar) { min-width: 11rem; } }
 @media print {
   :root { color-scheme: light; --page: #ffffff; --text: #000000; --quiet: #444444; --line: #cccccc; --panel: #ffffff;
     --accent: #1f6feb; --track: #eeeeee; --warn: #9a4b00;
@@ -226,7 +227,7 @@ figcaption { color: var(--quiet); font-size: .875rem; line-height: 1.4; margin-t
   .pair { grid-template-columns: 1fr 1fr; gap: 0 1.5rem; }
   .figures { grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .75rem; }
   .figure { padding: .625rem .75rem; }
-  .figure .value { font-size: 1.5rem; }
+  .figure .value { font-size: 1.25rem; }
   .facts, .problems { font-size: 8.5pt; }
   table { font-size: clamp(5pt, calc(95pt / var(--columns)), 8.5pt); }
   thead th { font-size: inherit; }
