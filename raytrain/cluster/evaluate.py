@@ -146,7 +146,7 @@ def evaluate(
         seed=job.seed,
         resamples=job.resamples,
     )
-    gallery = _gallery(tallies[0], pairs, images)
+    gallery = _gallery(tallies[0], pairs, images, readings[0])
     return _written(job, evaluation, tallies[0], columns, gallery, problems)
 
 
@@ -214,8 +214,8 @@ def _remove_earlier(out: str) -> None:
         storage.remove(storage.join(out, name))
 
 
-def _gallery(tally: Tally, pairs: list[Pair], images: dict[str, Source] | None) -> Gallery:
-    return draw_gallery(subjects_of(tally, {pair.chip_id: pair for pair in pairs}, images))
+def _gallery(tally: Tally, pairs: list[Pair], images: dict[str, Source] | None, reading: Reading) -> Gallery:
+    return draw_gallery(subjects_of(tally, {pair.chip_id: pair for pair in pairs}, images, reading))
 
 
 def _written(

@@ -6,13 +6,14 @@ Must not know how a page is made of them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raytrain import storage
 from raytrain.errors import ConfigError, DataError
+from raytrain.evaluation.masks import Prediction, Reading, read_counted
 from raytrain.evaluation.page import Comparison, Gallery, Picture, Scale
 from raytrain.evaluation.pictures import (
     AGREEMENT_LEGEND,
@@ -23,6 +24,7 @@ from raytrain.evaluation.pictures import (
     agreement_panel,
     disagreement_panel,
     mask_panel,
+    picture_shape,
     read_picture_mask,
     read_picture_source,
     read_picture_values,
@@ -39,7 +41,10 @@ DISAGREEMENT_SCALE = Scale(
 
 @dataclass(frozen=True)
 class Subject:
-    """What is looked at: a mask by its URI, and those of its label, its image and its members' disagreement, if any."""
+    """What is looked at, by URIs: a prediction, its label, its image and its members' disagreement, if any.
+
+    Its cloud is what `reading` makes of the prediction (a mask, or a map) and of the `probability` beside it.
+    """
 
     name: str
     caption: str
@@ -47,6 +52,8 @@ class Subject:
     label: str | None = None
     image: Source | None = None
     disagreement: str | None = None
+    probability: str | None = None
+    reading: Reading = field(default_factory=Reading)
 
 
 def choose(ious: Sequence[float | None], each: int) -> list[tuple[str, int]]:
@@ -93,7 +100,8 @@ def draw(subject: Subject) -> Comparison:
     An image or a disagreement that can't be read costs its panel, not the page, and the caption says why. Raises
     `DataError` for masks that can't be read, or are of two shapes.
     """
-    prediction = read_picture_mask(subject.prediction, PICTURE_PX)
+    files = Prediction(subject.prediction, subject.probability)
+    prediction = read_counted(files, subject.reading, lambda source: picture_shape(source, PICTURE_PX))
     shape = prediction.shape
     label = pixels = disagreement = None
     missing = []

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from rasterio.enums import Resampling
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
@@ -106,6 +107,18 @@ def count_pair(pair: Pair, readings: Sequence[Reading], edge_px: int, strip_pixe
     return counts
 
 
+def read_counted(
+    prediction: Prediction, reading: Reading, shape_of: Callable[[DatasetReader], tuple[int, int]]
+) -> NDArray[np.uint8]:
+    """Return what `count_pair` takes for a prediction as a small mask `[h, w] uint8`, of the size that `shape_of` says.
+
+    A map is averaged down before its threshold decides; a mask is shrunk by the nearest pixel. Raises as `count_pair`.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(storage.gdal_environment())
+        return _Predicted(stack, replace(prediction, members=()), reading, None).read_small(shape_of)
+
+
 def strips(height_px: int, width_px: int, strip_pixels: int = STRIP_PIXELS) -> Iterator[Window]:
     """Yield windows of whole rows that cover a raster once, top to bottom, by `strip_pixels` at most or one row."""
     rows = max(1, strip_pixels // width_px)
@@ -134,9 +147,9 @@ class _Mask:
             found = f"{kind} of {self.source.dtypes[0]}, expected a mask of 0, 1 and 255: are these probabilities?"
             raise Odd("values" if kind == "label" else PROBABILITIES, uri, found)
 
-    def read(self, window: Window) -> NDArray[np.uint8]:
-        """Return the values of a window `[H, W] uint8`; raise `Odd` for any but 0, 1 and 255."""
-        pixels = _read(self.source, window, self.uri, self.kind)
+    def read(self, window: Window | None, shape: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+        """Return the values of a window `[H, W] uint8`, shrunk to `shape`; raise `Odd` for any but 0, 1 and 255."""
+        pixels = _read(self.source, window, self.uri, self.kind, shape)
         is_mask = (pixels == LABEL_CLEAR) | (pixels == LABEL_CLOUD) | (pixels == LABEL_IGNORE)
         if not is_mask.all():
             shown = ", ".join(str(value) for value in np.unique(pixels[~is_mask])[:5])
@@ -157,9 +170,14 @@ class _Map:
             found = f"a map of {self.source.dtypes[0]} without a scale: neither the file nor --scale names one"
             raise Odd("values", uri, found)
 
-    def read(self, window: Window) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """Return the probabilities of a window `[H, W] float32`, 0 where there is none, and where there is one."""
-        pixels = _read(self.source, window, self.uri, "map of probabilities")
+    def read(
+        self, window: Window | None, shape: tuple[int, int] | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Return the probabilities of a window `[H, W] float32`, 0 where there is none, and where there is one.
+
+        With a `shape` they are averaged down to it.
+        """
+        pixels = _read(self.source, window, self.uri, "map of probabilities", shape, Resampling.average)
         if pixels.dtype == np.uint8:  # looked up: several times as fast, and the same
             table, in_table = self._decoded(np.arange(256, dtype=np.uint8))
             values = np.asarray(cv2.LUT(pixels.view(np.uint8), table), np.float32)
@@ -181,9 +199,11 @@ class _Map:
 
 
 class _Predicted:
-    """The files of one prediction, open; each of the size and at the place of the label."""
+    """The files of one prediction, open; each of the size and at the place of the label, if one is given."""
 
-    def __init__(self, stack: contextlib.ExitStack, prediction: Prediction, reading: Reading, label: _Mask) -> None:
+    def __init__(
+        self, stack: contextlib.ExitStack, prediction: Prediction, reading: Reading, label: _Mask | None
+    ) -> None:
         self._reading = reading
         self._mask: _Mask | None = None
         self._map: _Map | None = None
@@ -197,7 +217,7 @@ class _Predicted:
             raise Odd(PROBABILITIES, prediction.uri, "a mask, where a threshold wants probabilities")
         self._members = [_Map(stack, uri, None) for uri in prediction.members]
         for each in (self._mask, self._map, *self._members):
-            if each is not None:
+            if each is not None and label is not None:
                 _check_place(each.uri, each.source, label.source)
 
     def count(self, window: Window, truth: Truth, counts: Counts) -> None:
@@ -221,6 +241,15 @@ class _Predicted:
             )
             counts.members = counts.members or MemberCounts.of(len(read))
             counts.members.add(found)
+
+    def read_small(self, shape_of: Callable[[DatasetReader], tuple[int, int]]) -> NDArray[np.uint8]:
+        """Return what is counted as a mask of the size that `shape_of` says."""
+        if self._mask is not None and not self._reading.by_map:
+            return self._mask.read(None, shape_of(self._mask.source))
+        assert self._map is not None, "a prediction is a mask or a map"
+        probability, given = self._map.read(None, shape_of(self._map.source))
+        is_cloud = probability >= np.float32(self._reading.threshold)
+        return np.where(given, is_cloud, LABEL_IGNORE).astype(np.uint8)
 
 
 def _opened(stack: contextlib.ExitStack, uri: str, kind: str) -> DatasetReader:
@@ -259,9 +288,17 @@ def _check_place(uri: str, source: DatasetReader, label: DatasetReader) -> None:
         raise Odd("place", uri, f"prediction lies at {place}, but the label at {true_place}")
 
 
-def _read(source: DatasetReader, window: Window, uri: str, kind: str) -> NDArray[np.generic]:
+def _read(
+    source: DatasetReader,
+    window: Window | None,
+    uri: str,
+    kind: str,
+    shape: tuple[int, int] | None = None,
+    how: Resampling = Resampling.nearest,
+) -> NDArray[np.generic]:
+    """Return the band, or a window of it, shrunk to `shape` if one is given."""
     try:
-        return np.asarray(source.read(1, window=window))
+        return np.asarray(source.read(1, window=window, out_shape=shape, resampling=how))
     except RasterioError as error:
         raise unreadable(uri, kind, error) from error
 

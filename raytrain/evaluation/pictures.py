@@ -151,6 +151,12 @@ def disagreement_panel(values: NDArray[np.float32], max_px: int = MAX_PX) -> byt
     return _palette_png(indexes, [*((colour, "") for colour in DISAGREEMENT_COLOURS), (NO_DATA_COLOUR, "")])
 
 
+def picture_shape(source: DatasetReader, max_px: int = MAX_PX) -> tuple[int, int]:
+    """Return the height and width in which a raster is read for a picture: no side longer than `max_px`."""
+    shrink = max(1.0, max(source.shape) / max_px)
+    return max(1, round(source.height / shrink)), max(1, round(source.width / shrink))
+
+
 def read_picture_source(
     source: str | Mapping[str, str], bands: Sequence[str] = TRUE_COLOUR_BANDS, max_px: int = MAX_PX
 ) -> NDArray[np.uint16]:
@@ -183,7 +189,7 @@ def read_picture_values(uri: str, max_px: int = MAX_PX) -> NDArray[np.float32]:
     """
     with storage.gdal_environment(), open_geotiff(uri, "layer") as source:
         try:
-            shape = (1, *_small(source, max_px))
+            shape = (1, *picture_shape(source, max_px))
             stored = source.read([1], out_shape=shape, resampling=Resampling.average, masked=True)[0]
         except RasterioError as error:
             raise unreadable(uri, "layer", error) from error
@@ -196,14 +202,11 @@ def _read_small(uri: str, bands: Sequence[str] | None, max_px: int, how: Resampl
     with storage.gdal_environment(), open_geotiff(uri, "image") as source:
         indexes = [1] if bands is None else band_indexes(source, bands)
         try:
-            return np.asarray(source.read(indexes, out_shape=(len(indexes), *_small(source, max_px)), resampling=how))
+            return np.asarray(
+                source.read(indexes, out_shape=(len(indexes), *picture_shape(source, max_px)), resampling=how)
+            )
         except RasterioError as error:
             raise unreadable(uri, "image", error) from error
-
-
-def _small(source: DatasetReader, max_px: int) -> tuple[int, int]:
-    shrink = max(1.0, max(source.shape) / max_px)
-    return max(1, round(source.height / shrink)), max(1, round(source.width / shrink))
 
 
 def _fitted(image: Image.Image, max_px: int) -> NDArray[Any]:

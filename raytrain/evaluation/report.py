@@ -9,7 +9,7 @@ from raytrain.evaluation.card_scores import CardEvaluation, CardLocation, CardSc
 from raytrain.evaluation.figures import SCORE_NAMES, difference_plot, plots_of
 from raytrain.evaluation.gallery import Source, Subject, choose
 from raytrain.evaluation.intervals import LEVEL, trust_text
-from raytrain.evaluation.masks import Pair
+from raytrain.evaluation.masks import Pair, Reading
 from raytrain.evaluation.page import Bar, Cell, Figure, Gallery, Page, Part, Problems, Shown, Table, version_facts
 from raytrain.evaluation.results import Comparison, Ends, Evaluation, Members, PixelScores, Words
 from raytrain.evaluation.tally import Tally
@@ -53,8 +53,13 @@ def evaluation_page(evaluation: Evaluation, title: str, gallery: Gallery | None 
     )
 
 
-def subjects_of(tally: Tally, pairs: Mapping[str, Pair], images: Mapping[str, Source] | None) -> list[Subject]:
-    """Return the worst, median and best chips of a tally to be drawn, with the images that there are."""
+def subjects_of(
+    tally: Tally, pairs: Mapping[str, Pair], images: Mapping[str, Source] | None, reading: Reading
+) -> list[Subject]:
+    """Return the worst, median and best chips of a tally to be drawn as they were counted, by `reading`.
+
+    The `images` are those that there are.
+    """
     totals = tally.totals
     union = totals[:, :3].sum(1)
     ious = [int(totals[i, 0]) / int(union[i]) if union[i] else None for i in range(len(tally))]
@@ -71,6 +76,8 @@ def subjects_of(tally: Tally, pairs: Mapping[str, Pair], images: Mapping[str, So
                 label=pair.label,
                 image=images.get(pair.chip_id) if images else None,
                 disagreement=prediction.disagreement,
+                probability=prediction.probability,
+                reading=reading,
             )
         )
     return subjects

@@ -23,6 +23,7 @@ from raytrain.errors import ConfigError, DataError
 from raytrain.evaluation import gallery, html, pictures, plots, report, results
 from raytrain.evaluation import page as pages
 from raytrain.evaluation.evaluation import evaluation_of
+from raytrain.evaluation.masks import Pair, Prediction, Reading, count_pair
 from raytrain.evaluation.oddities import Oddity
 from raytrain.evaluation.slices import columns_of
 from raytrain.evaluation.tally import Tally
@@ -321,6 +322,63 @@ def test_masks_of_two_shapes_are_an_error(tmp_path: Path) -> None:
     label = write_tiff(tmp_path / "label.tif", np.zeros((40, 60), np.uint8))
     with pytest.raises(DataError, match=r"label.tif: of another shape"):
         gallery.draw(gallery.Subject("adwp", "", prediction, label))
+
+
+CLOUD, CLEAR, NO_DATA = (colour for colour, _ in pictures.MASK_LEGEND)
+MAPPED = np.array([[0.1, 0.6], [0.8, np.nan]], np.float32)
+"""Of which 0.8 alone is cloud from 0.7 on."""
+
+
+def _prediction_of(kind: str, folder: Path) -> tuple[Prediction, Reading]:
+    """Write `MAPPED`, each value over 8 x 8 px, in one of the ways that predictions come."""
+    values = MAPPED.repeat(8, 0).repeat(8, 1)
+    stored = np.nan_to_num(values * 100, nan=255).round().astype(np.uint8)
+    mask = write_tiff(folder / "mask.tif", np.full((16, 16), 1, np.uint8))
+    if kind == "floats":
+        return Prediction(write_tiff(folder / "map.tif", values)), Reading(0.7, maps_allowed=True)
+    if kind == "whole numbers":
+        uri = write_tiff(folder / "map.tif", stored, nodata=255)
+        return Prediction(uri), Reading(0.7, scale=0.01, maps_allowed=True)
+    uri = write_tiff(folder / "map.tif", stored, nodata=255)
+    with rasterio.open(uri, "r+") as target:
+        target.scales = (0.01,)
+    return Prediction(mask, probability=uri), Reading(0.7, by_map=True)
+
+
+@pytest.mark.parametrize("kind", ["floats", "whole numbers", "beside a mask"])
+def test_a_picture_shows_the_cloud_that_was_counted(tmp_path: Path, kind: str) -> None:
+    prediction, reading = _prediction_of(kind, tmp_path)
+    label = write_tiff(tmp_path / "label.tif", np.zeros((16, 16), np.uint8))
+    pair = Pair("a", "Jinja", label, (prediction,))
+    (counts,) = count_pair(pair, [reading], edge_px=1)
+    assert counts.confusion.sum(0).tolist() == [0, 64, 0, 192], "the lower left block is cloud"
+    tally = Tally(["a"], ["Jinja"], counts.confusion[None], np.zeros(1, np.int64))
+    (subject,) = report.subjects_of(tally, {"a": pair}, None, reading)
+    panels = {panel.caption: decoded(panel.image) for panel in gallery.draw(subject).panels}
+    side = len(panels["Prediction"])
+    centres = [side // 4, 3 * side // 4]
+    assert [[tuple(panels["Prediction"][y, x].tolist()) for x in centres] for y in centres] == [
+        [CLEAR, CLEAR],
+        [CLOUD, NO_DATA],
+    ]
+    assert tuple(panels["Where they differ"][centres[1], centres[0]].tolist()) == pictures.PREDICTION_COLOUR
+
+
+def test_a_map_is_averaged_before_its_threshold_decides_a_pixel_of_a_picture(tmp_path: Path) -> None:
+    side = 2 * gallery.PICTURE_PX
+    values = np.full((side, side), 0.4, np.float32)
+    values[::2, ::2] = 0.7  # each pixel of the picture is the mean of one of these and three of 0.4: 0.475
+    uri = write_tiff(tmp_path / "map.tif", values)
+
+    def cloud(threshold: float) -> bool:
+        subject = gallery.Subject("a", "", uri, reading=Reading(threshold, maps_allowed=True))
+        (colour,) = np.unique(decoded(gallery.draw(subject).panels[0].image).reshape(-1, 3), axis=0)
+        return tuple(colour.tolist()) == CLOUD
+
+    assert cloud(0.47)
+    assert not cloud(0.48)
+    with pytest.raises(DataError, match="are these probabilities"):
+        gallery.draw(gallery.Subject("a", "", uri))
 
 
 def test_the_worst_the_median_and_the_best_are_chosen_and_none_twice() -> None:
