@@ -79,6 +79,8 @@ class EvaluateJob(Settings):
             metadata=self.metadata,
             where=self.where,
             where_metadata=self.where_metadata,
+            by=self.by,
+            images=self.images,
             against=self.against,
             threshold=self.threshold,
             scale=self.scale,

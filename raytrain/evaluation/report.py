@@ -265,6 +265,9 @@ def _input_facts(evaluation: Evaluation) -> list[tuple[str, str]]:
         ("Edges", f"{inputs.edge_px} px wide to both sides"),
         ("Allowed", ", ".join(inputs.allowed) or "nothing"),
         ("Empty union counts", evaluation.empty_union_rule),
+        ("Parted also by", ", ".join(inputs.by) or "nothing else"),
+        ("Images", inputs.images or "none"),
+        ("Resamples", f"{evaluation.resampling.resamples:,}, seed {evaluation.resampling.seed}"),
     ]
     return facts
 

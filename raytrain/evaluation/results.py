@@ -23,13 +23,15 @@ class _Result(BaseModel):
 
 
 class Inputs(_Result):
-    """What was evaluated: URIs, the `COLUMN=VALUE` filters on the metadata, how files were read."""
+    """What was evaluated: URIs, `COLUMN=VALUE` filters on the metadata, columns to part it by, how files were read."""
 
     predictions: str
     labels: str
     metadata: str
     where: tuple[str, ...] = ()
     where_metadata: str | None = None
+    by: tuple[str, ...] = ()
+    images: str | None = None
     against: str | None = None
     threshold: float | None = None
     scale: float | None = None

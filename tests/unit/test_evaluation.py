@@ -19,6 +19,7 @@ import rasterio
 from numpy.typing import NDArray
 from PIL import Image
 
+from raytrain.cluster.evaluate import EvaluateJob
 from raytrain.errors import ConfigError, DataError
 from raytrain.evaluation import gallery, html, pictures, plots, report, results
 from raytrain.evaluation import page as pages
@@ -153,6 +154,40 @@ def test_the_report_says_the_scores_the_rule_and_the_problems() -> None:
     ):
         assert text in page
     assert page.index(">Lodwar<") < page.index(">Jinja<"), "the worst location stands first"
+
+
+JOB = EvaluateJob(
+    predictions="p-masks",
+    labels="p-labels",
+    metadata="p-metadata.csv",
+    out="p-out",
+    against="p-others",
+    where=("split=test",),
+    where_metadata="p-more.csv",
+    by=("sensor", "season"),
+    images="p-images",
+    empty_union_rule="zero",
+    threshold=0.37,
+    scale=0.004,
+    edge_px=61,
+    allowed=("probabilities", "size"),
+    resamples=987,
+    seed=4321,
+)
+
+
+def test_the_page_tells_of_every_setting_that_scores_depend_on() -> None:
+    inputs = JOB.inputs()
+    for name in results.Inputs.model_fields:
+        assert getattr(inputs, name) == getattr(JOB, name), name
+    made = an_evaluation()
+    resampling = made.resampling.model_copy(update={"resamples": JOB.resamples, "seed": JOB.seed})
+    update = {"inputs": inputs, "resampling": resampling, "decided_at": JOB.threshold, "empty_union_rule": "zero"}
+    told = made.model_copy(update=update)
+    facts = "\n".join(text for _, text in report.evaluation_page(told, "Scores").facts)
+    for name, value in JOB.model_dump(exclude={"out", "ensemble"}).items():
+        for each in value if isinstance(value, tuple) else [value]:
+            assert str(each) in facts, name
 
 
 def test_pictures_in_the_report_are_the_pngs_given() -> None:
