@@ -91,6 +91,7 @@ class Evaluate(ClusterCommand):
 def print_scores(found: Any) -> None:
     """Print the scores with their intervals, the comparison if there is one, and the locations, worst first."""
     from raytrain.evaluation.figures import SCORE_NAMES
+    from raytrain.evaluation.intervals import trust_text
 
     rule = f"an empty union counts {found.empty_union_rule}"
     rows = [
@@ -102,7 +103,8 @@ def print_scores(found: Any) -> None:
         for name, text in (("near_edges", "IoU near edges"), ("away_from_edges", "IoU away from edges"))
     ]
     level = f"{found.resampling.level:.0%} interval"
-    print_table(f"Scores of cloud, chips: {found.num_chips} ({rule})", ["", "value", level], rows)
+    trust = trust_text(found.resampling.num_locations)
+    print_table(f"Scores of cloud, chips: {found.num_chips} ({rule})", ["", "value", level], rows, trust)
     if found.comparison is not None:
         rows = [
             [

@@ -97,12 +97,15 @@ class Narrator:
             self.say(f"  {problem}")
 
 
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table of results on stdout; the columns behind the first are numbers."""
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], note: str = "") -> None:
+    """Print a table of results on stdout, and a note below it; the columns behind the first are numbers."""
     table = Table(title=title, title_justify="left")
     for i, column in enumerate(columns):
         table.add_column(column, justify="right" if i else "left")
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
     width = None if sys.stdout.isatty() else 120
-    Console(highlight=False, width=width).print(table)
+    console = Console(highlight=False, width=width)
+    console.print(table)
+    if note:
+        console.print(escape(note), soft_wrap=True)

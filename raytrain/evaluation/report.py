@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from raytrain.config import EmptyUnionRule
 from raytrain.evaluation.card_scores import CardEvaluation, CardLocation, CardScore
@@ -11,7 +11,7 @@ from raytrain.evaluation.gallery import Source, Subject, choose
 from raytrain.evaluation.intervals import LEVEL, trust_text
 from raytrain.evaluation.masks import Pair, Reading
 from raytrain.evaluation.page import Bar, Cell, Figure, Gallery, Page, Part, Problems, Shown, Table, version_facts
-from raytrain.evaluation.results import Comparison, Ends, Evaluation, Members, PixelScores, Words
+from raytrain.evaluation.results import Comparison, Ends, Evaluation, Members, PixelScores, SliceResult, Words
 from raytrain.evaluation.tally import Tally
 
 EMPTY_UNION_TEXT: Mapping[EmptyUnionRule, str] = {
@@ -194,8 +194,18 @@ def _slices_table(evaluation: Evaluation) -> Table:
         ]
         for each in evaluation.slices
     ]
-    caption = "The chips that have one value of a column."
+    caption = f"The chips that have one value of a column. {_slices_trust(evaluation.slices)}".rstrip()
     return Table("Parts of the chips in numbers", [*headers, _interval_name()], rows, caption)
+
+
+def _slices_trust(slices: Sequence[SliceResult]) -> str:
+    """Return how far the interval over the fewest locations can be trusted, if that has to be said."""
+    counts = [
+        each.num_locations
+        for each in slices
+        if each.iou_pooled_interval is not None or each.iou_location_weighted_interval is not None
+    ]
+    return trust_text(min(counts)) if counts else ""
 
 
 def _members_table(members: Members) -> Table:

@@ -20,13 +20,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from raytrain.cluster.evaluate import EvaluateJob
+from raytrain.command_evaluate import print_scores
 from raytrain.errors import ConfigError, DataError
 from raytrain.evaluation import gallery, html, pictures, plots, report, results
 from raytrain.evaluation import page as pages
 from raytrain.evaluation.evaluation import evaluation_of
+from raytrain.evaluation.intervals import FEW_LOCATIONS
 from raytrain.evaluation.masks import Pair, Prediction, Reading, count_pair
 from raytrain.evaluation.oddities import Oddity
-from raytrain.evaluation.slices import columns_of
+from raytrain.evaluation.slices import Column, columns_of
 from raytrain.evaluation.tally import Tally
 from raytrain.tiles.metadata import read_metadata
 
@@ -188,6 +190,35 @@ def test_the_page_tells_of_every_setting_that_scores_depend_on() -> None:
     for name, value in JOB.model_dump(exclude={"out", "ensemble"}).items():
         for each in value if isinstance(value, tuple) else [value]:
             assert str(each) in facts, name
+
+
+def an_evaluation_by_size(num_small: int, num_large: int) -> results.Evaluation:
+    """Return the scores of chips at a location each, parted by a column into the first `num_small` and the others."""
+    count = num_small + num_large
+    confusions = np.random.default_rng(0).integers(1, 500, (count, 2, 4))
+    names = [f"{i:02}" for i in range(count)]
+    tally = Tally(names, names, confusions, np.zeros(count, np.int64))
+    sizes = Column("size", ["small"] * num_small + ["large"] * num_large, ["small", "large"])
+    return evaluation_of([tally], [sizes], INPUTS, [], rule="one", seed=0, resamples=100)
+
+
+@pytest.mark.parametrize(("num_small", "is_rough"), [(5, True), (FEW_LOCATIONS, False), (1, False)])
+def test_parts_with_intervals_over_few_locations_are_said_to_be_rough(num_small: int, is_rough: bool) -> None:
+    made = an_evaluation_by_size(num_small, FEW_LOCATIONS)
+    if num_small == 1:
+        (one,) = [each for each in made.slices if each.num_locations == 1]
+        assert one.iou_pooled_interval is None, "what has no interval needs no note"
+    page = report.evaluation_page(made, "Scores")
+    (parts,) = [each for each in page.parts if isinstance(each, pages.Table) and "Parts" in each.heading]
+    assert ("fewer than 20 locations intervals are rough" in parts.caption) == is_rough
+    assert "are rough" not in page.note
+
+
+def test_the_terminal_says_that_intervals_over_few_locations_are_rough(capsys: pytest.CaptureFixture[str]) -> None:
+    print_scores(an_evaluation_by_size(5, 5))
+    assert "fewer than 20 locations intervals are rough" in capsys.readouterr().out
+    print_scores(an_evaluation_by_size(5, FEW_LOCATIONS))
+    assert "rough" not in capsys.readouterr().out
 
 
 def test_pictures_in_the_report_are_the_pngs_given() -> None:
