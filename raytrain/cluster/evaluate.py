@@ -14,6 +14,7 @@ from raytrain.cluster.tasks import run_tasks
 from raytrain.cluster.train_report import write_card
 from raytrain.config import EmptyUnionRule, Fraction, Settings
 from raytrain.errors import ConfigError, DataError
+from raytrain.evaluation.card_scores import MadeBy
 from raytrain.evaluation.evaluation import evaluation_of
 from raytrain.evaluation.gallery import Source, draw_gallery, find_images
 from raytrain.evaluation.html import render_page
@@ -122,8 +123,7 @@ def evaluate(
     sets = [find_predictions(uri) for uri in (job.predictions, job.against) if uri is not None]
     pairs, oddities = pair_up(sets, job.labels, metadata.rows)
     oddities += [Oddity("metadata", problem.subject, problem.found) for problem in metadata.problems]
-    if job.ensemble is not None:
-        _check_ensemble(job.ensemble, sets[0])
+    made_by = None if job.ensemble is None else _check_ensemble(job.ensemble, sets[0])
     named = (job.predictions, job.labels, job.metadata, job.out, job.against, job.ensemble)
     uris = [uri for uri in named if uri is not None]
     readings = [_reading(job, each) for each in sets]
@@ -149,7 +149,7 @@ def evaluate(
         resamples=job.resamples,
     )
     gallery = _gallery(tallies[0], pairs, images, readings[0])
-    return _written(job, evaluation, tallies[0], columns, gallery, problems)
+    return _written(job, evaluation, tallies[0], columns, gallery, problems, made_by)
 
 
 @dataclass(frozen=True)
@@ -227,6 +227,7 @@ def _written(
     columns: list[Column],
     gallery: Gallery,
     problems: list[DataError],
+    made_by: MadeBy | None,
 ) -> EvaluateReport:
     write_tables(job.out, evaluation, tally, columns)
     page_uri = storage.join(job.out, REPORT_FILE)
@@ -234,8 +235,8 @@ def _written(
     storage.write_bytes(page_uri, render_page(page).encode())
     metrics_uri = write_metrics(job.out, evaluation)
     card_uri = None
-    if job.ensemble is not None:
-        card_uri = write_card(ensemble_folder(job.ensemble), card_evaluation(evaluation))
+    if job.ensemble is not None and made_by is not None:
+        card_uri = write_card(ensemble_folder(job.ensemble), card_evaluation(evaluation, made_by))
     return EvaluateReport(evaluation, problems, (), metrics_uri, page_uri, card_uri, gallery)
 
 
@@ -246,15 +247,16 @@ def _check_out(out: str) -> None:
             raise ConfigError(f"{out} holds {what} and their report; give the scores a folder of their own")
 
 
-def _check_ensemble(uri: str, predictions: PredictionSet) -> None:
-    """Raise `ConfigError` unless the ensemble at `uri`, or one fold of it, made the predictions."""
+def _check_ensemble(uri: str, predictions: PredictionSet) -> MadeBy:
+    """Return whose nets of the ensemble at `uri` made the predictions; raise `ConfigError` for masks of others."""
     if predictions.scoring is None:
         raise ConfigError(f"{predictions.uri}: not made by `raytrain score`, so no ensemble's card can have its scores")
     manifest = read_manifest(uri)
-    if predictions.scoring.ensemble != manifest.of_fold(None).nets_digest() and (
-        predictions.scoring.ensemble != manifest.nets_digest()
-    ):
-        raise ConfigError(f"{predictions.uri}: not made by the nets of {uri}, as they are now (all or the lowest fold)")
+    folds: list[MadeBy] = ["all", *sorted({-1 if net.fold is None else net.fold for net in manifest.members})]
+    for made_by in folds:
+        if predictions.scoring.ensemble == manifest.of_fold(made_by).nets_digest():
+            return made_by
+    raise ConfigError(f"{predictions.uri}: not made by the nets of {uri}, as they are now (all, or those of a fold)")
 
 
 def _chosen(job: EvaluateJob) -> Metadata:

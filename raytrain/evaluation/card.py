@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from raytrain.config import RANDOM_WEIGHTS, TIMM_WEIGHTS
-from raytrain.evaluation.card_scores import CardEvaluation
+from raytrain.evaluation.card_scores import CardEvaluation, MadeBy
 from raytrain.evaluation.intervals import FEW_LOCATIONS, LEVEL
 from raytrain.evaluation.page import version_facts
 from raytrain.evaluation.report import EMPTY_UNION_TEXT
@@ -42,7 +42,7 @@ def model_card(
         _nets(nets),
         _learnt(manifest, trained_on),
         _validation(nets),
-        _whole(evaluation),
+        _evaluated(manifest, trained_on, evaluation),
         _limits(manifest, nets, trained_on, evaluation),
         _loading(manifest),
         f"## Licence\n\nOf the weights: {_md(licence) or _UNKNOWN}. What pretrained encoders began from "
@@ -162,21 +162,75 @@ def _validation(nets: Sequence[_Net]) -> str:
     return f"## Validation by location\n\n{text}{table}"
 
 
-def _whole(evaluation: CardEvaluation | None) -> str:
+def _evaluated(manifest: EnsembleManifest, data: TrainedOn, evaluation: CardEvaluation | None) -> str:
     if evaluation is None:
         return (
             "## Scores of the whole ensemble\n\nIt was not evaluated yet. With masks of places that it never saw:\n\n"
             "```bash\nraytrain score SRC MASKS --ensemble FOLDER\n"
             "raytrain evaluate MASKS LABELS --metadata CSV --out SCORES\n```"
         )
-    level = f"{LEVEL:.0%} interval"
+    nets = manifest.of_fold(evaluation.made_by).members
     scores = [[each.name, f"{each.value:.4f}", _interval(each.low, each.high)] for each in evaluation.scores]
+    words = {each.name: _word(each.name, nets, data) for each in evaluation.locations}
     worst_first = sorted(evaluation.locations, key=lambda each: (each.iou, each.name))
-    places = [
-        [each.name, f"{each.iou:.4f}", _interval(each.low, each.high), str(each.num_chips)] for each in worst_first
+    places = [[each.name, f"{each.iou:.4f}", str(each.num_chips), words[each.name]] for each in worst_first]
+    parts = [
+        f"## Scores of {_made_by(evaluation.made_by)}",
+        _table(["What", "Found"], _evaluated_rows(manifest, evaluation)),
+        _table(["Score", "Value", f"{LEVEL:.0%} interval"], scores),
+        _places_text(list(words.values())),
+        _table(["Location", "IoU", "Chips", "To these nets"], places),
     ]
-    tables = [_table(["Score", "Value", level], scores), _table(["Location", "IoU", level, "Chips"], places)]
-    return f"## Scores of the whole ensemble\n\nMasks against {_md(evaluation.labels)}.\n\n" + "\n\n".join(tables)
+    return "\n\n".join(parts)
+
+
+_LEARNT, _VALIDATED, _NEW = "learnt from", "validated on", "new"
+
+
+def _made_by(made_by: MadeBy) -> str:
+    if made_by == "all":
+        return "the whole ensemble"
+    return f"the nets of fold {'none' if made_by == -1 else made_by}"
+
+
+def _evaluated_rows(manifest: EnsembleManifest, evaluation: CardEvaluation) -> list[list[str]]:
+    nets, count = len(manifest.of_fold(evaluation.made_by).members), len(manifest.members)
+    left_out = f"{evaluation.num_left_out:,}" if evaluation.num_left_out else "none"
+    places = _counted(len(evaluation.locations), "location")
+    return [
+        ["Labels", evaluation.labels],
+        ["Masks by", f"{_made_by(evaluation.made_by)}: {nets} of {_counted(count, 'net')}"],
+        ["Rows of the metadata", " and ".join(evaluation.where) or "all"],
+        ["Chips", f"{evaluation.num_chips:,} at {places}"],
+        ["Left out", f"{left_out}; allowed: {', '.join(evaluation.allowed) or 'nothing'}"],
+        ["Threshold", _UNKNOWN if evaluation.threshold is None else f"{evaluation.threshold:g}"],
+        ["Empty unions", EMPTY_UNION_TEXT[evaluation.empty_union_rule]],
+    ]
+
+
+def _word(location: str, nets: Sequence[TrainedMember], data: TrainedOn) -> str:
+    """Return what a location is to nets: one that some learnt from, one that some were validated on, or new."""
+    folds = {net.fold for net in nets}
+    if any(location in data.learnt(fold) for fold in folds):
+        return _LEARNT
+    validated = [each.locations for fold, each in data.folds.items() if fold in folds]
+    return _VALIDATED if any(location in names for names in validated) else _NEW
+
+
+def _places_text(words: Sequence[str]) -> str:
+    """Return what scores at such locations say of places that nets never saw."""
+    learnt, validated, places = words.count(_LEARNT), words.count(_VALIDATED), _counted(len(words), "location")
+    texts = []
+    if learnt:
+        texts.append(
+            f"These nets learnt from {learnt:,} of the {places}: scores there say nothing of new places, and nor do "
+            "the scores above, which count them."
+        )
+    if validated:
+        texts.append(f"They were chosen by their validation on {validated:,} of the {places}: scores there are high.")
+    if not texts:
+        texts.append("All locations are new to these nets.")
+    return " ".join([*texts, "Locations are told apart by their names."])
 
 
 def _interval(low: float | None, high: float | None) -> str:

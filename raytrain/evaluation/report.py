@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from raytrain.config import EmptyUnionRule
-from raytrain.evaluation.card_scores import CardEvaluation, CardLocation, CardScore
+from raytrain.evaluation.card_scores import CardEvaluation, CardLocation, CardScore, MadeBy
 from raytrain.evaluation.figures import SCORE_NAMES, difference_plot, plots_of
 from raytrain.evaluation.gallery import Source, Subject, choose
 from raytrain.evaluation.intervals import LEVEL, trust_text
@@ -83,8 +83,8 @@ def subjects_of(
     return subjects
 
 
-def card_evaluation(evaluation: Evaluation) -> CardEvaluation:
-    """Return what the model card of an ensemble says of an evaluation of its masks."""
+def card_evaluation(evaluation: Evaluation, made_by: MadeBy) -> CardEvaluation:
+    """Return what the model card of an ensemble says of an evaluation of masks that its nets `made_by` made."""
     scores = []
     for name, text in SCORE_NAMES.items():
         value, ends = getattr(evaluation, name), evaluation.intervals[name]
@@ -94,7 +94,18 @@ def card_evaluation(evaluation: Evaluation) -> CardEvaluation:
     locations = [
         CardLocation(name=name, iou=each.iou, num_chips=each.num_chips) for name, each in evaluation.locations.items()
     ]
-    return CardEvaluation(labels=evaluation.inputs.labels, scores=tuple(scores), locations=tuple(locations))
+    return CardEvaluation(
+        labels=evaluation.inputs.labels,
+        made_by=made_by,
+        where=evaluation.inputs.where,
+        threshold=evaluation.decided_at,
+        allowed=evaluation.inputs.allowed,
+        num_left_out=len({each.subject for each in evaluation.problems}),
+        empty_union_rule=evaluation.empty_union_rule,
+        num_chips=evaluation.num_chips,
+        scores=tuple(scores),
+        locations=tuple(locations),
+    )
 
 
 def score_figures(evaluation: Evaluation) -> list[Figure]:

@@ -14,7 +14,7 @@ from raytrain.cluster.runs import RunSettings
 from raytrain.cluster.train_report import write_card
 from raytrain.errors import ConfigError
 from raytrain.evaluation.card import model_card
-from raytrain.evaluation.card_scores import CardEvaluation, CardLocation, CardScore
+from raytrain.evaluation.card_scores import CardEvaluation, CardLocation, CardScore, MadeBy
 from raytrain.evaluation.trained_on import FoldContent, TrainedOn, describe_shards
 from raytrain.evaluation.training_results import TrainingRun
 from raytrain.scoring.manifest import EnsembleManifest, read_manifest, write_manifest
@@ -39,8 +39,15 @@ SHARDS = TrainedOn(
 )
 EVALUATION = CardEvaluation(
     labels="labels of places never seen",
+    made_by="all",
+    where=("split=test", "sensor=S2"),
+    threshold=0.37,
+    allowed=("missing-label",),
+    num_left_out=3,
+    empty_union_rule="zero",
+    num_chips=12,
     scores=(CardScore(name="Pooled", value=0.8765, low=0.81, high=0.93), CardScore(name="By chip", value=0.7)),
-    locations=(CardLocation(name="tundra", iou=0.6543, low=0.5, high=0.8, num_chips=12),),
+    locations=(CardLocation(name="tundra", iou=0.6543, num_chips=12),),
 )
 
 
@@ -92,9 +99,48 @@ def test_scores_of_the_whole_ensemble_stand_with_their_intervals(manifest: Ensem
     text = model_card("clouds", manifest, runs_of(manifest), SHARDS, EVALUATION, licence="CC BY 4.0", versions=VERSIONS)
     assert "| Pooled | 0.8765 | 0.8100 to 0.9300 |" in text
     assert "| By chip | 0.7000 | - |" in text
-    assert "| tundra | 0.6543 | 0.5000 to 0.8000 | 12 |" in text
+    assert "| tundra | 0.6543 | 12 | new |" in text
+    assert "All locations are new to these nets." in text
+    count = len(manifest.members)
+    for row in (
+        "| Labels | labels of places never seen |",
+        f"| Masks by | the whole ensemble: {count} of {count} nets |",
+        "| Rows of the metadata | split=test and sensor=S2 |",
+        "| Chips | 12 at 1 location |",
+        "| Left out | 3; allowed: missing-label |",
+        "| Threshold | 0.37 |",
+        "the IoU is 0, as in the original solution. |",
+    ):
+        assert row in text
     assert "not evaluated yet" not in text
     assert "Of the weights: CC BY 4.0." in text
+
+
+@pytest.mark.parametrize(
+    ("made_by", "title", "words"),
+    [
+        ("all", "the whole ensemble", {"lake": "learnt from", "forest": "learnt from", "tundra": "new"}),
+        (0, "the nets of fold 0", {"lake": "validated on", "forest": "learnt from", "tundra": "new"}),
+        (1, "the nets of fold 1", {"lake": "learnt from", "forest": "validated on", "tundra": "new"}),
+    ],
+)
+def test_places_that_the_nets_learnt_from_are_told_from_new_ones(
+    manifest: EnsembleManifest, made_by: MadeBy, title: str, words: dict[str, str]
+) -> None:
+    second = [net.model_copy(update={"fold": 1}) for net in manifest.members]
+    both = manifest.model_copy(update={"members": (*manifest.members, *second)})
+    places = tuple(CardLocation(name=name, iou=0.5, num_chips=2) for name in words)
+    evaluation = EVALUATION.model_copy(update={"made_by": made_by, "locations": places})
+    text = model_card("clouds", both, runs_of(manifest), SHARDS, evaluation, versions=VERSIONS)
+    assert f"## Scores of {title}\n" in text
+    num_nets = len(both.of_fold(made_by).members)
+    assert f"| Masks by | {title}: {num_nets} of {len(both.members)} nets |" in text
+    for name, word in words.items():
+        assert f"| {name} | 0.5000 | 2 | {word} |" in text
+    found = list(words.values())
+    assert f"learnt from {found.count('learnt from')} of the 3 locations: scores there say nothing of new" in text
+    assert ("chosen by their validation on 1 of the 3 locations" in text) == ("validated on" in found)
+    assert "All locations are new" not in text
 
 
 def test_what_is_not_known_is_said_and_nets_of_all_folds_leave_no_place_unseen(manifest: EnsembleManifest) -> None:
