@@ -227,7 +227,9 @@ def _places_text(words: Sequence[str]) -> str:
             "the scores above, which count them."
         )
     if validated:
-        texts.append(f"They were chosen by their validation on {validated:,} of the {places}: scores there are high.")
+        texts.append(
+            f"They were chosen by their validation on {validated:,} of the {places}: scores there are a little high."
+        )
     if not texts:
         texts.append("All locations are new to these nets.")
     return " ".join([*texts, "Locations are told apart by their names."])
