@@ -9,11 +9,22 @@ from typing import Literal, get_args
 from raytrain.errors import DataError, encodable
 
 Kind = Literal[
-    "missing-prediction", "missing-label", "size", "place", "values", "probabilities", "unreadable", "metadata"
+    "missing-prediction",
+    "missing-label",
+    "size",
+    "place",
+    "values",
+    "probabilities",
+    "no-probabilities",
+    "unreadable",
+    "label-values",
+    "label-unreadable",
+    "metadata",
 ]
+"""`values` and `unreadable` are of predictions; `no-probabilities` is a mask where a threshold was asked for."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
 PROBABILITIES: Kind = "probabilities"
-"""Allowed, they are read as such; what is wrong in any other way is left out where it is allowed."""
+"""Allowed, they are read as such but among masks of `raytrain score`; what else is wrong is left out where allowed."""
 
 
 @dataclass(frozen=True)

@@ -99,16 +99,18 @@ def holdable(value: float | None, dtype: str) -> float | None:
     return value if limits.min <= value <= limits.max else None
 
 
-def own_mask(source: DatasetReader, index: int, window: Window | None = None) -> NDArray[np.bool_] | None:
+def own_mask(
+    source: DatasetReader, index: int, window: Window | None = None, shape: tuple[int, int] | None = None
+) -> NDArray[np.bool_] | None:
     """Return `[H, W] bool` of where a raster says that a band has data: by a mask, internal or `.msk`, or by alpha.
 
-    None where it has neither.
+    With a `shape` it is shrunk to it. None where it has neither.
     """
     mask: NDArray[Any]
     if MaskFlags.per_dataset in source.mask_flag_enums[index - 1]:
-        mask = source.read_masks(index, window=window)
+        mask = source.read_masks(index, window=window, out_shape=shape)
     elif ColorInterp.alpha in source.colorinterp:  # GDAL takes none where a value of no data is named
-        mask = source.read(source.colorinterp.index(ColorInterp.alpha) + 1, window=window)
+        mask = source.read(source.colorinterp.index(ColorInterp.alpha) + 1, window=window, out_shape=shape)
     else:
         return None
     has_data: NDArray[np.bool_] = mask != 0

@@ -171,6 +171,61 @@ def test_whole_numbers_are_probabilities_by_their_scale(tmp_path: Path) -> None:
         count(named)
     with pytest.raises(DataError, match=r"probabilities between 0 and 2\.54, expected 0 to 1"):
         count(bare, maps_allowed=True, scale=0.01)
+    assert count(named, maps_allowed=True, scale=0.001).confusion.tolist() == expected, "the file knows better"
+    percent = pair_of(tmp_path / "percent", stored.astype(np.float32) / 2.54, label)
+    with pytest.raises(DataError, match=r"between 0 and 100.4, .* \(--scale is for whole numbers alone\)"):
+        count(percent, maps_allowed=True, scale=0.01)
+
+
+@pytest.mark.parametrize("strip_pixels", [10, masks.STRIP_PIXELS])
+def test_a_mask_is_never_read_by_a_scale(tmp_path: Path, strip_pixels: int) -> None:
+    label = random_mask(2, (30, 40))
+    mask = pair_of(tmp_path / "mask", random_mask(1, (30, 40)), label)
+    with pytest.raises(DataError, match=r"0, 1 and 255 alone: a mask, or a map by --scale 0\.003\?") as caught:
+        count(mask, strip_pixels, maps_allowed=True, scale=0.003)
+    assert str(tmp_path / "mask") in str(caught.value)
+    saturated = pair_of(tmp_path / "saturated", (label == 1).astype(np.uint8) * 255, label)
+    assert count(saturated, strip_pixels, maps_allowed=True, scale=1 / 255).confusion[:, 1:3].sum() == 0
+    faint = pair_of(tmp_path / "faint", np.where(label == 1, 2, label).astype(np.uint8), label, nodata=255)
+    assert count(faint, strip_pixels, maps_allowed=True, scale=0.3).confusion[:, 1:3].sum() == 0
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16])
+def test_a_stored_threshold_is_reached_to_the_pixel(tmp_path: Path, dtype: type) -> None:
+    stored = np.arange(101, dtype=dtype)[None]
+    pair = pair_of(tmp_path, stored, np.ones(stored.shape, np.uint8), scale=0.01)
+    for k in range(1, 101):
+        found = count(pair, maps_allowed=True, threshold=k / 100)
+        assert found.confusion.sum(0).tolist() == [101 - k, 0, k, 0], k
+
+
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize("strip_pixels", [80, masks.STRIP_PIXELS])
+def test_what_the_mask_of_a_file_leaves_out_has_no_prediction_and_no_label(
+    tmp_path: Path, inside: bool, strip_pixels: int
+) -> None:
+    shape = (30, 40)
+    prediction, label = random_mask(1, shape, (0, 1)), random_mask(2, shape, (0, 1))
+    probability = np.where(prediction, np.float32(0.9), np.float32(0.1))
+    left_out, unlabelled = random_mask(3, shape, (0, 1)) == 1, random_mask(4, shape, (0, 1)) == 1
+    mask, map_ = (pair_of(tmp_path / name, pixels, label) for name, pixels in (("a", prediction), ("b", probability)))
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=inside):
+        for uri, hidden in ((mask.predictions[0].uri, left_out), (map_.predictions[0].uri, left_out)):
+            leave_out(uri, hidden)
+        for pair in (mask, map_):
+            leave_out(pair.label, unlabelled)
+    assert Path(f"{mask.label}.msk").exists() != inside
+    truth = np.where(unlabelled, np.uint8(255), label)
+    for pair in (mask, map_):
+        found = count(pair, strip_pixels, maps_allowed=True)
+        assert np.array_equal(found.confusion, brute_force((prediction == 1) & ~left_out, truth))
+        assert found.unpredicted_px == int((left_out & ~unlabelled).sum())
+
+
+def leave_out(uri: str, hidden: NDArray[np.bool_]) -> None:
+    """Write the mask of a file, so that it has no pixel where `hidden`."""
+    with rasterio.open(uri, "r+") as target:
+        target.write_mask(~hidden)
 
 
 def test_members_are_counted_as_brute_force_does(tmp_path: Path) -> None:
@@ -203,6 +258,19 @@ def test_members_are_counted_as_brute_force_does(tmp_path: Path) -> None:
         assert found.votes[k].tolist() == [int(((votes == k) & (label == value)).sum()) for value in (0, 1)]
 
 
+def test_strips_are_the_shorter_the_more_maps_are_read_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    label = write_tiff(tmp_path / "label.tif", random_mask(1, (64, 50)))
+    uri = write_tiff(tmp_path / "map.tif", random_map(2, (64, 50)))
+    mask = Prediction(write_tiff(tmp_path / "mask.tif", random_mask(3, (64, 50))))
+    read, strips = [], masks.strips
+    monkeypatch.setattr(masks, "strips", lambda *given: read.append(given[-1]) or strips(*given))
+    for prediction in (mask, Prediction(mask.uri, uri), Prediction(mask.uri, uri, (uri, uri, uri))):
+        count(Pair("a", "L", label, (prediction,)), 3000)
+    assert read == [3000, 1500, 600]
+
+
 # What is wrong
 
 
@@ -211,10 +279,11 @@ def test_members_are_counted_as_brute_force_does(tmp_path: Path) -> None:
     [
         (np.zeros((8, 9), np.uint8), GOOD, "size", "prediction of 9 x 8 px for a label of 8 x 8 px"),
         (GOOD * 2, GOOD, "values", "prediction values other than 0, 1 and 255: 2"),
-        (GOOD, GOOD.astype(np.int16) * -7, "values", "label values other than 0, 1 and 255: -7"),
+        (GOOD, GOOD.astype(np.int16) * -7, "label-values", "label values other than 0, 1 and 255: -7"),
         (GOOD * np.float32(0.25), GOOD, "probabilities", "prediction of float32, .* are these probabilities"),
-        (GOOD, GOOD.astype(np.float64), "values", "label of float64"),
+        (GOOD, GOOD.astype(np.float64), "label-values", "label of float64"),
         (np.stack([GOOD, GOOD]), GOOD, "unreadable", "prediction with 2 bands, expected one"),
+        (GOOD, np.stack([GOOD, GOOD]), "label-unreadable", "label with 2 bands, expected one"),
     ],
 )
 def test_what_is_no_mask_is_named(
@@ -248,6 +317,9 @@ def test_a_truncated_or_foreign_file_is_named(tmp_path: Path) -> None:
         with pytest.raises(DataError, match="prediction is not a readable GeoTIFF") as caught:
             count(pair)
         assert str(path) in str(caught.value)
+        swapped = Pair("a", "L", pair.predictions[0].uri, (Prediction(pair.label),))
+        kinds = [tally.count_pairs([each], [Reading()], EDGE_PX)[1][0].kind for each in (pair, swapped)]
+        assert kinds == ["unreadable", "label-unreadable"]
 
 
 def test_a_file_that_is_gone_since_it_was_listed_is_missing_and_the_others_count(tmp_path: Path) -> None:
@@ -350,8 +422,10 @@ def test_a_threshold_takes_the_place_of_the_mask(tmp_path: Path) -> None:
     assert count(pair, threshold=0.6, by_map=True).confusion.sum(0).tolist() == [8, 0, 0, 56]
     assert count(pair, threshold=0.8, by_map=True).confusion.sum(0).tolist() == [0, 0, 8, 56]
     bare = Pair("a", "L", pair.label, (Prediction(mask),))
-    with pytest.raises(DataError, match="a mask, where a threshold wants probabilities"):
+    with pytest.raises(DataError, match="a mask, where --threshold wants probabilities"):
         count(bare, threshold=0.6, by_map=True, maps_allowed=True)
+    _, oddities = tally.count_pairs([bare], [Reading(threshold=0.6, by_map=True, maps_allowed=True)], EDGE_PX)
+    assert [each.kind for each in oddities] == ["no-probabilities"], "not what was allowed already"
 
 
 def test_two_ways_of_predicting_are_counted_on_the_same_labels(tmp_path: Path) -> None:
