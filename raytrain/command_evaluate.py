@@ -27,22 +27,23 @@ class Evaluate(ClusterCommand):
     against: str | None = None
     """Other predictions, compared with the first in pairs on the same labels: better, worse, or can't tell."""
     where: tuple[str, ...] = ()
-    """COLUMN=VALUE filters on the metadata."""
+    """COLUMN=VALUE filters on the metadata, or on --where-metadata for columns that it has not."""
     where_metadata: str | None = None
     """CSV with chip_id and the columns of --where or --by, if the metadata has them not."""
     by: tuple[str, ...] = ()
-    """Columns by whose values chips are parted, beside cloud fraction and month."""
+    """Columns by whose values chips are parted, beside cloud fraction and month (in their place, if so named)."""
     images: str | None = None
     """The scored chips or scenes, for the pictures of the report."""
     ensemble: str | None = None
     """The ensemble that made the predictions: its model card gets the scores."""
     allow: tuple[str, ...] = ()
     """Kinds of oddities to leave out instead of scoring nothing: missing-prediction, missing-label, size, place,
-    values, unreadable, metadata. With `probabilities`, maps in the place of masks are read as such."""
+    values and unreadable (of predictions), label-values, label-unreadable, no-probabilities (masks where --threshold
+    wants maps), metadata. With `probabilities`, maps in the place of masks are read as such."""
     threshold: float | None = None
     """Cloud is what reaches this probability. By default masks are taken as they are, maps at 0.5."""
     scale: float | None = None
-    """What stored whole numbers are multiplied by to be probabilities, where the file does not say."""
+    """What whole numbers in maps of PREDICTIONS are multiplied by to be probabilities, where the file does not say."""
     edge_px: int = 5
     """How far from cloud edges pixels count as near."""
     empty_union_rule: EmptyUnionRule = "one"
@@ -72,6 +73,8 @@ class Evaluate(ClusterCommand):
         if found is None:
             if report.refused:
                 narrator.say(f"raytrain: no scores, unless allowed by name: --allow {' '.join(report.refused)}")
+            else:
+                narrator.say("raytrain: no scores: every pair was left out, each for a kind that was allowed")
             self._print({"problems": listed(report.problems), "refused": list(report.refused)}, [])
             return EXIT_DATA_WRONG
         if not self.json_output:

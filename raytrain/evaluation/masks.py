@@ -328,8 +328,7 @@ def _is_map(stack: contextlib.ExitStack, uri: str, reading: Reading) -> bool:
 
 
 def _is_mask(pixels: NDArray[Any]) -> NDArray[np.bool_]:
-    found: NDArray[np.bool_] = (pixels == LABEL_CLEAR) | (pixels == LABEL_CLOUD) | (pixels == LABEL_IGNORE)
-    return found
+    return np.asarray((pixels == LABEL_CLEAR) | (pixels == LABEL_CLOUD) | (pixels == LABEL_IGNORE))
 
 
 def _holds_map(source: DatasetReader) -> bool:

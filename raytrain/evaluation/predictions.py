@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from raytrain import storage
-from raytrain.errors import ConfigError
+from raytrain.errors import ConfigError, DataError
 from raytrain.evaluation.masks import Pair, Prediction
 from raytrain.evaluation.oddities import Oddity
 from raytrain.scoring.destination import Scoring, read_scoring
 from raytrain.scoring.layers import layer_folder, member_kind
+from raytrain.scoring.ledger import read_all
 from raytrain.tiles.metadata import MetadataRow
 
 SUFFIX = ".tif"
@@ -21,6 +22,7 @@ class PredictionSet:
     """A folder of predictions `<id>.tif`, and what lies beside them if `raytrain score` wrote it.
 
     `layers` are the ids that a folder beside the masks has a file for: `probability`, `disagreement`, `members/<name>`.
+    `left_out` are, by id, the members that had no share in a mask for want of bands.
     """
 
     uri: str
@@ -28,6 +30,7 @@ class PredictionSet:
     scoring: Scoring | None = None
     members: tuple[str, ...] = ()
     layers: dict[str, frozenset[str]] = field(default_factory=dict)
+    left_out: dict[str, frozenset[str]] = field(default_factory=dict)
 
     @property
     def has_probability(self) -> bool:
@@ -42,6 +45,19 @@ class PredictionSet:
             members=self._members(chip_id),
             disagreement=self._layer("disagreement", chip_id),
         )
+
+    def lack_of(self, chip_id: str) -> str | None:
+        """Return what a chip or scene lacks here, if anything."""
+        name = f"{chip_id}{SUFFIX}"
+        if chip_id not in self.ids:
+            return f"no prediction {name} in {self.uri}"
+        if self.has_probability and chip_id not in self.layers["probability"]:
+            return f"no probability/{name} in {self.uri}, where it was asked for"
+        for member in self.members:
+            folder = layer_folder(member_kind(member))
+            if chip_id not in self.layers[folder] and member not in self.left_out.get(chip_id, ()):
+                return f"no {folder}/{name} in {self.uri}, where it was asked for"
+        return None
 
     def _layer(self, folder: str, chip_id: str) -> str | None:
         if chip_id not in self.layers.get(folder, ()):
@@ -65,22 +81,35 @@ def find_predictions(uri: str) -> PredictionSet:
     folders = [layer_folder(member_kind(name)) for name in members]
     folders += [name for name in ("probability", "disagreement") if getattr(settings, name) != "none"]
     layers = {folder: _names_in(storage.join(uri, folder)) for folder in folders}
-    return PredictionSet(uri, ids, scoring, members, layers)
+    is_whole = all(ids <= layers[layer_folder(member_kind(name))] for name in members)
+    return PredictionSet(uri, ids, scoring, members, layers, {} if is_whole else _left_out(uri))
 
 
-def pair_up(sets: Sequence[PredictionSet], labels: str, rows: Sequence[MetadataRow]) -> tuple[list[Pair], list[Oddity]]:
+def _left_out(uri: str) -> dict[str, frozenset[str]]:
+    """Return the members that were left out of each item of which one was, as the ledger has it."""
+    found: dict[str, frozenset[str]] = {}
+    for table in read_all(uri, ["item_id", "members_left_out"]):
+        ids, names = table["item_id"].to_pylist(), table["members_left_out"].to_pylist()
+        found |= {each: frozenset(left_out) for each, left_out in zip(ids, names, strict=True) if left_out}
+    return found
+
+
+def pair_up(
+    sets: Sequence[PredictionSet], labels: str, rows: Sequence[MetadataRow], bad: Sequence[DataError] = ()
+) -> tuple[list[Pair], list[Oddity]]:
     """Return the pairs of the rows with a label and a prediction of every set, and what each of the others lacks.
 
-    Predictions and labels without a row are left alone. Of a set of scored masks whose probabilities were asked for,
-    a chip without its map lacks a prediction, too. Raises `ConfigError` for a folder of labels that is not there or has
-    no `.tif`, and where not one pair is left.
+    `bad` is what is wrong with rows that would have been there, too. Predictions and labels without a row are left
+    alone. Of a set of scored masks, a chip without a map that was asked for lacks a prediction, too, unless it is that
+    of a member that was left out. Raises `ConfigError` for a folder of labels that is not there or has no `.tif`, and
+    where not one pair is left.
     """
     labels = storage.normalise(labels)
     labelled = _masks_in(labels)
     pairs: list[Pair] = []
-    oddities: list[Oddity] = []
+    oddities = [Oddity("metadata", problem.subject, problem.found) for problem in bad]
     for row in rows:
-        lacks = [_lack(each, row.chip_id) for each in sets]
+        lacks = [each.lack_of(row.chip_id) for each in sets]
         oddities += [Oddity("missing-prediction", row.chip_id, lack) for lack in lacks if lack]
         name = f"{row.chip_id}{SUFFIX}"
         if row.chip_id not in labelled:
@@ -95,16 +124,6 @@ def pair_up(sets: Sequence[PredictionSet], labels: str, rows: Sequence[MetadataR
             f"{labels} and one of the {len(rows)} chosen rows of the metadata{first}"
         )
     return pairs, oddities
-
-
-def _lack(predictions: PredictionSet, chip_id: str) -> str | None:
-    """Return what a chip lacks in a set, if anything."""
-    name = f"{chip_id}{SUFFIX}"
-    if chip_id not in predictions.ids:
-        return f"no prediction {name} in {predictions.uri}"
-    if predictions.has_probability and chip_id not in predictions.layers["probability"]:
-        return f"no probability/{name} in {predictions.uri}, which has those of others"
-    return None
 
 
 def _masks_in(folder: str) -> frozenset[str]:

@@ -49,19 +49,26 @@ def read_columns(uris: Sequence[str], names: Sequence[str]) -> dict[str, dict[st
     return found
 
 
+def read_parts(chip_ids: Sequence[str], read: Mapping[str, Mapping[str, str]]) -> list[Column]:
+    """Return how the columns read part chips.
+
+    Raises `ConfigError` for one that has too many different values to be looked at; for some of the chips there is
+    none if there was none for all.
+    """
+    return [_of_column(name, [by_chip.get(chip_id, UNKNOWN) for chip_id in chip_ids]) for name, by_chip in read.items()]
+
+
 def columns_of(tally: Tally, months: Mapping[str, str], read: Mapping[str, Mapping[str, str]]) -> list[Column]:
     """Return the ways to part the chips of a tally: cloud fraction of the label, month where known, columns read.
 
-    `months` has the month (`07`) of the chips that have a date. Raises `ConfigError` for a column that has too many
-    different values to be looked at.
+    `months` has the month (`07`) of the chips that have a date. A column read takes the place of one of ours that has
+    its name. Raises `ConfigError` as `read_parts` does.
     """
     found = [_by_cloud(tally)]
     if any(chip_id in months for chip_id in tally.chip_ids):
         values = [months.get(chip_id, UNKNOWN) for chip_id in tally.chip_ids]
         found.append(Column(MONTH, values, sorted(set(values), key=_known_first)))
-    for name, by_chip in read.items():
-        found.append(_of_column(name, [by_chip.get(chip_id, UNKNOWN) for chip_id in tally.chip_ids]))
-    return found
+    return [each for each in found if each.name not in read] + read_parts(tally.chip_ids, read)
 
 
 def _by_cloud(tally: Tally) -> Column:
@@ -100,7 +107,11 @@ def _of_column(name: str, values: list[str]) -> Column:
 
 
 def _words(ends: NDArray[np.float64]) -> list[str]:
-    shown = [f"{end:.4g}" for end in ends]
+    whole_digits = len(str(int(np.abs(ends).max())))
+    for digits in range(min(max(4, whole_digits), 17), 18):  # 17 tell any two apart
+        shown = [f"{end:.{digits}g}" for end in ends]
+        if len(set(shown)) == len(shown):
+            break
     between = [f"{low} to below {high}" for low, high in itertools.pairwise(shown)]
     return [f"below {shown[0]}", *between, f"{shown[-1]} and more"]
 
@@ -113,10 +124,12 @@ def _number(text: str) -> float | None:
     return number if np.isfinite(number) else None
 
 
-def _known_first(value: str) -> tuple[bool, list[tuple[bool, float, str]]]:
-    """Return what values are ordered by: numbers in them as numbers, the unknown last."""
+def _known_first(value: str) -> tuple[bool, bool, float, list[tuple[bool, float, str]]]:
+    """Return what values are ordered by: numbers, then texts with the whole numbers in them as such, then unknown."""
+    number = _number(value)
     parts = [part for part in re.split(r"(\d+)", value) if part]
-    return value == UNKNOWN, [(not part.isdecimal(), float(part) if part.isdecimal() else 0.0, part) for part in parts]
+    in_text = [(not part.isdecimal(), float(part) if part.isdecimal() else 0.0, part) for part in parts]
+    return value == UNKNOWN, number is None, 0.0 if number is None else number, in_text
 
 
 def slice_results(

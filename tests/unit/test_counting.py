@@ -16,7 +16,9 @@ from raytrain.config import ScoreSettings
 from raytrain.errors import ConfigError, DataError
 from raytrain.evaluation import counting, masks, predictions, tally
 from raytrain.evaluation.masks import Pair, Prediction, Reading
+from raytrain.scoring import ledger
 from raytrain.scoring.destination import Scoring
+from raytrain.scoring.records import Record
 from raytrain.tiles.metadata import MetadataRow
 
 TRANSFORM = rasterio.Affine(10, 0, 500_000, 0, -10, 4_000_000)
@@ -389,6 +391,8 @@ def test_a_folder_that_cannot_be_meant_is_refused(tmp_path: Path) -> None:
         predictions.pair_up(sets, str(tmp_path / "archive"), [row("a")])
     with pytest.raises(ConfigError, match=r"nothing to evaluate.*no prediction b\.tif"):
         predictions.pair_up(sets, good, [row("b")])
+    with pytest.raises(ConfigError, match=r"nothing to evaluate.*0 chosen rows.*\(the first: a: a blank place"):
+        predictions.pair_up(sets, good, [], [DataError("a", "a blank place")])
 
 
 def test_a_scored_archive_brings_its_maps_and_a_missing_one_is_a_missing_prediction(tmp_path: Path) -> None:
@@ -405,12 +409,36 @@ def test_a_scored_archive_brings_its_maps_and_a_missing_one_is_a_missing_predict
         (f"{tmp_path}/members/m1/a.tif", f"{tmp_path}/members/m2/a.tif"),
         f"{tmp_path}/disagreement/a.tif",
     )
-    assert found.of("b").members == (), "one of its members was left out"
     write_tiff(tmp_path / "labels/a.tif", GOOD)
     write_tiff(tmp_path / "labels/b.tif", GOOD)
     pairs, oddities = predictions.pair_up([found], str(tmp_path / "labels"), [row("a"), row("b")])
     assert [pair.chip_id for pair in pairs] == ["a"]
-    assert [(each.kind, each.chip_id) for each in oddities] == [("missing-prediction", "b")]
+    missing = f"no probability/b.tif in {tmp_path}, where it was asked for"
+    assert [(each.kind, each.chip_id, each.found) for each in oddities] == [("missing-prediction", "b", missing)]
+
+
+def test_a_map_of_a_member_may_only_lack_where_the_ledger_says_that_it_was_left_out(tmp_path: Path) -> None:
+    scoring = Scoring(ensemble="e", members=("m1", "m2"), settings=ScoreSettings(members="uint8"))
+    storage.write_bytes(str(tmp_path / "scoring.json"), json.dumps(scoring.model_dump(mode="json")).encode())
+    for chip_id in "abc":
+        for folder in (".", "members/m1", "members/m2", "labels"):
+            write_tiff(tmp_path / folder / f"{chip_id}.tif", GOOD)
+    for chip_id in "bc":
+        (tmp_path / f"members/m2/{chip_id}.tif").unlink()
+    left_out = {"b": ("m2",), "a": (), "c": ()}
+    ledger.enter(str(tmp_path), [record_of(chip_id, names) for chip_id, names in left_out.items()])
+    found = predictions.find_predictions(str(tmp_path))
+    pairs, oddities = predictions.pair_up([found], str(tmp_path / "labels"), [row(chip_id) for chip_id in "abc"])
+    assert [(pair.chip_id, len(pair.predictions[0].members)) for pair in pairs] == [("a", 2), ("b", 0)]
+    missing = f"no members/m2/c.tif in {tmp_path}, where it was asked for"
+    assert [(each.kind, each.chip_id, each.found) for each in oddities] == [("missing-prediction", "c", missing)]
+
+
+def record_of(chip_id: str, left_out: tuple[str, ...]) -> Record:
+    return Record(
+        item_id=chip_id, kind="chip", source_uri="s", identity="i", settings_digest="d", outputs={},
+        height=8, width=8, valid_px=64, cloud_px=8, members_left_out=left_out,
+    )  # fmt: skip
 
 
 def test_a_threshold_takes_the_place_of_the_mask(tmp_path: Path) -> None:

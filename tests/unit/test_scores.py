@@ -272,9 +272,36 @@ def test_columns_of_many_values_are_cut_into_quarters_or_refused() -> None:
     sizes = [column.values.count(value) for value in column.order]
     assert sizes[-1] == 1
     assert max(sizes[:-1]) - min(sizes[:-1]) <= 1
+    dates = {f"c{i}": str(20200101 + i) for i in range(count)}
+    column = slices.columns_of(tally, {}, {"date": dates})[1]
+    assert column.order == [
+        "below 20200111", "20200111 to below 20200120", "20200120 to below 20200130", "20200130 and more"
+    ]  # fmt: skip
+    assert [column.values.count(value) for value in column.order] == [10, 10, 10, 10]
+    close = {f"c{i}": repr(0.5 + i * 1e-9) for i in range(count)}
+    assert len(set(slices.columns_of(tally, {}, {"close": close})[1].order)) == 4
     words = {f"c{i}": f"scene {i}" for i in range(count)}
     with pytest.raises(ConfigError, match="column 'scene' has 40 different values, which are no numbers"):
         slices.columns_of(tally, {}, {"scene": words})
+    with pytest.raises(ConfigError, match="column 'scene' has 40 different values"):
+        slices.read_parts(tally.chip_ids, {"scene": words})
+
+
+def test_values_stand_in_the_order_of_numbers_then_of_texts() -> None:
+    ordered = ["-10", "-2.5", "0.9", "1.25", "1.5", "10", "scene 2", "scene 10", slices.UNKNOWN]
+    tally = tally_of([[1, 0, 0, 1]] * len(ordered), ["x"] * len(ordered))
+    by_chip = {f"c{i}": value for i, value in enumerate(ordered[::-1])}
+    assert slices.columns_of(tally, {}, {"height": by_chip})[1].order == ordered
+
+
+def test_a_column_of_the_metadata_takes_the_place_of_ours_of_its_name() -> None:
+    tally = tally_of([[1, 0, 0, 1]] * 2, ["x", "y"])
+    read = {"month": {"c0": "May", "c1": "June"}, "cloud_fraction": {"c0": "much", "c1": "some"}}
+    found = slices.columns_of(tally, {"c0": "05", "c1": "06"}, read)
+    assert [(each.name, each.values) for each in found] == [
+        ("month", ["May", "June"]),
+        ("cloud_fraction", ["much", "some"]),
+    ]
 
 
 # Maps
