@@ -28,7 +28,7 @@ from raytrain.errors import DataError, RaytrainError, StoreOutOfReach, WorkNotFi
 from raytrain.scoring import ledger
 from raytrain.scoring.catalogue import is_catalogue_whole
 from raytrain.scoring.destination import REPORT_PAGE, Scoring, check_destination, check_source, claim_destination
-from raytrain.scoring.manifest import EnsembleManifest, member_names, read_manifest
+from raytrain.scoring.manifest import EnsembleManifest, check_names_differ, member_names, read_manifest
 from raytrain.scoring.pace import Rate
 from raytrain.scoring.partials import remove_partials
 from raytrain.scoring.plan import is_started, read_parts, start, write_plan
@@ -178,6 +178,8 @@ def scoring_of(job: ScoreJob) -> tuple[EnsembleManifest, Scoring]:
     """Return the nets that score, and what all outputs are made with."""
     manifest = read_manifest(job.ensemble).of_fold(job.fold)
     names = member_names(manifest.members)
+    if job.settings.members != "none":
+        check_names_differ(names)
     return manifest, Scoring(ensemble=manifest.nets_digest(), members=names, settings=job.settings)
 
 

@@ -34,12 +34,15 @@ OWN_NAMES = (
 """What scoring writes at a destination, beside masks: objects, and folders of objects."""
 SPEED_SETTINGS = ("block_px",)
 """May change when the work goes on: no output depends on them."""
+LATER_SETTINGS = ("members",)
+"""Came after destinations had been scored, and by default make nothing: what was scored without them is the same."""
 
 
 class Scoring(Settings):
     """What outputs were made with: a hash of the nets, their names, the settings, the version of raytrain.
 
-    `members` are names of `manifest.member_names`; where `settings.members` asks for it, each has a folder of maps.
+    `members` are names of `manifest.member_names`. Where `settings.members` asks for it, each has a folder of maps; no
+    output depends on the names but these.
     """
 
     ensemble: str
@@ -48,8 +51,10 @@ class Scoring(Settings):
     raytrain_version: str = __version__
 
     def digest(self) -> str:
-        """Return the hash of what outputs depend on, but their source."""
-        settings = self.settings.model_dump(mode="json", exclude=set(SPEED_SETTINGS))
+        """Return the hash of what outputs depend on, but their source; records of the ledger are known by it."""
+        fields = ScoreSettings.model_fields
+        left_out = {name for name in LATER_SETTINGS if getattr(self.settings, name) == fields[name].default}
+        settings = self.settings.model_dump(mode="json", exclude={*SPEED_SETTINGS, *left_out})
         text = repr((self.ensemble, sorted(settings.items()), self.raytrain_version))
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -107,7 +112,10 @@ def read_scoring(uri: str) -> Scoring | None:
 
 
 def _changes(found: Scoring, scoring: Scoring) -> list[str]:
+    """Return one text for each thing that outputs depend on and that differs."""
     ignored = tuple(f"settings.{name}:" for name in SPEED_SETTINGS)
+    if scoring.settings.members == "none":  # the nets themselves are compared by `ensemble`
+        ignored = (*ignored, "members:")
     return [text for text in differences(found, scoring) if not text.startswith(ignored)]
 
 

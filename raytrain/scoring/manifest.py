@@ -65,19 +65,22 @@ def member_names(members: Sequence[TrainedMember]) -> tuple[str, ...]:
     """Return what the nets of an ensemble are called at a destination: a name each, by which `Scoring` lists them.
 
     That is the member's, or `<member>-fold<k>` for every net of a member that has several, `<member>-foldnone` for one
-    without a fold. Raises `ConfigError` for two nets of one name.
+    without a fold. Two nets may come to have one name: see `check_names_differ`.
     """
     counts = Counter(member.name for member in members)
     folds = ["none" if member.fold is None else str(member.fold) for member in members]
-    names = [
+    return tuple(
         member.name if counts[member.name] == 1 else f"{member.name}-fold{fold}"
         for member, fold in zip(members, folds, strict=True)
-    ]
+    )
+
+
+def check_names_differ(names: Sequence[str]) -> None:
+    """Raise `ConfigError` for two nets of one name, where the maps of each are to be written by its name."""
     for name, count in Counter(names).items():
         if count > 1:
             found = f"the ensemble has {count} nets that would be called {name}"
             raise ConfigError(f"{found}; choose a fold, or rename a member")
-    return tuple(names)
 
 
 def ensemble_folder(uri: str) -> str:

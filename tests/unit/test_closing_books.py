@@ -11,10 +11,10 @@ import pytest
 from raytrain import storage
 from raytrain.cluster.books import Books
 from raytrain.cluster.score import ScoreJob, _noted, _plan, write_report
-from raytrain.config import change
+from raytrain.config import ScoreSettings, change
 from raytrain.errors import WorkNotFinished
 from raytrain.scoring import ledger
-from raytrain.scoring.destination import check_destination
+from raytrain.scoring.destination import Scoring, check_destination
 from raytrain.scoring.ledger import Known
 from raytrain.scoring.perform import perform
 from raytrain.scoring.plan import is_started, read_parts, write_plan
@@ -23,7 +23,8 @@ from raytrain.scoring.schedule import Casualty, Schedule, TooManyFailures
 from raytrain.scoring.units import Problem, Unit
 from raytrain.scoring.work import Work
 from raytrain.tiles.selection import Selection
-from tests.unit.test_perform import BANDS, SETTINGS, files_of, noise, scenes_of, work_at, write_scene
+from tests.unit.test_perform import BANDS, SETTINGS, files_of, nets, noise, scenes_of, work_at, write_scene
+from tests.unit.test_scoring import DIGEST_OF_BEFORE
 
 
 def run(source: Path, work: Work, *problems: Problem) -> Listing:
@@ -249,3 +250,21 @@ def test_nothing_is_written_where_there_is_nothing_to_do(tmp_path: Path) -> None
     assert not is_started(work.destination)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == times
     assert json.loads(storage.read_bytes(storage.join(work.destination, "scoring.json")))["members"]
+
+
+def test_nothing_is_left_to_do_where_all_was_scored_before_there_were_maps_of_members(tmp_path: Path) -> None:
+    write_scene(tmp_path / "in" / "s.tif", noise(70, 60))
+    settings = ScoreSettings(baseline="before-04.00")
+    scoring = Scoring(ensemble="a" * 64, members=("m-fold0", "m-fold1"), settings=settings, raytrain_version="0.1.0")
+    work = Work(str(tmp_path / "out"), scoring, nets(settings))
+    run(tmp_path / "in", work)
+    records = [
+        record.model_copy(update={"settings_digest": DIGEST_OF_BEFORE})
+        for record in ledger.read_records(work.destination)
+    ]
+    assert len(records) == 1
+    ledger.enter(work.destination, records)
+    ledger.compact(work.destination)
+    known = Known(work.destination, scoring.digest(), ledger.standing_at(work.destination))
+    listing = Listing(str(tmp_path / "in"), work.destination, BANDS, settings, Selection(), known)
+    assert (list(listing.units()), listing.num_done) == ([], 1)

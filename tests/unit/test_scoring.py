@@ -14,7 +14,14 @@ from raytrain.errors import ConfigError
 from raytrain.recipes import members
 from raytrain.scoring.destination import Scoring, check_destination, check_source, claim_destination, read_scoring
 from raytrain.scoring.ensemble import Ensemble
-from raytrain.scoring.manifest import EnsembleManifest, TrainedMember, member_names, read_manifest, write_manifest
+from raytrain.scoring.manifest import (
+    EnsembleManifest,
+    TrainedMember,
+    check_names_differ,
+    member_names,
+    read_manifest,
+    write_manifest,
+)
 from raytrain.scoring.work import layers_of
 from tests.making import make_ensemble
 
@@ -70,7 +77,22 @@ def test_nets_of_several_folds_are_called_by_member_and_fold_and_others_by_their
     )
     for same in ([net("b", 0), net("b", 0)], [net("b", 0), net("b", 1), net("b-fold1", 0)]):
         with pytest.raises(ConfigError, match=r"has 2 nets that would be called b-fold[01]; choose a fold"):
-            member_names(same)
+            check_names_differ(member_names(same))
+
+
+def test_two_nets_of_one_name_are_refused_only_where_maps_of_each_are_written(tmp_path: Path) -> None:
+    uri = make_ensemble(tmp_path)
+    first = read_manifest(uri).members[0]
+    named = [("a", 0), ("a", 1), ("a-fold0", 0)]
+    members = tuple(first.model_copy(update={"name": name, "fold": fold}) for name, fold in named)
+    write_manifest(uri, read_manifest(uri).model_copy(update={"members": members}))
+    manifest, found = scoring_of(ScoreJob(src="in", dst="out", ensemble=uri, fold="all"))
+    assert found.members == ("a-fold0", "a-fold1", "a-fold0")
+    nets = Ensemble.load(uri, manifest, SETTINGS, torch.device("cpu"))
+    assert nets.usable(BANDS) == (("a-fold0", "a-fold1"), ())
+    settings = change(SETTINGS, {"members": "uint8"})
+    with pytest.raises(ConfigError, match="has 2 nets that would be called a-fold0; choose a fold"):
+        scoring_of(ScoreJob(src="in", dst="out", ensemble=uri, fold="all", settings=settings))
 
 
 def test_destination_of_all_folds_names_each_net_and_the_nets_are_called_so(tmp_path: Path) -> None:
@@ -102,6 +124,26 @@ def test_name_that_keys_could_escape_by_is_refused_wherever_it_is_read(tmp_path:
         read_scoring(str(tmp_path))
 
 
+SETTINGS_OF_BEFORE = {
+    "threshold": 0.5,
+    "horizontal_flip": True,
+    "window_px": 512,
+    "overlap_px": 128,
+    "windows_per_pass": 4,
+    "precision": "float32",
+    "compile": False,
+    "threads": 2,
+    "block_px": 12288,
+    "baseline": "before-04.00",
+    "missing_bands": "error",
+    "probability": "none",
+    "disagreement": "none",
+    "datetime": None,
+}
+DIGEST_OF_BEFORE = "4d56bba1010102fb6b6c0d309f940703"
+"""Settings and digest as the last version without maps of members (0.1.0 at fa8f8a0) wrote them for two nets `m`."""
+
+
 def scoring(**changes: object) -> Scoring:
     return Scoring(ensemble="a", members=("m",), settings=change(SETTINGS, changes))
 
@@ -127,6 +169,28 @@ def test_destination_of_another_ensemble_or_other_settings_is_refused(tmp_path: 
         assert scoring(**{name: value}).digest() != scoring().digest()
     check_destination(uri, scoring(block_px=1024), masks)
     assert scoring(block_px=1024).digest() == scoring().digest()
+
+
+def test_destination_scored_before_maps_of_members_goes_on_also_that_of_several_folds(tmp_path: Path) -> None:
+    before = {"ensemble": "a" * 64, "members": ["m", "m"], "settings": SETTINGS_OF_BEFORE, "raytrain_version": "0.1.0"}
+    (tmp_path / "scoring.json").write_text(json.dumps(before))
+    names, masks = ("m-fold0", "m-fold1"), ["scene.tif", "ledger/records-3.parquet"]
+    settings = ScoreSettings(baseline="before-04.00")
+    now = Scoring(ensemble="a" * 64, members=names, settings=settings, raytrain_version="0.1.0")
+    assert now.digest() == DIGEST_OF_BEFORE
+    check_destination(str(tmp_path), now, masks)
+    with_maps = now.model_copy(update={"settings": change(settings, {"members": "uint8"})})
+    with pytest.raises(ConfigError, match=r"members: \['m', 'm'\] -> .*settings\.members: none -> uint8"):
+        check_destination(str(tmp_path), with_maps, masks)
+    with pytest.raises(ConfigError, match=r"masks of other work \(ensemble: a+ -> b\)"):
+        check_destination(str(tmp_path), now.model_copy(update={"ensemble": "b"}), masks)
+
+
+def test_members_of_other_names_are_other_work_where_maps_of_each_are_written(tmp_path: Path) -> None:
+    claim_destination(str(tmp_path), scoring(members="uint8"))
+    other = scoring(members="uint8").model_copy(update={"members": ("n",)})
+    with pytest.raises(ConfigError, match=r"\(members: \['m'\] -> \['n'\]\)"):
+        check_destination(str(tmp_path), other, ["scene.tif"])
 
 
 def test_rasters_that_are_no_masks_of_ours_are_never_overwritten(tmp_path: Path) -> None:
