@@ -140,18 +140,20 @@ def _noted(job: ScoreJob, scoring: Scoring, books: Books) -> Iterator[None]:
 def write_report(job: ScoreJob, scoring: Scoring, *, ended_by: str = "", only_if_missing: bool = False) -> str | None:
     """Write the report of a scoring and return the URI of its page.
 
-    The work is done by now: what keeps the report from being made is logged, and None is returned.
+    The work is done by now: what keeps the report from being made, whatever it is, is logged, and None is returned.
     """
-    from raytrain.evaluation import scoring_report  # it imports matplotlib, which takes a second
-
     try:
+        from raytrain.evaluation import scoring_report  # it imports matplotlib, which takes a second
+
         if only_if_missing and scoring_report.is_reported(job.dst):
             return storage.join(job.dst, REPORT_PAGE)
         scored = scoring_report.read_scored(job.dst, scoring, source=job.src, ensemble=job.ensemble, ended_by=ended_by)
         return scoring_report.write_report(job.dst, scored)
     except (RaytrainError, OSError) as error:
         _logger.warning("no report of the scoring: %s", first_line(error))
-        return None
+    except Exception as error:  # a boundary: no fault of the report may cost a scoring its result
+        _logger.warning("no report of the scoring: %s", first_line(error), exc_info=True)
+    return None
 
 
 def _plan(job: ScoreJob, scoring: Scoring, listing: Listing, run: str) -> int:

@@ -39,6 +39,7 @@ _STYLE: Any = {
     "svg.hashsalt": "raytrain",  # the same drawing has the same bytes
     "font.family": "sans-serif",
     "font.size": 9,
+    "text.parse_math": False,  # names of machines and locations may have dollars in them
     "text.color": _TEXT,
     "axes.edgecolor": _LINE,
     "axes.labelcolor": _QUIET,

@@ -114,5 +114,6 @@ class _Artist:
                 found = f"the source is {reader.height} x {reader.width} px now, not what was scored"
                 raise DataError(item.item_id, found)
             pixels = reader.read_small(PICTURE_PX).pixels
-        assert pixels.shape[1:] == shape, "the mask has the size of its source"
+        if pixels.shape[1:] != shape:
+            raise DataError(item.item_id, "the mask has other sides than its source")
         return pixels

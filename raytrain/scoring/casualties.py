@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from raytrain import storage
@@ -16,6 +16,8 @@ from raytrain.scoring.causes import Causes, without_queries
 
 CASUALTIES = "casualties.csv"
 COLUMNS = ["item_id", "source_uri", "in_data", "cause"]
+LONGEST_CAUSE = 10_000
+"""Letters of a cause that are written: one far longer could not be read back as a cell of CSV."""
 SHOWN = 100
 """Casualties that are kept one by one."""
 IN_DATA, NOT_IN_DATA = "in_data", "not_in_data"
@@ -32,24 +34,37 @@ class Losses:
 
 
 def write_casualties(uri: str, rows: Sequence[Sequence[str]]) -> None:
-    """Write the table of a destination, in the order of ids; without rows there is none."""
+    """Write the table of a destination, in the order of ids; without rows there is none. Endless causes are cut."""
     target = storage.join(uri, CASUALTIES)
     if not rows:
         storage.remove(target)
         return
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([COLUMNS, *sorted(rows, key=lambda row: row[0])])
+    written = [[*places, cause[:LONGEST_CAUSE]] for *places, cause in sorted(rows, key=lambda row: row[0])]
+    csv.writer(text, lineterminator="\n").writerows([COLUMNS, *written])
     storage.write_bytes(target, text.getvalue().encode())
 
 
 def read_casualties(uri: str) -> list[list[str]]:
-    """Return the rows of the table of a destination; none where there is no such table."""
+    """Return the rows of the table of a destination, without damaged ones; none where there is no such table."""
     try:
         text = storage.read_text(storage.join(uri, CASUALTIES), "table of casualties")
-        header, *rows = csv.reader(io.StringIO(text))
-    except (FileNotFoundError, ConfigError, ValueError):
+    except (FileNotFoundError, ConfigError):
         return []
+    header, *rows = [*_whole_rows(text)] or [[]]
     return [row for row in rows if len(row) == len(COLUMNS)] if header == COLUMNS else []
+
+
+def _whole_rows(text: str) -> Iterator[list[str]]:
+    """Yield the rows of a CSV that can be read, e.g. not one with a cell of more than 131,072 letters."""
+    lines = csv.reader(io.StringIO(text))
+    while True:
+        try:
+            yield next(lines)
+        except StopIteration:
+            return
+        except csv.Error:
+            continue
 
 
 def losses_of(rows: Sequence[Sequence[str]]) -> Losses:

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,14 @@ _COLUMNS = pa.schema(
     ]
 )
 _NEEDED = ("time", "outcome")
+_YEAR_S = 366 * 86400
+_PLAUSIBLE: dict[str, tuple[Any, Any]] = {
+    "time": (datetime(2000, 1, 1), datetime(2200, 1, 1)),
+    "seconds": (0, 10 * _YEAR_S),
+    "network_s_so_far": (0, 10 * _YEAR_S),
+    "pixels": (0, 10**13),
+}
+"""What is outside of these was not logged by us: the line is damaged."""
 
 
 @dataclass
@@ -213,10 +222,16 @@ def _parsed_line(line: bytes) -> pa.Table | None:
 
 
 def _whole(table: pa.Table) -> tuple[pa.Table, int]:
-    """Return the lines that say what came of a unit and when, and how many others there are."""
+    """Return the lines that say what came of a unit and when, in numbers that can be, and how many others there are."""
     known = table
     for name in _NEEDED:
         known = known.filter(pc.is_valid(known[name]))
+    for name, (lowest, highest) in _PLAUSIBLE.items():
+        kind = _COLUMNS.field(name).type
+        is_plausible = pc.and_(
+            pc.greater_equal(known[name], pa.scalar(lowest, kind)), pc.less_equal(known[name], pa.scalar(highest, kind))
+        )
+        known = known.filter(pc.fill_null(is_plausible, True))  # not every line has every number
     return known, table.num_rows - known.num_rows
 
 

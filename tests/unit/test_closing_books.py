@@ -14,6 +14,7 @@ from raytrain.cluster.score import ScoreJob, _noted, _plan, write_report
 from raytrain.config import ScoreSettings, change
 from raytrain.errors import WorkNotFinished
 from raytrain.scoring import ledger
+from raytrain.scoring.casualties import LONGEST_CAUSE, read_casualties, write_casualties
 from raytrain.scoring.destination import Scoring, check_destination
 from raytrain.scoring.ledger import Known
 from raytrain.scoring.perform import perform
@@ -126,6 +127,20 @@ def test_casualties_that_a_run_did_not_come_to_stay_in_the_table(tmp_path: Path)
     assert not (tmp_path / "casualties.csv").exists()
 
 
+def test_endless_cause_is_cut_and_one_that_stands_costs_its_own_row_alone(tmp_path: Path) -> None:
+    write_casualties(str(tmp_path), [["b", "of b", "true", "x" * 200_000], ["a", "of a", "false", "gone"]])
+    assert [(row[0], len(row[3])) for row in read_casualties(str(tmp_path))] == [("a", 4), ("b", LONGEST_CAUSE)]
+    endless = "x" * 200_000
+    table = f"item_id,source_uri,in_data,cause\na,of a,true,{endless}\nb,of b,false,gone\n"
+    (tmp_path / "casualties.csv").write_text(table)
+    assert read_casualties(str(tmp_path)) == [["b", "of b", "false", "gone"]]
+    Books(str(tmp_path), Schedule(iter([]), 0), None).write_casualties(is_over=False)  # as after an interrupt
+    assert read_casualties(str(tmp_path)) == [["b", "of b", "false", "gone"]]
+    for text in ("", "item_id\n", f"{endless}\n"):
+        (tmp_path / "casualties.csv").write_text(text)
+        assert read_casualties(str(tmp_path)) == []
+
+
 def test_blocks_of_scenes_that_are_done_go_and_those_of_unfinished_ones_stay(tmp_path: Path) -> None:
     work = work_at(tmp_path)
     for scene_id in ("done", "unfinished", "bad"):
@@ -202,6 +217,25 @@ def test_report_that_cannot_be_made_is_told_of_and_fails_nothing(
     table.write_bytes(b"PAR1")
     assert write_report(job, work.scoring) is None
     assert "damaged, not a table of the ledger" in caplog.text
+
+
+def test_scoring_keeps_its_result_through_any_fault_of_its_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    work = work_at(tmp_path / "out")
+    job = ScoreJob(src=str(tmp_path / "in"), dst=work.destination, ensemble="e", settings=work.scoring.settings)
+
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("a fault of ours")
+
+    monkeypatch.setattr("raytrain.evaluation.scoring_report.read_scored", broken)
+    assert write_report(job, work.scoring) is None
+    assert "no report of the scoring: a fault of ours" in caplog.text
+    assert "in broken" in caplog.text, "the trace says where"
+    too_many = TooManyFailures("more than --max-failures 0")
+    books = Books(work.destination, Schedule(iter([]), 0), None)
+    with pytest.raises(TooManyFailures), _noted(job, work.scoring, books):
+        raise too_many
 
 
 def test_report_of_a_run_that_ends_early_has_what_was_done_and_why_it_ended(tmp_path: Path) -> None:

@@ -113,6 +113,24 @@ def test_damaged_lines_cost_themselves_alone(tmp_path: Path) -> None:
     assert (worker.units, course.num_damaged) == (3, 4)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"seconds": 1e12},
+        {"seconds": -5},
+        {"network_s_so_far": 1e30},
+        {"pixels": 2**62},
+        {"time": "9999-12-31T00:00:00Z"},
+        {"time": "1890-01-01T00:00:00Z"},
+    ],
+)
+def test_line_of_numbers_that_cannot_be_is_a_damaged_one(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    write(tmp_path, "a-b", [done(10, 1), {**done(20, 1), **wrong}, failed(30, "no answer")])
+    course = read_course(str(tmp_path))
+    assert (course.num_damaged, course.pixels, course.seconds) == (1, 100, 21)
+    assert course.network_fraction == pytest.approx(5 / 21)
+
+
 def test_destination_without_a_log_has_no_course(tmp_path: Path) -> None:
     course = read_course(str(tmp_path))
     assert (course.commands, course.seconds, course.network_fraction, course.starts()) == ([], 0, None, [0])

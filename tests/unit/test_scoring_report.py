@@ -203,6 +203,27 @@ def test_item_whose_source_is_gone_is_shown_by_its_mask_and_says_why(scenes: Pat
     assert [each.subject for each in undrawn] == ["s2"]
 
 
+def test_mask_of_other_sides_than_its_source_is_shown_by_itself_and_says_so(scenes: Path, tmp_path: Path) -> None:
+    shutil.copytree(scenes / "out", tmp_path / "out")
+    with rasterio.open(
+        tmp_path / "out" / "s1.tif", "w", driver="GTiff", width=7, height=7, count=1, dtype="uint8"
+    ) as f:
+        f.write(np.ones((1, 7, 7), np.uint8))
+    gallery, undrawn = gallery_of(work_at(tmp_path / "out", LAYERS), scenes / "in")
+    (caption,) = (picture.caption for picture in gallery.pictures if "s1" in picture.caption)
+    assert "(no true colour: the mask has other sides than its source)" in caption
+    assert (len(gallery.pictures), undrawn) == (4, [])
+
+
+def test_name_of_a_machine_that_reads_as_a_formula_is_drawn_as_it_is(scenes: Path, tmp_path: Path) -> None:
+    shutil.copytree(scenes / "out", tmp_path / "out")
+    hosts = ("$\\foo$", "a $ b")
+    write(tmp_path / "out", "a-b", [done(10 * i, 10, 5000, host=host) for i, host in enumerate(hosts, start=1)])
+    _, html = report_of(work_at(tmp_path / "out", LAYERS), scenes / "in")
+    plot = html[html.index("<svg") : html.index("</svg>")]
+    assert all(f">{host}</text>" in plot for host in hosts)
+
+
 def test_store_that_does_not_answer_is_asked_once_and_time_is_limited(
     scenes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
