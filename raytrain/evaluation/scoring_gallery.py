@@ -18,7 +18,6 @@ from raytrain.evaluation.gallery import DISAGREEMENT_SCALE, PICTURE_PX, compare
 from raytrain.evaluation.page import Comparison, Gallery
 from raytrain.evaluation.pictures import MASK_LEGEND, TRUE_COLOUR_BANDS, read_picture_mask, read_picture_values
 from raytrain.imagery.scene_reader import open_scene
-from raytrain.scoring.causes import without_queries
 from raytrain.scoring.destination import Scoring
 from raytrain.scoring.source_again import baseline_again, source_again
 from raytrain.scoring.totals import Item, Totals
@@ -62,7 +61,7 @@ def make_gallery(
         try:
             pictures.append(artist.draw(item, f"{word}: {item.item_id}, {_numbers(item)}"))
         except (RaytrainError, OSError) as error:
-            problems.append(DataError(item.item_id, without_queries(first_line(error))))
+            problems.append(DataError(item.item_id, storage.without_queries(first_line(error))))
     scales = (DISAGREEMENT_SCALE,) if "disagreement" in layers_of(scoring).kinds else ()
     return Gallery(pictures, MASK_LEGEND, "Some items", "All averaged down.", scales), problems
 
@@ -97,7 +96,7 @@ class _Artist:
             self.away = missing = f"a store does not answer: {first_line(error)}"
         except (RaytrainError, OSError) as error:
             missing = error.found if isinstance(error, DataError) else first_line(error)
-        why = f" (no true colour: {without_queries(missing)})" if missing else ""
+        why = f" (no true colour: {storage.without_queries(missing)})" if missing else ""
         return compare(item.item_id, f"{caption}{why}", mask, None, pixels, disagreement)
 
     def _pixels(self, item: Item, shape: tuple[int, ...]) -> NDArray[np.uint16]:

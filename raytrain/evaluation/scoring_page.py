@@ -14,7 +14,6 @@ from raytrain.errors import DataError
 from raytrain.evaluation.page import Cell, Figure, Gallery, Page, Part, Problems, Shown, Table, version_facts
 from raytrain.evaluation.scoring_figures import cloud_plot, progress_plot
 from raytrain.scoring.casualties import IN_DATA, Losses
-from raytrain.scoring.causes import without_queries
 from raytrain.scoring.course import Course, Worker
 from raytrain.scoring.destination import Scoring
 from raytrain.scoring.totals import Item, Totals
@@ -136,7 +135,7 @@ def _finished(course: Course) -> str:
 def _note(scored: Scored) -> str:
     texts = []
     if scored.ended_by:
-        texts.append(f"The work ended before all was done: {without_queries(scored.ended_by)}")
+        texts.append(f"The work ended before all was done: {storage.without_queries(scored.ended_by)}")
     if not scored.course.commands:
         texts.append("Nothing is known of time and workers: the destination has no log that can be read.")
     elif scored.course.num_damaged:
@@ -247,7 +246,7 @@ def _notes(scored: Scored) -> Table:
     counted += [("scored without", name, count) for name, count in totals.members_left_out.most_common()]
     counted += [("values", text, count) for text, count in totals.shift_rules.most_common()]
     rows: list[list[Cell]] = [
-        [without_queries(text), what, count, Shown(count / totals.num_items, f"{count / totals.num_items:.1%}")]
+        [storage.without_queries(text), what, count, Shown(count / totals.num_items, f"{count / totals.num_items:.1%}")]
         for what, text, count in counted[:CAUSES_SHOWN]
     ]
     caption = "What was noted of finished items: what could not be made, which members had no bands, what values mean."

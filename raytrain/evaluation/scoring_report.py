@@ -19,7 +19,7 @@ from raytrain.evaluation.scoring_gallery import choose, make_gallery
 from raytrain.evaluation.scoring_page import Scored, host_sums, looks, scoring_page
 from raytrain.scoring import ledger
 from raytrain.scoring.casualties import losses_of, read_casualties
-from raytrain.scoring.causes import Causes, without_queries
+from raytrain.scoring.causes import Causes
 from raytrain.scoring.course import Course, read_course
 from raytrain.scoring.destination import REPORT_FIGURES, REPORT_PAGE, Scoring
 from raytrain.scoring.totals import BINS, COLUMNS, Item, add_up
@@ -66,7 +66,7 @@ def figures_of(scored: Scored) -> dict[str, Any]:
         "destination": scored.destination,
         "ensemble": storage.shown(scored.ensemble),
         "scoring": scored.scoring.model_dump(mode="json"),
-        "ended_by": without_queries(scored.ended_by) or None,
+        "ended_by": storage.without_queries(scored.ended_by) or None,
         "items": {"done": totals.num_items, "left_out": losses.num, "kinds": dict(totals.kinds)},
         "pixels": {"all": totals.pixels, "with_data": totals.valid_px, "cloud": totals.cloud_px},
         "cloud_fraction": totals.cloud_fraction,
@@ -87,7 +87,7 @@ def figures_of(scored: Scored) -> dict[str, Any]:
             "causes": _causes(losses.causes),
             "first": [dict(zip(("item_id", "source", "in_data", "cause"), row, strict=True)) for row in losses.first],
         },
-        "notes": {without_queries(text): count for text, count in totals.notes.most_common()},
+        "notes": {storage.without_queries(text): count for text, count in totals.notes.most_common()},
         "members_left_out": dict(totals.members_left_out.most_common()),
         "values": dict(totals.shift_rules.most_common()),
         "items_to_look_at": [{"why": why, **_item(item)} for why, item in looks(totals)],

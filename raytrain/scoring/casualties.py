@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from raytrain import storage
 from raytrain.errors import ConfigError
-from raytrain.scoring.causes import Causes, without_queries
+from raytrain.scoring.causes import Causes
 
 CASUALTIES = "casualties.csv"
 COLUMNS = ["item_id", "source_uri", "in_data", "cause"]
@@ -76,5 +76,5 @@ def losses_of(rows: Sequence[Sequence[str]]) -> Losses:
         word = IN_DATA if in_data == "true" else NOT_IN_DATA
         losses.causes.add(cause, item_id, word, names=(item_id, source_uri))
         if len(losses.first) < SHOWN:
-            losses.first.append([item_id, storage.shown(source_uri), in_data, without_queries(cause)])
+            losses.first.append([item_id, storage.shown(source_uri), in_data, storage.without_queries(cause)])
     return losses

@@ -8,12 +8,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+from raytrain import storage
+
 CAUSES = 200
 """Kinds of causes that are counted by themselves."""
 OTHERS = "(others)"
 _PLACE = re.compile(r"""(?:[a-z0-9]+:/)?/[^\s'",;]+""")
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
-_QUERY = re.compile(r"(https?://[^\s?#'\"]+)[?#][^\s'\"]*", re.IGNORECASE)
 
 
 @dataclass
@@ -42,7 +43,7 @@ class Causes:
         kind = kind_of(text, names)
         if kind not in self._by_kind and len(self._by_kind) >= CAUSES:
             kind = OTHERS
-        cause = self._by_kind.setdefault(kind, Cause(without_queries(text), subject))
+        cause = self._by_kind.setdefault(kind, Cause(storage.without_queries(text), subject))
         cause.counts[word] = cause.counts.get(word, 0) + 1
         if place:
             cause.places.add(place)
@@ -53,12 +54,11 @@ class Causes:
 
 
 def kind_of(text: str, names: tuple[str, ...] = ()) -> str:
-    """Return `text` without what differs from one item to the next: the `names` given, places and numbers."""
-    for name in sorted(filter(None, names), key=len, reverse=True):
+    """Return `text` without what differs from one item to the next: the `names` given, places and numbers.
+
+    No query of an address is left in it, whatever letters a signature has.
+    """
+    text = storage.without_queries(text)
+    for name in sorted(filter(None, map(storage.without_queries, names)), key=len, reverse=True):
         text = text.replace(name, "…")
     return _NUMBER.sub("N", _PLACE.sub("…", text))
-
-
-def without_queries(text: str) -> str:
-    """Return `text` without the queries of the addresses in it: they may be signatures."""
-    return _QUERY.sub(r"\1", text)

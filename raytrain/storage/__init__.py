@@ -45,6 +45,7 @@ from raytrain.storage.uris import (
     partial_of,
     path_of,
     shown,
+    without_queries,
 )
 
 __all__ = [
@@ -94,6 +95,7 @@ __all__ = [
     "stamp_of",
     "use_stores",
     "walk",
+    "without_queries",
     "write_bytes",
     "write_file",
 ]

@@ -14,6 +14,9 @@ from raytrain.errors import ConfigError
 HTTP_SCHEMES = ("http", "https")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_QUERY = re.compile(
+    r"(https?://[^\s?#'\"]+)[?#][^\s'\"]*|([a-z][a-z0-9+.-]{0,30}://[^\s?'\"]+)\?[^\s'\"]*", re.IGNORECASE
+)
 _PARTIAL_NAME = re.compile(r"^\.(?P<name>.+)\.[0-9a-f]{32}\.partial$")
 
 
@@ -71,6 +74,11 @@ def is_http(uri: str) -> bool:
 def shown(uri: str) -> str:
     """Return `uri` as messages and records show it: without the query of a URL, which may be a signature."""
     return uri.partition("?")[0].partition("#")[0] if is_http(uri) else uri
+
+
+def without_queries(text: str) -> str:
+    """Return `text` without the queries of the addresses in it, of any scheme: they may be signatures."""
+    return _QUERY.sub(r"\1\2", text)
 
 
 def join(uri: str, *names: str) -> str:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from raytrain.scoring.causes import CAUSES, OTHERS, Causes, kind_of, without_queries
+from raytrain.scoring.causes import CAUSES, OTHERS, Causes, kind_of
 from raytrain.scoring.course import MOST_BINS, Course, read_course
+from raytrain.storage import without_queries
 
 START_S = 1_795_000_000
 """2026-11-18T11:06:40Z"""
@@ -161,5 +163,21 @@ def test_names_places_and_numbers_do_not_tell_causes_apart() -> None:
 
 
 def test_no_query_of_an_address_is_left_in_a_text() -> None:
-    text = "https://h/a.tif?sig=secret: gone, and 'HTTP://h/b?x=secret#y', but not s3://b/k?x"
-    assert without_queries(text) == "https://h/a.tif gone, and 'HTTP://h/b', but not s3://b/k?x"
+    text = "https://h/a.tif?sig=secret: gone, and 'HTTP://h/b?x=secret#y', s3://b?sig=secret, az://c/k#1.tif?sig=secret"
+    assert without_queries(text) == "https://h/a.tif gone, and 'HTTP://h/b', s3://b az://c/k#1.tif"
+    assert without_queries("/vsicurl/https://h/a.tif?sp=r,w&sig=secret failed") == "/vsicurl/https://h/a.tif failed"
+    assert without_queries("why? s3://b/all.json#scene-3: no item") == "why? s3://b/all.json#scene-3: no item"
+
+
+def test_no_query_of_an_address_is_left_in_a_kind_of_cause() -> None:
+    for query in ("X-Amz-SignedHeaders=host;x-amz-date&X-Amz-Signature=secret", "sp=r,w&sig=secret"):
+        for scheme in ("https", "s3", "az"):
+            uri = f"{scheme}://acc.example/c/B04.tif"
+            assert kind_of(f"could not read {uri}?{query}: 403") == "could not read … N"
+            assert kind_of(f"could not read {uri}?{query}: 403", (f"{uri}?{query}",)) == "could not read … N"
+
+
+def test_long_text_without_an_address_is_searched_for_queries_in_no_time() -> None:
+    start = time.process_time()
+    assert without_queries("x" * 200_000) == "x" * 200_000
+    assert time.process_time() - start < 2.0

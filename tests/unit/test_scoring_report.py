@@ -262,9 +262,10 @@ def test_signed_sources_are_shown_without_their_signatures(tmp_path: Path) -> No
     write_scene(tmp_path / "in" / "s.tif", noise(70, 60))
     work = work_at(tmp_path / "out")
     score(tmp_path / "in", work)
-    secret = "https://host/s.tif?sig=verysecret"
-    write_casualties(work.destination, [["b", secret, "false", f"{secret}: no answer"]])
-    write(tmp_path / "out", "a-b", [failed(3, f"StoreOutOfReach: {secret} is away")])
+    secret = "https://host/s.tif?se=r;w,d&sig=verysecret"
+    rows = [[name, secret, "false", f"{secret}: no answer, nor from az://c/s.tif?sig=verysecret"] for name in "bc"]
+    write_casualties(work.destination, rows)
+    write(tmp_path / "out", "a-b", [failed(i, f"StoreOutOfReach: {secret} is away") for i in (3, 4)])
     scored = read_scored(
         work.destination, work.scoring, source=secret, ensemble=secret, ended_by=f"{secret}: no answer"
     )
