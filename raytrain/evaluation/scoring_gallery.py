@@ -25,10 +25,14 @@ from raytrain.scoring.work import layers_of
 
 EACH = 3
 PICTURES_S = 60.0
-"""How long sources are read for pictures; what comes later is shown without true colour."""
+"""How long sources are read for pictures; what comes later is shown without true colour, and later still not at all."""
+LARGEST_READ_PX = 150_000_000
+"""Pixels of a source that are read for a picture, some seconds of work in which nothing else is heard."""
+
+TOO_LATE = "the pictures before it took too long"
 
 
-def choose(totals: Totals) -> list[tuple[str, Item]]:
+def choose_items(totals: Totals) -> list[tuple[str, Item]]:
     """Return up to nine items with a word each, none twice: by disagreement where it is known, else by cloud."""
     if totals.most_disagreeing:
         groups = [
@@ -52,16 +56,19 @@ def make_gallery(
 ) -> tuple[Gallery, list[DataError]]:
     """Return pictures of the `chosen` items of the destination `uri`, and which can't be drawn and why.
 
-    A source that can't be read costs its true colour: the mask is shown, and the caption says why. After `limit_s`, or
-    once a store does not answer, no more sources are read.
+    A source that can't be read costs its true colour: the mask is shown, and the caption says why. So does one of more
+    than `LARGEST_READ_PX` without overviews. After `limit_s`, or once a store does not answer, no more sources are
+    read, and after twice that no masks; a read that has begun is ended.
     """
-    artist = _Artist(uri, scoring, time.monotonic() + limit_s)
+    start = time.monotonic()
+    artist = _Artist(uri, scoring, start + limit_s, start + 2 * limit_s)
     pictures, problems = [], []
     for word, item in chosen:
         try:
             pictures.append(artist.draw(item, f"{word}: {item.item_id}, {_numbers(item)}"))
         except (RaytrainError, OSError) as error:
-            problems.append(DataError(item.item_id, storage.without_queries(first_line(error))))
+            found = error.found if isinstance(error, DataError) and error.subject == item.item_id else first_line(error)
+            problems.append(DataError(item.item_id, storage.without_queries(found)))
     scales = (DISAGREEMENT_SCALE,) if "disagreement" in layers_of(scoring).kinds else ()
     return Gallery(pictures, MASK_LEGEND, "Some items", "All averaged down.", scales), problems
 
@@ -74,15 +81,21 @@ def _numbers(item: Item) -> str:
 
 @dataclass
 class _Artist:
-    """Draws items until `until` (of a monotonic clock); `away` says why no more sources are read."""
+    """Draws items until `masks_until`, with their sources until `until`, both of a monotonic clock.
+
+    `away` says why no more sources are read.
+    """
 
     uri: str
     scoring: Scoring
     until: float
+    masks_until: float
     away: str = ""
 
     def draw(self, item: Item, caption: str) -> Comparison:
         """Return the panels of an item, the caption with why it has no true colour; raise if its mask can't be read."""
+        if time.monotonic() > self.masks_until:
+            raise DataError(item.item_id, TOO_LATE)
         layers = layers_of(self.scoring)
         mask = read_picture_mask(storage.join(self.uri, layers.layer("mask").key(item.item_id)), PICTURE_PX)
         disagreement = None
@@ -103,7 +116,7 @@ class _Artist:
         if self.away:
             raise DataError(item.item_id, self.away)
         if time.monotonic() > self.until:
-            raise DataError(item.item_id, "the pictures before it took too long")
+            raise DataError(item.item_id, TOO_LATE)
         source = source_again(item, TRUE_COLOUR_BANDS)
         with open_scene(source, TRUE_COLOUR_BANDS, baseline_again(item, self.scoring.settings.baseline)) as reader:
             missing = [band for band in TRUE_COLOUR_BANDS if band not in reader.bands]
@@ -111,6 +124,9 @@ class _Artist:
                 raise DataError(item.item_id, f"the source has no {', '.join(missing)}")
             if (reader.height, reader.width) != (item.height, item.width):
                 found = f"the source is {reader.height} x {reader.width} px now, not what was scored"
+                raise DataError(item.item_id, found)
+            if (size := reader.small_read_px(PICTURE_PX)) > LARGEST_READ_PX:
+                found = f"{size / 1e6:,.0f} Mpx would have to be read, since the source has no fitting overviews"
                 raise DataError(item.item_id, found)
             pixels = reader.read_small(PICTURE_PX).pixels
         if pixels.shape[1:] != shape:

@@ -266,14 +266,14 @@ def _looks(totals: Totals) -> Table:
         ]
         if with_disagreement:
             mean = item.disagreement_mean
-            row.append(Shown(-1.0, _DASH) if mean is None else Shown(mean, f"{mean:.4f}"))
+            row.append(mean)
         rows.append([*row, storage.shown(item.source_uri)])
     headers = ["Item", "Why", "Cloud", "With data", "Mpx", *(["Disagreement"] * with_disagreement), "Source"]
     return Table("Items to look at", headers, rows)
 
 
-def _share(fraction: float | None) -> Shown:
-    return Shown(-1.0, _DASH) if fraction is None else Shown(fraction, f"{fraction:.1%}")
+def _share(fraction: float | None) -> Cell:
+    return None if fraction is None else Shown(fraction, f"{fraction:.1%}")
 
 
 def _facts(scored: Scored) -> list[tuple[str, str]]:

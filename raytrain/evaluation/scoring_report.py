@@ -15,7 +15,7 @@ from raytrain import storage
 from raytrain.evaluation.html import render_page
 from raytrain.evaluation.page import version_facts
 from raytrain.evaluation.scoring_figures import hosts_by_pixels
-from raytrain.evaluation.scoring_gallery import choose, make_gallery
+from raytrain.evaluation.scoring_gallery import choose_items, make_gallery
 from raytrain.evaluation.scoring_page import Scored, host_sums, looks, scoring_page
 from raytrain.scoring import ledger
 from raytrain.scoring.casualties import losses_of, read_casualties
@@ -44,7 +44,7 @@ def read_scored(uri: str, scoring: Scoring, *, source: str, ensemble: str, ended
 
 def write_report(uri: str, scored: Scored) -> str:
     """Write the report of a scoring to its destination `uri`, the page last, and return the page's URI."""
-    gallery, undrawn = make_gallery(uri, scored.scoring, choose(scored.totals))
+    gallery, undrawn = make_gallery(uri, scored.scoring, choose_items(scored.totals))
     page = render_page(scoring_page(scored, gallery, undrawn))
     figures = json.dumps(figures_of(scored), indent=1, allow_nan=False)
     storage.write_bytes(storage.join(uri, REPORT_FIGURES), f"{figures}\n".encode())
@@ -101,7 +101,7 @@ def _work(course: Course) -> dict[str, Any]:
         "pixels": course.pixels,
         "megapixels_per_s": course.pixels / 1e6 / course.seconds if course.seconds else None,
         "network_fraction": course.network_fraction,
-        "commands": [{"begin": _moment(each.begin), "end": _moment(each.end)} for each in course.commands],
+        "commands": [{"begin": _rfc3339(each.begin), "end": _rfc3339(each.end)} for each in course.commands],
         "lines_damaged": course.num_damaged,
     }
 
@@ -158,5 +158,5 @@ def _item(item: Item) -> dict[str, Any]:
     }
 
 
-def _moment(seconds: float) -> str:
+def _rfc3339(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -132,6 +132,11 @@ class SceneReader:
         valid = rasters.valid_pixels(stored, self._nodata)
         return rasters.Raster(self.conversion.apply(stored, valid), valid, self.georeference)
 
+    def small_read_px(self, max_px: int) -> int:
+        """Return how many pixels `read_small` decodes, of all bands: of overviews where there are any."""
+        shrink = max(1.0, max(self.height, self.width) / max_px)
+        return sum(_decoded_px(band, shrink / band.ratio) for bands in self._by_file.values() for band in bands)
+
     def _stored(self, row: int, column: int, height: int, width: int) -> NDArray[Any]:
         """Return the values of a window as stored `[C, height, width]`."""
         files = list(self._by_file.values())
@@ -149,6 +154,13 @@ class SceneReader:
             return self.georeference
         moved = Affine(*self.transform) @ Affine.translation(column, row)
         return rasters.Georeference(self.crs, tuple(float(value) for value in moved[:6]))
+
+
+def _decoded_px(band: _Band, shrink: float) -> int:
+    """Return how many pixels GDAL decodes to make a band smaller by `shrink`: of the overview that is large enough."""
+    factor = max((each for each in band.dataset.overviews(band.index) if each <= shrink), default=1)
+    width, height = int(band.dataset.width), int(band.dataset.height)
+    return width * height // int(factor) ** 2
 
 
 def _is_sentinel_2(source: SceneSource, bands: Sequence[_Band]) -> bool:

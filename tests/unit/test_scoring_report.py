@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,12 +19,12 @@ from PIL import Image
 from raytrain.config import change
 from raytrain.errors import DataError, StoreOutOfReach
 from raytrain.evaluation.page import Gallery, Page, Plot, Problems, Table
-from raytrain.evaluation.pictures import NO_DATA_COLOUR
-from raytrain.evaluation.scoring_gallery import choose, make_gallery
+from raytrain.evaluation.pictures import NO_DATA_COLOUR, read_picture_mask
+from raytrain.evaluation.scoring_gallery import choose_items, make_gallery
 from raytrain.evaluation.scoring_page import Scored, scoring_page
 from raytrain.evaluation.scoring_report import is_reported, read_scored, write_report
 from raytrain.imagery.scene_files import BandFile, SceneSource
-from raytrain.imagery.scene_reader import open_scene
+from raytrain.imagery.scene_reader import SceneReader, open_scene
 from raytrain.scoring import ledger
 from raytrain.scoring.casualties import write_casualties
 from raytrain.scoring.source_again import source_again
@@ -55,7 +58,7 @@ def report_of(work: Work, source: Path, ended_by: str = "") -> tuple[dict[str, A
 
 
 def page_of(scored: Scored) -> Page:
-    gallery, undrawn = make_gallery(scored.destination, scored.scoring, choose(scored.totals))
+    gallery, undrawn = make_gallery(scored.destination, scored.scoring, choose_items(scored.totals))
     return scoring_page(scored, gallery, undrawn)
 
 
@@ -133,6 +136,15 @@ def test_destination_without_a_log_is_reported_without_time(scenes: Path) -> Non
     assert "Speed" not in [figure.label for figure in page.figures]
 
 
+def test_number_that_an_item_has_none_of_is_no_number_in_its_row(scenes: Path) -> None:
+    scored = scored_at(work_at(scenes / "out", LAYERS), scenes / "in")
+    empty = replace(scored.totals.largest[0], item_id="empty", valid_px=0, cloud_px=0, disagreement_mean=None)
+    page = page_of(replace(scored, totals=replace(scored.totals, without_data=[empty])))
+    (table,) = (part for part in page.parts if isinstance(part, Table) and part.heading == "Items to look at")
+    row = dict(zip(table.headers, table.rows[0], strict=True))
+    assert (row["Item"], row["Cloud"], row["Disagreement"]) == ("empty", None, None)
+
+
 def test_report_is_whole_only_with_both_files_and_none_of_it_counts_for_the_ledger(
     scenes: Path, tmp_path: Path
 ) -> None:
@@ -149,7 +161,7 @@ def test_report_is_whole_only_with_both_files_and_none_of_it_counts_for_the_ledg
 
 def gallery_of(work: Work, source: Path) -> tuple[Gallery, list[DataError]]:
     scored = scored_at(work, source)
-    return make_gallery(work.destination, work.scoring, choose(scored.totals))
+    return make_gallery(work.destination, work.scoring, choose_items(scored.totals))
 
 
 def size_of(png: bytes, tmp_path: Path) -> tuple[int, int]:
@@ -234,13 +246,68 @@ def test_store_that_does_not_answer_is_asked_once_and_time_is_limited(
         asked.append(item.item_id)
         raise StoreOutOfReach("s3://archive: no answer")
 
-    chosen = choose(scored_at(work, scenes / "in").totals)
-    late, _ = make_gallery(work.destination, work.scoring, chosen, limit_s=-1.0)
-    assert all("took too long" in picture.caption for picture in late.pictures)
+    chosen = choose_items(scored_at(work, scenes / "in").totals)
+    late, undrawn = make_gallery(work.destination, work.scoring, chosen, limit_s=-1.0)
+    assert (late.pictures, {each.found for each in undrawn}) == ([], {"the pictures before it took too long"})
     monkeypatch.setattr("raytrain.evaluation.scoring_gallery.source_again", away)
     gallery, undrawn = make_gallery(work.destination, work.scoring, chosen)
     assert (len(asked), len(gallery.pictures), undrawn) == (1, 4, [])
     assert all("a store does not answer" in picture.caption for picture in gallery.pictures)
+
+
+@pytest.mark.parametrize("slow", ["source", "mask"])
+def test_time_of_pictures_ends_with_the_read_that_is_under_way(
+    scenes: Path, monkeypatch: pytest.MonkeyPatch, slow: str
+) -> None:
+    clock = [0.0]
+
+    def slowed(read: Callable[..., Any]) -> Callable[..., Any]:
+        def slowly(*arguments: Any) -> Any:
+            clock[0] += 8
+            return read(*arguments)
+
+        return slowly
+
+    monkeypatch.setattr("raytrain.evaluation.scoring_gallery.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    if slow == "source":
+        monkeypatch.setattr(SceneReader, "read_small", slowed(SceneReader.read_small))
+    else:
+        monkeypatch.setattr("raytrain.evaluation.scoring_gallery.read_picture_mask", slowed(read_picture_mask))
+    work = work_at(scenes / "out", LAYERS)
+    chosen = choose_items(scored_at(work, scenes / "in").totals)
+    gallery, undrawn = make_gallery(work.destination, work.scoring, chosen, limit_s=5.0)
+    in_colour = [picture.panels[0].caption == "True colour" for picture in gallery.pictures]
+    if slow == "source":
+        assert (in_colour, clock[0], len(undrawn)) == ([True, False, False, False], 8.0, 0)
+    else:
+        assert (in_colour, clock[0], len(undrawn)) == ([False, False], 16.0, 2)
+
+
+def test_large_source_without_overviews_is_not_read_for_a_picture_and_one_with_them_is(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(scenes / "in", tmp_path / "in")
+    with rasterio.open(tmp_path / "in" / "s3.tif", "r+") as source:
+        source.build_overviews([2])
+    work = work_at(tmp_path / "out", LAYERS)
+    score(tmp_path / "in", work)
+    monkeypatch.setattr("raytrain.evaluation.scoring_gallery.PICTURE_PX", 40)
+    monkeypatch.setattr("raytrain.evaluation.scoring_gallery.LARGEST_READ_PX", 3 * 50 * 60)
+    gallery, undrawn = gallery_of(work, tmp_path / "in")
+    why = {picture.caption.split()[2].strip(",:"): picture.caption.partition("(")[2] for picture in gallery.pictures}
+    refused = "no true colour: 0 Mpx would have to be read, since the source has no fitting overviews)"
+    assert (why, undrawn) == ({"s0": "", "s1": refused, "s2": refused, "s3": ""}, [])
+
+
+def test_small_read_decodes_the_overview_that_is_large_enough(tmp_path: Path) -> None:
+    write_scene(tmp_path / "in" / "s.tif", noise(80, 40))
+    (scene,) = scenes_of(tmp_path / "in")
+    with open_scene(scene, ("B04", "B02"), "before-04.00") as reader:
+        assert reader.small_read_px(20) == 2 * 80 * 40
+    with rasterio.open(tmp_path / "in" / "s.tif", "r+") as source:
+        source.build_overviews([2, 4, 8])
+    with open_scene(scene, ("B04", "B02"), "before-04.00") as reader:
+        assert [reader.small_read_px(side) for side in (80, 40, 30, 20)] == [2 * 3200, 2 * 800, 2 * 800, 2 * 200]
 
 
 def test_chips_and_scenes_of_a_file_a_band_are_shown_in_true_colour(chips: Path, tmp_path: Path) -> None:
