@@ -82,6 +82,15 @@ def read_history(run_folder: str) -> RunHistory:
         return RunHistory()
 
 
+def history_if_readable(run_folder: str) -> RunHistory:
+    """Return what `read_history` does; where a history can't be read that is a warning, and it is empty."""
+    try:
+        return read_history(run_folder)
+    except (OSError, RaytrainError) as error:
+        _logger.warning("run %s: its history can't be read: %s", storage.name_of(run_folder), first_line(error))
+        return RunHistory()
+
+
 @dataclass(frozen=True)
 class _Doubt:
     """A killed worker's attempt may have lost a node, which the cluster has yet to notice: where it ran; until when."""
@@ -128,11 +137,7 @@ class Journal:
     def history(self, run: str) -> RunHistory:
         """Return the history of a run so far."""
         if run not in self._histories:
-            try:
-                self._histories[run] = read_history(storage.join(self._folder, run))
-            except (OSError, RaytrainError) as error:
-                _logger.warning("run %s: its history can't be read, and begins anew: %s", run, first_line(error))
-                self._histories[run] = RunHistory()
+            self._histories[run] = history_if_readable(storage.join(self._folder, run))
         return self._histories[run]
 
     def begin(self, run: str) -> None:

@@ -37,7 +37,7 @@ PICTURES_SHOWN = 9
 """So many are on the page at most, to keep it small."""
 LIMIT_S = 600
 """How long a command waits for its pictures."""
-NOT_MADE = "they are made at the end of a training, which was not reached"
+NOT_MADE = "they are made at the end of a training, which did not come to that"
 _logger = logging.getLogger(__name__)
 
 
@@ -61,11 +61,15 @@ class TilePicture(Settings):
 
 
 class RunPictures(Settings):
-    """The pictures of a run by the weights that made them, and the tiles that could not be drawn, with why."""
+    """The pictures of a run by the weights that made them, and the tiles that could not be drawn, with why.
+
+    `failed` says why there are none at all; they are drawn when the experiment trains again.
+    """
 
     weights_sha256: str
     pictures: tuple[TilePicture, ...]
     problems: tuple[tuple[str, str], ...]
+    failed: str | None = None
 
 
 def pictured(runs: Sequence[TrainingRun]) -> list[TrainingRun]:
@@ -73,28 +77,27 @@ def pictured(runs: Sequence[TrainingRun]) -> list[TrainingRun]:
     return [run for run in runs if run.state == "done" and run.tiles][:RUNS_PICTURED]
 
 
-def draw_missing(folder: str, results: TrainingResults, *, use_gpu: bool) -> dict[str, str]:
-    """Draw and keep the pictures of the runs that are to have some and have none of their net; for a driver on Ray.
+def draw_missing(folder: str, results: TrainingResults, *, use_gpu: bool) -> None:
+    """Draw the pictures of the runs that are to have some and have none of their net; for a driver on Ray.
 
-    Returns why runs have none, by their name.
+    They are kept with the run, or else why they could not be drawn.
     """
     draw_there: Any = ray.remote(max_retries=1)(_draw_on_node)
     resources = {"num_cpus": 0, "num_gpus": 1} if use_gpu else {"num_cpus": 1}
-    tasks: dict[Any, str] = {}
+    tasks: dict[Any, TrainingRun] = {}
     for run in pictured(results.runs):
-        if _read(folder, run.name, run.weights_sha256) is None:
+        kept = _read(folder, run.name, run.weights_sha256)
+        if kept is None or kept.failed is not None:
             work = picture_work(folder, results, run, use_gpu=use_gpu)
-            tasks[draw_there.options(**resources).remote(work.model_dump(mode="json"))] = run.name
-    failed: dict[str, str] = {}
+            tasks[draw_there.options(**resources).remote(work.model_dump(mode="json"))] = run
     deadline = time.monotonic() + LIMIT_S
-    for task, name in tasks.items():
+    for task, run in tasks.items():
         try:
             found = parse(RunPictures, ray.get(task, timeout=max(deadline - time.monotonic(), 1)))
-            storage.write_bytes(storage.join(folder, name, PICTURES_FILE), found.model_dump_json().encode())
         except (ray.exceptions.RayError, OSError, RaytrainError) as error:
-            failed[name] = _why(error)
-            _logger.warning("run %s: no pictures of its tiles: %s", name, failed[name])
-    return failed
+            found = RunPictures(weights_sha256=run.weights_sha256 or "", pictures=(), problems=(), failed=_why(error))
+            _logger.warning("run %s: no pictures of its tiles: %s", run.name, found.failed)
+        storage.write_bytes(storage.join(folder, run.name, PICTURES_FILE), found.model_dump_json().encode())
 
 
 def picture_work(folder: str, results: TrainingResults, run: TrainingRun, *, use_gpu: bool) -> PictureWork:
@@ -126,16 +129,16 @@ def _why(error: Exception) -> str:
     return first_line(error.cause if isinstance(error, ray.exceptions.RayTaskError) else error)
 
 
-def read_pictures(folder: str, runs: Sequence[TrainingRun], failed: Mapping[str, str]) -> TilePictures:
-    """Return the pictures that are kept of `runs`, a few of each, and what is missing; `failed` says why, by run."""
+def read_pictures(folder: str, runs: Sequence[TrainingRun]) -> TilePictures:
+    """Return the pictures that are kept of `runs`, a few of each, and what is missing, with why."""
     chosen = pictured(runs)
-    kept = {run.name: _read(folder, run.name, run.weights_sha256) for run in chosen}
     pictures: list[Comparison] = []
     problems: list[Problem] = []
     for run in chosen:
-        found = kept[run.name]
-        if found is None:
-            problems.append(Problem(subject=run.name, found=failed.get(run.name, NOT_MADE)))
+        found = _read(folder, run.name, run.weights_sha256)
+        if found is None or found.failed is not None:
+            why = NOT_MADE if found is None or found.failed is None else found.failed
+            problems.append(Problem(subject=run.name, found=why))
             continue
         problems += [Problem(subject=subject, found=text) for subject, text in found.problems]
         per_group = max(1, PICTURES_SHOWN // (3 * len(chosen)))

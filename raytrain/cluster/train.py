@@ -24,13 +24,13 @@ from raytrain import __version__, storage
 from raytrain.cluster import session
 from raytrain.cluster.board import News, Planned, Post, follow, start_board
 from raytrain.cluster.fit import finished, fit
-from raytrain.cluster.history import Journal, Restart, read_history
+from raytrain.cluster.history import Journal, Restart, history_if_readable
 from raytrain.cluster.mlflow_tracking import MlflowRuns
 from raytrain.cluster.plan import check_claim, encoder_files, pinned, plan_runs, with_hashes
 from raytrain.cluster.runs import RunSettings, TrainJob
 from raytrain.cluster.tile_pictures import draw_missing
-from raytrain.cluster.train_report import gather, write_report
-from raytrain.errors import ConfigError, RaytrainError, WorkNotFinished, first_line
+from raytrain.cluster.train_report import Written, gather, write_report
+from raytrain.errors import ConfigError, RaytrainError, StoreOutOfReach, WorkNotFinished, first_line
 from raytrain.scoring.manifest import ENSEMBLE_FILE, EnsembleManifest, TrainedMember, write_manifest
 from raytrain.scoring.manifest import read_manifest as read_ensemble
 from raytrain.training.encoder_files import EncoderFile
@@ -96,22 +96,16 @@ def train(job: TrainJob, cluster: session.Cluster, on_news: Callable[[News], Non
     for run in runs:
         check_claim(storage.join(folder, run.name), run)
     left = [run for run in runs if finished(folder, run) is None]
-    ended: dict[str, _Ended] = {}
-    undrawn: dict[str, str] = {}
+    conclude = partial(_conclude, folder, job, runs, earlier)
     with _reported_if_it_fails(folder, runs):
-        if left:
-            ended, undrawn = _train_left(job, cluster, folder, runs, left, files, on_news)
-        wrong = [each.error for each in ended.values() if isinstance(each.error, ConfigError)]
-        if wrong and len(wrong) == len(runs):
-            raise wrong[0]
-    reports = [_report(folder, run, ended.get(run.name)) for run in runs]
-    is_whole = all(report.net is not None for report in reports)
-    num_members = _write_ensemble(folder, job, runs, earlier, reports) if is_whole else 0
-    written = write_report(folder, runs, undrawn)
+        done = _train_left(job, cluster, folder, runs, left, files, on_news, conclude) if left else conclude({})
+        if done.wrong and len(done.wrong) == len(runs):
+            raise done.wrong[0]
+    written = _reported(folder, runs)
     return TrainReport(
-        ensemble_uri=folder if is_whole else None,
-        num_members=num_members,
-        runs=reports,
+        ensemble_uri=folder if done.num_members else None,
+        num_members=done.num_members,
+        runs=done.reports,
         report_uri=None if written is None else written.report_uri,
         card_uri=None if written is None else written.card_uri,
     )
@@ -125,8 +119,9 @@ def _train_left(
     left: list[RunSettings],
     files: dict[str, EncoderFile | None],
     on_news: Callable[[News], None],
-) -> tuple[dict[str, _Ended], dict[str, str]]:
-    """Train the runs that are `left` of all `runs`; return how each ended, and why runs have no pictures."""
+    conclude: Callable[[dict[str, _Ended]], _Concluded],
+) -> _Concluded:
+    """Train the runs that are `left` of all `runs`, `conclude` with how each ended, then draw what their nets see."""
     weights = [file.uri for file in files.values() if file is not None and file.uri is not None]
     uris = [job.shards, job.out, *weights]
     with _told_to_mlflow(job, folder, left, on_news) as journal, session.joined(cluster, uris):
@@ -136,7 +131,9 @@ def _train_left(
         with follow(board, journal.on_news):
             fits = {run.name: partial(fit, folder, run, pinned(files, run), job, use_gpu, board) for run in left}
             ended = _side_by_side(fits, partial(_room, job, use_gpu), board, journal)
-        return ended, draw_missing(folder, gather(folder, runs), use_gpu=use_gpu)
+        done = conclude(ended)
+        _draw(folder, runs, use_gpu=use_gpu)
+        return done
 
 
 @contextlib.contextmanager
@@ -144,12 +141,48 @@ def _reported_if_it_fails(folder: str, runs: list[RunSettings]) -> Iterator[None
     """Write the report where the body ends early, an interrupt included; its error counts, not one of the report."""
     try:
         yield
-    except BaseException:
-        try:
-            write_report(folder, runs)
-        except (OSError, RaytrainError) as error:
-            _logger.warning("%s: no report of what was done so far: %s", folder, first_line(error))
+    except StoreOutOfReach:  # likely that of the report, which would ask it for as long again
         raise
+    except BaseException:
+        _reported(folder, runs)
+        raise
+
+
+def _reported(folder: str, runs: list[RunSettings]) -> Written | None:
+    """Write the report; what keeps it from being made is logged: the nets are trained by now."""
+    try:
+        return write_report(folder, runs)
+    except Exception as error:  # noqa: BLE001  # a boundary: no report is worth a training
+        _tell_undone("no report of the training", folder, error)
+        return None
+
+
+def _draw(folder: str, runs: list[RunSettings], *, use_gpu: bool) -> None:
+    """Draw the pictures that are missing; what keeps all of them from being made is logged."""
+    try:
+        draw_missing(folder, gather(folder, runs), use_gpu=use_gpu)
+    except Exception as error:  # noqa: BLE001  # a boundary, as above
+        _tell_undone("no pictures of validation tiles", folder, error)
+
+
+def _tell_undone(what: str, folder: str, error: Exception) -> None:
+    is_ours = isinstance(error, RaytrainError) or storage.is_out_of_reach(error)
+    _logger.warning("%s: %s: %s", folder, what, first_line(error), exc_info=None if is_ours else error)
+
+
+def _conclude(
+    folder: str,
+    job: TrainJob,
+    runs: list[RunSettings],
+    earlier: tuple[TrainedMember, ...],
+    ended: Mapping[str, _Ended],
+) -> _Concluded:
+    """Write the ensemble if every run is done; return what became of each."""
+    reports = [_report(folder, run, ended.get(run.name)) for run in runs]
+    is_whole = all(report.net is not None for report in reports)
+    num_members = _write_ensemble(folder, job, runs, earlier, reports) if is_whole else 0
+    wrong = [each.error for each in ended.values() if isinstance(each.error, ConfigError)]
+    return _Concluded(reports, num_members, wrong)
 
 
 def _write_ensemble(
@@ -192,7 +225,7 @@ def _told_to_mlflow(
 
 
 def _report(folder: str, run: RunSettings, ended: _Ended | None) -> RunReport:
-    history = read_history(storage.join(folder, run.name))
+    history = history_if_readable(storage.join(folder, run.name))
     net = finished(folder, run) if ended is None else ended.net
     reason = None if ended is None or ended.error is None else str(ended.error)
     return RunReport(run.name, net, reason, history.seconds, history.restarts)
@@ -224,6 +257,15 @@ class _Ended:
     net: TrainedMember | None
     error: RaytrainError | None
     seconds: float
+
+
+@dataclass(frozen=True)
+class _Concluded:
+    """What became of all runs, how many nets the ensemble has (0 if it isn't whole), and which runs can't work."""
+
+    reports: list[RunReport]
+    num_members: int
+    wrong: list[ConfigError]
 
 
 @dataclass(frozen=True)

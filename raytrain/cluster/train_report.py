@@ -7,16 +7,18 @@ it would be written is left as it is.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+
+from pydantic import ValidationError
 
 from raytrain import storage
 from raytrain.cluster.fit import finished
-from raytrain.cluster.history import Epoch, Restart, RunHistory, read_history
+from raytrain.cluster.history import Epoch, Restart, RunHistory, history_if_readable
 from raytrain.cluster.runs import RUN_FILE, RunSettings
 from raytrain.cluster.tile_pictures import read_pictures
 from raytrain.config import Settings, parse
-from raytrain.errors import ConfigError, RaytrainError, first_line
+from raytrain.errors import ConfigError, first_line
 from raytrain.evaluation.card import CARD_FILE, model_card
 from raytrain.evaluation.card_scores import CardEvaluation
 from raytrain.evaluation.html import render_page
@@ -53,23 +55,21 @@ class _KeptEvaluation(Settings):
     evaluation: CardEvaluation
 
 
-def write_report(
-    folder: str, planned: Sequence[RunSettings], undrawn: Mapping[str, str] | None = None
-) -> Written | None:
+def write_report(folder: str, planned: Sequence[RunSettings]) -> Written | None:
     """Write what the experiment in `folder` leaves to be read, as far as it has come; None if no run has begun.
 
-    `planned` are the runs of the command, `undrawn` says why runs have no pictures.
+    `planned` are the runs of the command. Where the shards are gone or others by now there is no card, and a warning.
     """
     results = gather(folder, planned)
     if all(run.state == "not begun" for run in results.runs):
         return None
-    page = training_page(results, read_pictures(folder, results.runs, undrawn or {}))
+    page = training_page(results, read_pictures(folder, results.runs))
     report_uri = storage.join(folder, REPORT_FILE)
     _write(storage.join(folder, RESULTS_FILE), results_json(results, version_facts()).encode())
     _write(storage.join(folder, EPOCHS_FILE), epochs_parquet(results))
     _write(report_uri, render_page(page).encode())
     manifest = _standing_ensemble(folder)
-    return Written(report_uri, None if manifest is None else _write_card(folder, manifest, results.runs))
+    return Written(report_uri, None if manifest is None else _card_if_any(folder, manifest, results.runs))
 
 
 def write_card(folder: str, evaluation: CardEvaluation | None = None) -> str:
@@ -129,10 +129,10 @@ def _begun_runs(folder: str) -> list[RunSettings]:
 
 def _run(folder: str, run: RunSettings, *, is_begun: bool) -> TrainingRun:
     net = finished(folder, run)
-    history = _history(folder, run) if is_begun else RunHistory()
+    history = history_if_readable(storage.join(folder, run.name)) if is_begun else RunHistory()
     best_epoch = net.epoch if net is not None else None if history.best is None else history.best.number
     found = history.best if history.best is not None and history.best.number == best_epoch else None
-    epochs = tuple(_epoch(each) for each in history.epochs)
+    epochs = tuple(_epochs(run.name, history.epochs))
     of_best = next((each.iou_location_weighted for each in epochs if each.epoch == best_epoch), None)
     return TrainingRun(
         name=run.name,
@@ -152,14 +152,6 @@ def _run(folder: str, run: RunSettings, *, is_begun: bool) -> TrainingRun:
     )
 
 
-def _history(folder: str, run: RunSettings) -> RunHistory:
-    try:
-        return read_history(storage.join(folder, run.name))
-    except RaytrainError as error:
-        _logger.warning("run %s: its history can't be read: %s", run.name, first_line(error))
-        return RunHistory()
-
-
 def _state(net: TrainedMember | None, history: RunHistory, *, is_begun: bool) -> State:
     if net is not None:
         return "done"
@@ -168,11 +160,16 @@ def _state(net: TrainedMember | None, history: RunHistory, *, is_begun: bool) ->
     return "not finished" if is_begun else "not begun"
 
 
-def _epoch(epoch: Epoch) -> EpochResult:
-    metrics = {name: value for name, value in epoch.metrics.items() if name in EpochResult.model_fields}
-    return EpochResult.model_validate(
-        {**metrics, "epoch": epoch.number, "seconds": epoch.seconds, "ended": epoch.ended}
-    )
+def _epochs(run: str, epochs: Iterable[Epoch]) -> Iterator[EpochResult]:
+    """Return epochs with their metrics; one that lacks some is a warning."""
+    for epoch in epochs:
+        metrics = {name: value for name, value in epoch.metrics.items() if name in EpochResult.model_fields}
+        metrics |= {"epoch": epoch.number}
+        try:
+            yield EpochResult.model_validate({**metrics, "seconds": epoch.seconds, "ended": epoch.ended})
+        except ValidationError as error:
+            wrong = ", ".join(".".join(map(str, each["loc"])) for each in error.errors())
+            _logger.warning("run %s: epoch %d is left out of the report: %s", run, epoch.number, wrong)
 
 
 def _restart(restart: Restart) -> RestartResult:
@@ -185,6 +182,14 @@ def _restart(restart: Restart) -> RestartResult:
         lost_images=restart.lost_images,
         seconds=restart.seconds,
     )
+
+
+def _card_if_any(folder: str, manifest: EnsembleManifest, runs: Sequence[TrainingRun]) -> str | None:
+    try:
+        return _write_card(folder, manifest, runs)
+    except (ConfigError, FileNotFoundError) as error:
+        _logger.warning("%s: no model card: %s", folder, first_line(error))
+        return None
 
 
 def _write_card(folder: str, manifest: EnsembleManifest, runs: Sequence[TrainingRun]) -> str:

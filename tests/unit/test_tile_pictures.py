@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from raytrain.cluster import tile_pictures
 from raytrain.cluster.tile_pictures import (
     NOT_MADE,
     PICTURES_FILE,
     RunPictures,
     TilePicture,
     draw,
+    draw_missing,
     picture_work,
     read_pictures,
 )
@@ -82,7 +87,7 @@ def test_shards_without_the_visible_bands_have_pictures_of_the_masks(chips: Path
     found = draw(picture_work(folder, results, results.runs[0], use_gpu=False))
     assert len(found.pictures) == 1
     keep(tmp_path / "ensemble", results.runs[0], found)
-    (picture,) = read_pictures(folder, results.runs, {}).pictures
+    (picture,) = read_pictures(folder, results.runs).pictures
     assert [panel.caption for panel in picture.panels] == ["Label", "Prediction", "Where they differ"]
 
 
@@ -110,15 +115,59 @@ def many(run: TrainingRun) -> RunPictures:
     return RunPictures(weights_sha256=sha256, pictures=pictures, problems=())
 
 
+def failed(run: TrainingRun, why: str) -> RunPictures:
+    return RunPictures(weights_sha256=run.weights_sha256 or "", pictures=(), problems=(), failed=why)
+
+
+class Tasks:
+    """Ray as far as pictures need it: each task runs where it is asked for, and gives or raises what `draw` does."""
+
+    def __init__(self, draw: Callable[[str], dict[str, Any]]) -> None:
+        self.ran: list[str] = []
+        self._draw = draw
+
+    def remote(self, **options: Any) -> Any:
+        return lambda function: SimpleNamespace(options=lambda **resources: SimpleNamespace(remote=self._begin))
+
+    def get(self, name: str, timeout: float) -> dict[str, Any]:
+        return self._draw(name)
+
+    def _begin(self, work: dict[str, Any]) -> str:
+        self.ran.append(work["net"]["weights"].split("/")[0])
+        return self.ran[-1]
+
+
+def test_why_there_are_no_pictures_is_kept_and_they_are_drawn_when_there_is_another_chance(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(name: str) -> dict[str, Any]:
+        raise ConfigError("no such weights")
+
+    ensemble = make_ensemble(tmp_path / "ensemble")
+    results = results_of(ensemble, shards, (TileScore("t", 0.1, "worst"),))
+    run = results.runs[0]
+    results = replace(results, runs=(run,))
+    for draw_there, expected in ((refuse, 0), (lambda name: many(run).model_dump(mode="json"), 9)):
+        tasks = Tasks(draw_there)
+        monkeypatch.setattr(tile_pictures.ray, "remote", tasks.remote)
+        monkeypatch.setattr(tile_pictures.ray, "get", tasks.get)
+        draw_missing(str(tmp_path), results, use_gpu=False)
+        found = read_pictures(str(tmp_path), results.runs)
+        assert (tasks.ran, len(found.pictures)) == ([run.name], expected)
+        assert ("no such weights" in found.why_none) == (not expected)
+    draw_missing(str(tmp_path), results, use_gpu=False)
+    assert tasks.ran == [run.name], "what is kept is not drawn again"
+
+
 def test_a_page_has_few_pictures_of_the_first_runs(shards: Path, tmp_path: Path) -> None:
     ensemble = make_ensemble(tmp_path / "ensemble")
     one = results_of(ensemble, shards, (TileScore("t", 0.1, "worst"),)).runs[0]
     runs = [replace(one, name=f"run{i}") for i in range(5)]
     for run in runs:
         keep(tmp_path, run, many(run))
-    alone = read_pictures(str(tmp_path), runs[:1], {})
+    alone = read_pictures(str(tmp_path), runs[:1])
     assert len(alone.pictures) == 9
-    found = read_pictures(str(tmp_path), runs, {})
+    found = read_pictures(str(tmp_path), runs)
     assert [picture.caption.split(",")[0] for picture in found.pictures] == [
         "worst: worst0",
         "median: median1",
@@ -132,14 +181,16 @@ def test_pictures_of_other_weights_or_of_none_are_not_shown_and_the_page_says_wh
     run = results_of(ensemble, shards, (TileScore("t", 0.1, "worst"),)).runs[0]
     other = replace(run, name="other")
     keep(tmp_path, run, many(replace(run, weights_sha256="of an earlier net")))
-    found = read_pictures(str(tmp_path), [run], {run.name: "no place on the cluster"})
+    assert NOT_MADE in read_pictures(str(tmp_path), [run]).why_none
+    keep(tmp_path, run, failed(run, "no place on the cluster"))
+    found = read_pictures(str(tmp_path), [run])
     assert not found.pictures
     assert found.why_none == "There are no pictures of validation tiles: no place on the cluster."
     keep(tmp_path, other, many(other))
-    found = read_pictures(str(tmp_path), [run, other], {})
+    found = read_pictures(str(tmp_path), [run, other])
     assert len(found.pictures) == 3
-    assert [(each.subject, each.found) for each in found.problems] == [(run.name, NOT_MADE)]
+    assert [(each.subject, each.found) for each in found.problems] == [(run.name, "no place on the cluster")]
     begun = replace(run, name="begun", state="not finished", weights_sha256=None)
-    assert NOT_MADE in read_pictures(str(tmp_path), [begun], {}).why_none
+    assert NOT_MADE in read_pictures(str(tmp_path), [begun]).why_none
     blind = replace(run, name="blind", fold=None, tiles=())
-    assert read_pictures(str(tmp_path), [blind], {}).why_none == "", "without validation there is nothing to draw"
+    assert read_pictures(str(tmp_path), [blind]).why_none == "", "without validation there is nothing to draw"
