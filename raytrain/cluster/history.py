@@ -22,6 +22,8 @@ from raytrain.training.metrics import LocationScore, TileScore
 
 DOUBT_S = 60.0
 """How long after an attempt has begun a node may turn out to be what the one before has lost: heads notice in 15 s."""
+EARLIER_BESTS = 8
+"""So many are kept: attempts rarely go back by more than an epoch or two, and the locations of each take kilobytes."""
 _logger = logging.getLogger(__name__)
 _Places = tuple[tuple[str, str], ...]
 
@@ -30,7 +32,8 @@ class Restart(Settings):
     """One attempt that ended before its run did, and where the next one went on.
 
     `reached` is where it stood by its last news, at most a second old; `lost_images` were trained on again. Both are
-    None where the command ended with it. `seconds` of the run had gone when the next attempt began.
+    None where the command ended with it. `seconds` of the run had gone when the next attempt began, None where nobody
+    keeps its time.
     """
 
     attempt: int
@@ -63,7 +66,7 @@ class RunHistory(Settings):
     """What became of a run over all commands: restarts and epochs, the time, why the last command failed for good.
 
     An epoch that was done again is there once, as it was done last. A killed command's time counts as far as its last
-    epoch.
+    epoch. `earlier_bests` are the last ones before `best`, to go back to where its epoch is thrown away.
     """
 
     seconds: float = 0.0
@@ -71,6 +74,7 @@ class RunHistory(Settings):
     failed: str | None = None
     epochs: tuple[Epoch, ...] = ()
     best: BestEpoch | None = None
+    earlier_bests: tuple[BestEpoch, ...] = ()
 
 
 def read_history(run_folder: str) -> RunHistory:
@@ -132,7 +136,9 @@ class Journal:
         self._placed: dict[str, _Places] = {}
         self._places: dict[str, _Places] = {}
         self._doubts: dict[str, _Doubt] = {}
+        self._unwritten: set[str] = set()
         self._lock = threading.RLock()
+        self._writing = threading.Lock()
 
     def history(self, run: str) -> RunHistory:
         """Return the history of a run so far."""
@@ -153,6 +159,7 @@ class Journal:
         """Take in news, in the order in which they were posted."""
         with self._lock:
             self._take_in(news)
+        self._write()
         self._on_news(news)
 
     def end(self, run: str, seconds: float, failed: str | None) -> None:
@@ -161,7 +168,8 @@ class Journal:
             self._look_again(run)
             self._begun_at.pop(run, None)
             history = self.history(run)
-            self._write(run, history.model_copy(update={"seconds": history.seconds + seconds, "failed": failed}))
+            self._keep(run, history.model_copy(update={"seconds": history.seconds + seconds, "failed": failed}))
+        self._write()
         self._on_end(run, failed)
 
     def leave(self, run: str, seconds: float) -> None:
@@ -169,7 +177,8 @@ class Journal:
         with self._lock:
             self._begun_at.pop(run, None)
             history = self.history(run)
-            self._write(run, history.model_copy(update={"seconds": history.seconds + seconds}))
+            self._keep(run, history.model_copy(update={"seconds": history.seconds + seconds}))
+        self._write()
 
     def _take_in(self, news: News) -> None:
         if isinstance(news, Stepped):
@@ -195,10 +204,16 @@ class Journal:
         )
         # Those that were done from here on belong to an attempt that was thrown away.
         epochs = (*(each for each in history.epochs if each.number < number), epoch)
-        best = history.best if history.best is not None and history.best.number < number else None
+        known = [*history.earlier_bests, *([] if history.best is None else [history.best])]
+        bests = [each for each in known if each.number < number]
         if post.best is not None:
-            best = BestEpoch(number=number, locations=post.best.locations, tiles=post.best.tiles)
-        self._write(post.run, history.model_copy(update={"epochs": epochs, "best": best}))
+            bests.append(BestEpoch(number=number, locations=post.best.locations, tiles=post.best.tiles))
+        update = {
+            "epochs": epochs,
+            "best": bests[-1] if bests else None,
+            "earlier_bests": tuple(bests[:-1][-EARLIER_BESTS:]),
+        }
+        self._keep(post.run, history.model_copy(update=update))
 
     def _seconds_gone(self, run: str, history: RunHistory) -> float:
         begun_at = self._begun_at.get(run)
@@ -213,7 +228,7 @@ class Journal:
         if restart is None:
             return
         history = self.history(begun.run)
-        self._write(begun.run, history.model_copy(update={"restarts": (*history.restarts, restart)}))
+        self._keep(begun.run, history.model_copy(update={"restarts": (*history.restarts, restart)}))
         self._on_restart(begun.run, restart)
         lost = "an unknown number of" if restart.lost_images is None else f"about {restart.lost_images}"
         _logger.info(
@@ -257,7 +272,7 @@ class Journal:
             reached=reached,
             resumed=begun.position,
             lost_images=lost,
-            seconds=self._seconds_gone(begun.run, self.history(begun.run)),
+            seconds=self._seconds_gone(begun.run, self.history(begun.run)) if begun.run in self._begun_at else None,
         )
 
     def _lost_nodes(self, run: str, places: _Places) -> str | None:
@@ -284,14 +299,24 @@ class Journal:
             restart = history.restarts[-1]
             _logger.info("run %s: attempt %d was ended by a lost node: %s", run, restart.attempt, gone)
             known = restart.model_copy(update={"kind": Kind.NODE_LOST, "cause": gone})
-            self._write(run, history.model_copy(update={"restarts": (*history.restarts[:-1], known)}))
+            self._keep(run, history.model_copy(update={"restarts": (*history.restarts[:-1], known)}))
 
-    def _write(self, run: str, history: RunHistory) -> None:
-        """Keep a history; a store that is out of reach now costs a line of it, not the run."""
+    def _keep(self, run: str, history: RunHistory) -> None:
         self._histories[run] = history
-        try:
-            storage.write_bytes(
-                storage.join(self._folder, run, HISTORY_FILE), history.model_dump_json(indent=1).encode()
-            )
-        except (OSError, RaytrainError) as error:
-            _logger.warning("run %s: its history can't be written: %s", run, first_line(error))
+        self._unwritten.add(run)
+
+    def _write(self) -> None:
+        """Write the histories that have changed, as they are now; no news wait for a store that is slow.
+
+        One that is out of reach costs a line of a history, not the run.
+        """
+        with self._writing:  # one thread after the other, so that the last one written is the newest
+            with self._lock:
+                due = {run: self._histories[run] for run in self._unwritten}
+                self._unwritten.clear()
+            for run, history in due.items():
+                path = storage.join(self._folder, run, HISTORY_FILE)
+                try:
+                    storage.write_bytes(path, history.model_dump_json(indent=1).encode())
+                except (OSError, RaytrainError) as error:
+                    _logger.warning("run %s: its history can't be written: %s", run, first_line(error))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,11 +23,12 @@ from ray.train.v2.api.config import FailureConfig
 from ray.train.v2.api.exceptions import ControllerError, PreemptionError, TrainingFailedError, WorkerGroupError
 from ray.train.v2.api.preemption import PreemptionInfo
 
+from raytrain import storage
 from raytrain.cluster import failures
 from raytrain.cluster.board import Begun, Board, Failed, News, Placed, Post, Stepped, Validated
 from raytrain.cluster.deaths import Kind
 from raytrain.cluster.failures import RETRIES, RunFailurePolicy, cause_of, final_error
-from raytrain.cluster.history import DOUBT_S, Journal, read_history
+from raytrain.cluster.history import DOUBT_S, EARLIER_BESTS, Journal, read_history
 from raytrain.errors import ConfigError, DataError, StoreOutOfReach, TrainingDiverged, WorkNotFinished
 from raytrain.tiles.order import Position
 from raytrain.training.metrics import LocationScore, TileScore
@@ -378,10 +381,66 @@ def test_history_keeps_each_epoch_once_and_the_locations_of_the_best(tmp_path: P
     history = read_history(str(tmp_path / "run"))
     assert [(each.number, each.metrics["iou_location_weighted"]) for each in history.epochs] == [(1, 0.2), (2, 0.1)]
     assert "epoch" not in history.epochs[0].metrics
-    assert history.best is None, "the epoch that was the best is one of an attempt that was thrown away"
+    assert history.best is not None
+    assert history.best.number == 1, "the best of before: the one behind it is of an attempt that was thrown away"
     journal.on_news(post(2, 0.7, is_best=True))
     history = read_history(str(tmp_path / "run"))
     assert ([each.number for each in history.epochs], history.best and history.best.number) == ([1, 2, 3], 3)
+
+
+def test_locations_of_the_best_epoch_are_known_whatever_epochs_are_thrown_away(tmp_path: Path) -> None:
+    def best() -> int | None:
+        found = read_history(str(tmp_path / "run")).best
+        return None if found is None else found.number
+
+    for epoch in range(4):  # each by a command of its own, so that what is kept is on disk
+        Journal(str(tmp_path), lambda news: None, set).on_news(post(epoch, 0.1 * epoch, is_best=True))
+    journal = Journal(str(tmp_path), lambda news: None, set)
+    journal.on_news(post(2, 0.0, is_best=False))
+    assert best() == 2
+    journal.on_news(post(1, 0.0, is_best=False))
+    assert best() == 1
+    journal.on_news(post(0, 0.0, is_best=False))
+    assert best() is None
+    for epoch in range(EARLIER_BESTS + 3):
+        journal.on_news(post(epoch, 0.1 * epoch, is_best=True))
+    assert len(read_history(str(tmp_path / "run")).earlier_bests) == EARLIER_BESTS
+
+
+def test_nothing_waits_for_a_history_that_is_being_written_and_the_newest_is_written_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_writing, may_write = threading.Event(), threading.Event()
+    write = storage.write_bytes
+
+    def slow(uri: str, data: bytes) -> None:
+        is_writing.set()
+        assert may_write.wait(30)
+        write(uri, data)
+
+    monkeypatch.setattr(storage, "write_bytes", slow)
+    journal = Journal(str(tmp_path), lambda news: None, set)
+    with ThreadPoolExecutor(3) as pool:
+        told = pool.submit(journal.on_news, post(0, 0.2, is_best=True))
+        assert is_writing.wait(30)
+        try:
+            pool.submit(journal.begin, "other").result(timeout=10)
+            later = pool.submit(journal.on_news, post(1, 0.3, is_best=True))
+            end = pool.submit(journal.end, "run", 5.0, None)
+            assert not told.done()
+        finally:
+            may_write.set()
+        for each in (told, later, end):
+            each.result(timeout=30)
+    history = read_history(str(tmp_path / "run"))
+    assert ([each.number for each in history.epochs], history.seconds) == ([1, 2], 5.0)
+
+
+def test_a_restart_has_no_time_where_nobody_keeps_that_of_its_run(tmp_path: Path) -> None:
+    journal = Journal(str(tmp_path), lambda news: None, set, keeps_epochs=False)
+    journal.on_news(Begun("run", 1, Position(), 2))
+    journal.on_news(Begun("run", 2, Position(), 1))
+    assert [each.seconds for each in journal.history("run").restarts] == [None]
 
 
 def test_the_clock_of_a_run_goes_on_over_commands_also_behind_one_that_was_killed(
