@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
+from raytrain import storage
 from raytrain.config import EmptyUnionRule, MemberSettings
 from raytrain.evaluation.intervals import Interval
 from raytrain.evaluation.resampling import Ratio, intervals
@@ -146,12 +147,16 @@ class TrainingResults:
     ensemble_digest: str | None = None
 
     @property
+    def judged(self) -> list[TrainingRun]:
+        """The runs that the scores are of: those that are done and have one, before there is any all that have one."""
+        scored = [run for run in self.runs if run.score is not None]
+        return [run for run in scored if run.state == "done"] or scored
+
+    @property
     def totals(self) -> Totals:
         """The headline figures."""
-        done = [run for run in self.runs if run.state == "done" and run.score is not None]
-        judged = done or self.runs
-        scored = [run.score for run in judged if run.score is not None]
-        pooled = [run.score_pooled for run in judged if run.score_pooled is not None]
+        scored = [run.score for run in self.judged if run.score is not None]
+        pooled = [run.score_pooled for run in self.judged if run.score_pooled is not None]
         epochs = [epoch for run in self.runs for epoch in run.epochs]
         steps_s = sum(epoch.epoch_s for epoch in epochs)
         return Totals(
@@ -187,11 +192,12 @@ class TrainingResults:
 
     @property
     def score_interval(self) -> Interval | None:
-        """The interval of the score by location, where all runs that have one were validated on the same locations."""
-        names = [set(run.locations) for run in self.runs if run.locations]
-        if not names or any(each != names[0] for each in names):
+        """The interval of the score by location; None if a run that it is of has other locations, or unknown ones."""
+        found = [run.locations or {} for run in self.judged]
+        if not found or not found[0] or any(each.keys() != found[0].keys() for each in found):
             return None
-        return intervals([Ratio.mean(np.array([row.iou for row in self.locations]))])[0]
+        ious = sorted(sum(each[name].iou for each in found) / len(found) for name in found[0])
+        return intervals([Ratio.mean(np.array(ious))])[0]
 
 
 def results_json(results: TrainingResults, versions: Sequence[tuple[str, str]]) -> str:
@@ -207,7 +213,7 @@ def results_json(results: TrainingResults, versions: Sequence[tuple[str, str]]) 
         "locations": [asdict(row) for row in results.locations],
         "versions": dict(versions),
     }
-    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(_without_queries(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def epochs_parquet(results: TrainingResults) -> bytes:
@@ -265,6 +271,15 @@ def _run_json(run: TrainingRun) -> dict[str, Any]:
         "locations": {name: asdict(score) for name, score in (run.locations or {}).items()},
         "tiles": [asdict(each) for each in run.tiles],
     }
+
+
+def _without_queries(value: Any) -> Any:
+    """Return what JSON holds with none of the queries of addresses in its texts."""
+    if isinstance(value, dict):
+        return {name: _without_queries(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_queries(each) for each in value]
+    return storage.without_queries(value) if isinstance(value, str) else value
 
 
 def _mean(values: Sequence[float]) -> float | None:

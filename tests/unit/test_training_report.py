@@ -22,6 +22,7 @@ from raytrain.cluster.train_report import gather, write_report
 from raytrain.evaluation.html import render_page
 from raytrain.evaluation.page import Bar, Gallery, Page, Plot, Problems, Shown, Table
 from raytrain.evaluation.resampling import Ratio, intervals
+from raytrain.evaluation.results import Problem
 from raytrain.evaluation.training_page import TilePictures, training_page
 from raytrain.evaluation.training_results import (
     EpochResult,
@@ -178,6 +179,37 @@ def test_interval_of_the_score_stands_beside_it() -> None:
     assert training_page(same).figures[1].interval == ""
     other = replace(runs[1], locations=dict(list(locations.items())[:20]))
     assert replace(RESULTS, runs=(runs[0], other)).score_interval is None, "of other locations"
+    unknown = replace(runs[1], locations=None)
+    assert replace(RESULTS, runs=(runs[0], unknown)).score_interval is None, "the figure is of both runs"
+
+
+def test_interval_of_the_score_is_of_the_same_runs_as_the_score() -> None:
+    draw = np.random.default_rng(0)
+    good = {f"place {i}": LocationScore(float(draw.uniform(0.5, 1)), 0.5, 1, 2, 3) for i in range(30)}
+    bad = {name: replace(score, iou=0.01) for name, score in good.items()}
+    done = replace(DONE, locations=good)
+    failed = replace(FAILED, score=0.01, best_epoch=1, epochs=epochs([0.01]), locations=bad)
+    alone = replace(RESULTS, runs=(done,)).score_interval
+    assert replace(RESULTS, runs=(done, failed)).score_interval == alone is not None
+    begun = replace(done, state="not finished")
+    assert replace(RESULTS, runs=(begun,)).score_interval == alone, "before any is done it is of what there is"
+
+
+def test_neither_page_nor_json_shows_a_signature() -> None:
+    secret = "https://h/{}.tif?X-Amz-SignedHeaders=host;x-amz-date&X-Amz-Signature=SECRET: 403"
+    restart = replace(LOST, cause=secret.format("restart"))
+    failed = replace(FAILED, failed=f"no 'az://{secret.format('failed')[8:]}'", restarts=(restart,))
+    signed = replace(OTHER, member=tiny_member(encoder_weights="https://h/encoder.safetensors?sig=SECRET"))
+    results = replace(RESULTS, shards="https://h/shards?sig=SECRET", runs=(DONE, signed, failed))
+    problems = [Problem(subject="t", found=secret.format("tile"))]
+    for tiles in (TilePictures(problems=problems), TilePictures(why_none=secret.format("none"))):
+        page = render_page(training_page(results, tiles))
+        assert "SECRET" not in page
+        assert all(f"https://h/{name}" in page for name in ("restart.tif", "encoder.safetensors", "shards"))
+        assert "az://h/failed.tif" in page
+    text = results_json(results, [])
+    assert "SECRET" not in text
+    assert json.loads(text)["runs"][2]["restarts"][0]["cause"] == "https://h/restart.tif 403"
 
 
 def test_page_is_the_same_text_whenever_it_is_made() -> None:
