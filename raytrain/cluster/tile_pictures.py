@@ -26,7 +26,7 @@ from raytrain.evaluation.training_page import TilePictures
 from raytrain.evaluation.training_results import TrainingResults, TrainingRun
 from raytrain.imagery.rasters import LABEL_IGNORE
 from raytrain.scoring.manifest import EnsembleManifest, TrainedMember
-from raytrain.tiles.reader import TileReader, read_manifest
+from raytrain.tiles.reader import TileReader, read_manifest, shards_digest
 from raytrain.training import WEIGHTS_FILE
 from raytrain.training.metrics import TileScore
 
@@ -208,7 +208,10 @@ def draw(work: PictureWork) -> RunPictures:
     # As in validation: one net, and no flips.
     settings = ScoreSettings(horizontal_flip=False, windows_per_pass=1, threads=1)
     nets = Ensemble.load(work.folder, manifest, settings, torch.device("cuda" if work.use_gpu else "cpu"))
-    is_true_colour = set(TRUE_COLOUR_BANDS) <= set(read_manifest(work.shards)["bands"])
+    shards_manifest = read_manifest(work.shards)
+    if shards_digest(shards_manifest) != work.shards_digest:
+        raise ConfigError(f"{work.shards}: the shards are not those that were trained on, so there are no pictures")
+    is_true_colour = set(TRUE_COLOUR_BANDS) <= set(shards_manifest["bands"])
     bands = tuple(dict.fromkeys([*nets.bands, *(TRUE_COLOUR_BANDS if is_true_colour else ())]))
     reader = TileReader(work.shards, bands)
     at = {tile_id: i for i, tile_id in enumerate(reader.tile_ids)}

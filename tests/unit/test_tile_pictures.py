@@ -29,7 +29,8 @@ from raytrain.config import ShardSettings
 from raytrain.errors import ConfigError
 from raytrain.evaluation.training_results import TrainingResults, TrainingRun
 from raytrain.scoring.manifest import read_manifest
-from raytrain.tiles.reader import TileReader, read_index
+from raytrain.tiles.reader import TileReader, read_index, shards_digest
+from raytrain.tiles.reader import read_manifest as read_shards
 from raytrain.training.metrics import TileScore
 from tests.making import make_ensemble, shard_chips
 
@@ -55,7 +56,7 @@ def results_of(ensemble: str, shards: Path, tiles: tuple[TileScore, ...]) -> Tra
         )
         for net in read_manifest(ensemble).members
     )
-    return TrainingResults("main", str(shards), "d", runs)
+    return TrainingResults("main", str(shards), shards_digest(read_shards(str(shards))), runs)
 
 
 def test_tiles_are_drawn_and_one_that_is_gone_costs_its_picture(shards: Path, tmp_path: Path) -> None:
@@ -97,6 +98,13 @@ def test_weights_that_are_not_those_of_the_run_are_refused(shards: Path, tmp_pat
     results = replace(results_of(folder, shards, ()), runs=(run,))
     with pytest.raises(ConfigError):
         draw(picture_work(folder, results, run, use_gpu=False))
+
+
+def test_shards_that_are_not_those_of_the_training_are_refused(shards: Path, tmp_path: Path) -> None:
+    folder = make_ensemble(tmp_path)
+    results = replace(results_of(folder, shards, ()), shards_digest="of others")
+    with pytest.raises(ConfigError, match="not those that were trained on"):
+        draw(picture_work(folder, results, results.runs[0], use_gpu=False))
 
 
 def keep(folder: Path, run: TrainingRun, pictures: RunPictures) -> None:
