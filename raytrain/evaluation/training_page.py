@@ -33,7 +33,6 @@ from raytrain.training.progress import duration
 
 SIDE_BY_SIDE = 4
 """Up to so many runs have a column each in the table of locations; of more, the lowest and the highest are shown."""
-_DASH = "-"
 
 
 @dataclass(frozen=True)
@@ -153,12 +152,12 @@ def _run_table(runs: Sequence[TrainingRun]) -> Table:
 
 def _epoch_of(run: TrainingRun) -> Cell:
     if run.best_epoch is None:
-        return Shown(0, f"{_DASH} of {run.member.epochs}")
+        return Shown(0, f"- of {run.member.epochs}")
     return Shown(run.best_epoch, f"{run.best_epoch} of {run.member.epochs}")
 
 
 def _number(value: float | None) -> Cell:
-    return Shown(-1, _DASH) if value is None else Shown(value, f"{value:.4f}")
+    return None if value is None else Shown(value, f"{value:.4f}")
 
 
 def _images_again(run: TrainingRun) -> Cell:
@@ -213,7 +212,7 @@ def _restart_table(runs: Sequence[TrainingRun]) -> Table:
 
 
 def _number_of_seconds(seconds: float | None) -> Cell:
-    return Shown(-1, _DASH) if seconds is None else Shown(seconds, duration(seconds))
+    return None if seconds is None else Shown(seconds, duration(seconds))
 
 
 def _settings_table(runs: Sequence[TrainingRun]) -> Table:

@@ -23,6 +23,7 @@ from raytrain.evaluation.html import render_page
 from raytrain.evaluation.page import Bar, Gallery, Page, Plot, Problems, Shown, Table
 from raytrain.evaluation.resampling import Ratio, intervals
 from raytrain.evaluation.results import Problem
+from raytrain.evaluation.training_figures import _Line, _lines
 from raytrain.evaluation.training_page import TilePictures, training_page
 from raytrain.evaluation.training_results import (
     EpochResult,
@@ -156,7 +157,7 @@ def test_page_tells_scores_locations_restarts_and_failures() -> None:
     assert runs[0][3:] == ["3 of 3", "0.6000", "0.6200", "3 min 20 s", 2, "96 and those of 1 unknown"]
     restarts = [[shown(cell) for cell in row] for row in table(page, "Restarts").rows]
     assert restarts[0] == [DONE.name, "node lost", "gone: 10.0.0.2", "1 min 20 s", "epoch 2, image 40", "96"]
-    assert restarts[1][3:] == ["-", "epoch 2, image 40", "unknown"]
+    assert restarts[1][3:] == [None, "epoch 2, image 40", "unknown"]
     (failures,) = [part for part in page.parts if isinstance(part, Problems) and part.problems]
     assert [(each.subject, each.found) for each in failures.problems] == [(FAILED.name, FAILED.failed)]
     assert "the loss is &lt;nan&gt;" in text
@@ -251,6 +252,30 @@ def test_runs_that_have_not_come_far_have_a_page_without_curves() -> None:
     assert "There are no pictures." in page.note
     assert not [part for part in page.parts if isinstance(part, Gallery) and part.pictures]
     assert render_page(page)
+
+
+def test_many_long_runs_make_no_large_page_and_it_says_what_is_left_out() -> None:
+    values = [0.3 + 0.5 * number / 500 for number in range(500)]
+    long = epochs(values)
+    runs = tuple(
+        replace(DONE, name=f"small-byob-3b-fold{i}", fold=i, best_epoch=500, epochs=long[: 500 if i else 1])
+        for i in range(101)
+    )
+    page = training_page(replace(RESULTS, runs=runs))
+    assert len(render_page(page)) < 1_000_000
+    plots = [part for part in page.parts if isinstance(part, Plot)]
+    assert all("The lines go through one epoch in 26." in plot.caption for plot in plots)
+    thinned = _Line(runs[1], {}, 26).epochs
+    assert [each.epoch for each in thinned] == [*range(1, 500, 26), 500], "the first and the last are there"
+    few = [part for part in training_page(RESULTS).parts if isinstance(part, Plot)]
+    assert not any("one epoch in" in plot.caption for plot in few)
+
+
+def test_a_run_of_one_epoch_is_seen_among_many_without_dots() -> None:
+    short, long = replace(DONE, epochs=epochs([0.3])), replace(OTHER, epochs=epochs([0.5] * 600))
+    lines = _lines([short, long])
+    assert [line.style["marker"] for line in lines] == ["o", ""]
+    assert [line.style["marker"] for line in _lines([short, OTHER])] == ["o", "o"]
 
 
 def test_many_runs_have_the_lowest_and_the_highest_score_of_each_location() -> None:
