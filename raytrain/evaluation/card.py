@@ -5,6 +5,7 @@ The same ensemble gives the same text. Must not know Ray, or where the card is w
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 from raytrain.config import RANDOM_WEIGHTS, TIMM_WEIGHTS
@@ -167,7 +168,7 @@ def _evaluated(manifest: EnsembleManifest, data: TrainedOn, evaluation: CardEval
         return (
             "## Scores of the whole ensemble\n\nIt was not evaluated yet. With masks of places that it never saw:\n\n"
             "```bash\nraytrain score SRC MASKS --ensemble FOLDER\n"
-            "raytrain evaluate MASKS LABELS --metadata CSV --out SCORES\n```"
+            "raytrain evaluate MASKS LABELS --metadata CSV --out SCORES --ensemble FOLDER\n```"
         )
     nets = manifest.of_fold(evaluation.made_by).members
     scores = [[each.name, f"{each.value:.4f}", _interval(each.low, each.high)] for each in evaluation.scores]
@@ -251,8 +252,8 @@ def _limits(
         "whether it is there, `--set baseline=...` is asked for. Chips are taken for `before-04.00`. Values that are "
         "used from Python have to be without the shift.",
         "The product level is not recorded: score imagery of the level that the shards were made from.",
-        "Pixels should be as large as in training. Of a scene with pixels coarser than 10 m there is a mask and no "
-        "STAC item.",
+        "Pixels should be as large as in training. A scene with pixels coarser than 10 m is scored, with a note that "
+        "says so.",
         "Snow, ice and bright sand look like cloud. How often they were among the tiles is not recorded; the tables "
         "by location are all that is known.",
         "The score of a net is that of its best epoch, chosen by the same locations, and so a little high.",
@@ -331,8 +332,8 @@ def _cell(text: str) -> str:
 
 
 def _md(text: str) -> str:
-    """Return text that ends no line, and begins no tag."""
-    return " ".join(text.split()).replace("<", "&lt;")
+    """Return text that ends no line, and begins no tag, link or image."""
+    return re.sub(r"([\[\]])", r"\\\1", " ".join(text.split())).replace("<", "&lt;")
 
 
 def _counted(count: int, noun: str) -> str:

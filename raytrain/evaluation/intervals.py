@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 LEVEL = 0.95
 FEW_LOCATIONS = 20
 """Below so many locations reports say that an interval is a rough one."""
-HELD_FRACTION = {9: 0.93, 20: 0.95}
-"""How often intervals of `resampling` over so many locations held the truth, by `tests.bench.coverage`."""
+HELD_FRACTION = {9: 0.93, 20: 0.94}
+"""How often intervals of scores over so many locations held the truth, on average: `tests.bench.coverage`."""
 
 
 @dataclass(frozen=True)

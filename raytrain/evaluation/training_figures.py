@@ -16,6 +16,8 @@ from raytrain.evaluation.plots import drawing, shade, svg_of, time_unit
 from raytrain.evaluation.training_results import EpochResult, TrainingRun
 
 _WIDE, _HIGH = 8.6, 3.0
+MOST_DOTS, MOST_POINTS = 500, 2000
+"""Up to so many epochs of all runs are dots on their lines, or points of them: more make a large page."""
 _DASHES = ("-", "--", ":", "-.")
 _LEGEND_COLUMNS, _LEGEND_ROWS = 3, 6
 _FIRST, _SPAN = 0.22, 0.66
@@ -24,10 +26,17 @@ _FIRST, _SPAN = 0.22, 0.66
 
 @dataclass(frozen=True)
 class _Line:
-    """A run and how it is drawn: a colour for its member, dashes for its fold."""
+    """A run and how it is drawn: a colour for its member, dashes for its fold; through every `step`-th epoch."""
 
     run: TrainingRun
     style: dict[str, Any]
+    step: int
+
+    @property
+    def epochs(self) -> list[EpochResult]:
+        """The epochs that the line goes through, the first and the last among them."""
+        all_epochs = self.run.epochs
+        return [each for i, each in enumerate(all_epochs) if i % self.step == 0 or i == len(all_epochs) - 1]
 
 
 def training_plots(runs: Sequence[TrainingRun]) -> list[Plot]:
@@ -43,6 +52,8 @@ def training_plots(runs: Sequence[TrainingRun]) -> list[Plot]:
 def _lines(runs: Sequence[TrainingRun]) -> list[_Line]:
     members = list(dict.fromkeys(run.member.name for run in runs))
     folds = sorted({run.fold for run in runs}, key=lambda fold: -1 if fold is None else fold)
+    num_epochs = sum(len(run.epochs) for run in runs)
+    step = max(1, -(-num_epochs // MOST_POINTS))
     colours = {name: shade(_FIRST + _SPAN * i / max(len(members) - 1, 1)) for i, name in enumerate(members)}
     return [
         _Line(
@@ -51,10 +62,11 @@ def _lines(runs: Sequence[TrainingRun]) -> list[_Line]:
                 "color": colours[run.member.name],
                 "linestyle": _DASHES[folds.index(run.fold) % len(_DASHES)],
                 "linewidth": 1.6,
-                "marker": "o",
+                "marker": "o" if num_epochs <= MOST_DOTS or len(run.epochs) == 1 else "",
                 "markersize": 2.5 if len(run.epochs) > 1 else 5,
                 "label": run.name,
             },
+            step,
         )
         for run in runs
     ]
@@ -71,7 +83,7 @@ def _scores(lines: Sequence[_Line]) -> Plot:
                 axes.plot(each.epoch, each.iou_location_weighted, marker="o", **ring)
     _over_epochs(axes, "IoU by location")
     _legend(figure, axes, lines)
-    caption = "A line a run; the ring is the best epoch, whose weights are kept."
+    caption = f"A line a run; the ring is the best epoch, whose weights are kept.{_thinned(lines)}"
     return Plot("Validation score", svg_of(figure), f"Validation score by epoch of {_counted(lines)}", caption)
 
 
@@ -85,7 +97,7 @@ def _losses(lines: Sequence[_Line]) -> Plot:
     _over_epochs(right, "learning rate")
     right.set_ylim(bottom=0)
     _legend(figure, left, lines)
-    caption = "The mean loss over an epoch's steps, and the learning rate of its last one."
+    caption = f"The mean loss over an epoch's steps, and the learning rate of its last one.{_thinned(lines)}"
     alt = f"Loss and learning rate by epoch of {_counted(lines)}"
     return Plot("Loss and learning rate", svg_of(figure), alt, caption)
 
@@ -97,9 +109,9 @@ def _throughput(lines: Sequence[_Line]) -> Plot:
     unit_s, unit = time_unit(longest)
     restarts = [(line, each.seconds) for line in lines for each in line.run.restarts if each.seconds is not None]
     for line in lines:
-        at = [each.seconds / unit_s for each in line.run.epochs]
-        upper.plot(at, [each.images_per_s for each in line.run.epochs], **line.style)
-        lower.plot(at, [each.wait_fraction for each in line.run.epochs], **line.style)
+        at = [each.seconds / unit_s for each in line.epochs]
+        upper.plot(at, [each.images_per_s for each in line.epochs], **line.style)
+        lower.plot(at, [each.wait_fraction for each in line.epochs], **line.style)
     for line, seconds in restarts:
         for axes in (upper, lower):
             axes.axvline(seconds / unit_s, color=line.style["color"], linewidth=1.4, linestyle=(0, (1, 2)))
@@ -116,13 +128,14 @@ def _throughput(lines: Sequence[_Line]) -> Plot:
     lower.set_xlim(left=0)
     _legend(figure, lower, lines)
     marks = " A triangle with a dotted line is a restart." if restarts else ""
-    caption = f"A dot an epoch, at its end: how fast its steps were, and how much of that they waited for data.{marks}"
+    what = "Each epoch at its end: how fast its steps were, and how much of that they waited for data."
+    caption = f"{what}{marks}{_thinned(lines)}"
     alt = f"Images a second and share of waiting over time of {_counted(lines)}, with {len(restarts)} restarts"
     return Plot("Throughput over time", svg_of(figure), alt, caption)
 
 
 def _curve(axes: Axes, line: _Line, value: Callable[[EpochResult], float | None]) -> None:
-    points = [(each.epoch, value(each)) for each in line.run.epochs]
+    points = [(each.epoch, value(each)) for each in line.epochs]
     known = [(epoch, found) for epoch, found in points if found is not None]
     axes.plot([epoch for epoch, _ in known], [found for _, found in known], **line.style)
 
@@ -147,6 +160,10 @@ def _legend_rows(lines: Sequence[_Line]) -> int:
 
 def _legend_inches(lines: Sequence[_Line]) -> float:
     return 0.19 * _legend_rows(lines)
+
+
+def _thinned(lines: Sequence[_Line]) -> str:
+    return f" The lines go through one epoch in {lines[0].step}." if lines[0].step > 1 else ""
 
 
 def _counted(lines: Sequence[_Line]) -> str:

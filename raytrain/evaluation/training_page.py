@@ -29,6 +29,7 @@ from raytrain.evaluation.report import EMPTY_UNION_TEXT
 from raytrain.evaluation.results import Problem
 from raytrain.evaluation.training_figures import training_plots
 from raytrain.evaluation.training_results import Totals, TrainingResults, TrainingRun
+from raytrain.storage import without_queries
 from raytrain.training.progress import duration
 
 SIDE_BY_SIDE = 4
@@ -51,17 +52,15 @@ def training_page(results: TrainingResults, tiles: TilePictures | None = None) -
         title=f"Training: {results.experiment}",
         subtitle=_subtitle(results),
         figures=_figures(results.totals, results.score_interval),
-        note=" ".join(filter(None, [_score_note(results), tiles.why_none])),
+        note=" ".join(filter(None, [_score_note(results), without_queries(tiles.why_none)])),
         parts=[
             *training_plots(results.runs),
             _run_table(results.runs),
-            Problems(
-                [Problem(subject=run.name, found=run.failed) for run in results.runs if run.failed], "Failed runs"
-            ),
+            _problems("Failed runs", [(run.name, run.failed) for run in results.runs if run.failed]),
             _restart_table(results.runs),
             _location_table(results),
             _gallery(tiles),
-            Problems(tiles.problems, "Pictures that could not be made"),
+            _problems("Pictures that could not be made", [(each.subject, each.found) for each in tiles.problems]),
             _settings_table(results.runs),
         ],
         facts=[*_facts(results), *version_facts()],
@@ -199,7 +198,7 @@ def _restart_table(runs: Sequence[TrainingRun]) -> Table:
         [
             run.name,
             each.kind,
-            each.cause,
+            without_queries(each.cause),
             _number_of_seconds(each.seconds),
             f"epoch {each.epoch}, image {each.image:,}",
             Shown(-1, "unknown") if each.lost_images is None else Shown(each.lost_images, f"{each.lost_images:,}"),
@@ -209,6 +208,10 @@ def _restart_table(runs: Sequence[TrainingRun]) -> Table:
     ]
     headers = ["Run", "What", "Cause", "After", "Went on in", "Images done again"]
     return Table("Restarts", headers, rows, "After: the time of the run when the next attempt began.")
+
+
+def _problems(heading: str, problems: Sequence[tuple[str, str]]) -> Problems:
+    return Problems([Problem(subject=subject, found=without_queries(found)) for subject, found in problems], heading)
 
 
 def _number_of_seconds(seconds: float | None) -> Cell:
@@ -231,7 +234,7 @@ def _facts(results: TrainingResults) -> list[tuple[str, str]]:
     common = [(path, _text(values[0].get(path))) for path in _paths(values) if _is_common(values, path)]
     folds = sorted({-1 if run.fold is None else run.fold for run in results.runs})
     return [
-        ("Shards", results.shards),
+        ("Shards", without_queries(results.shards)),
         ("Digest of the shards", results.shards_digest),
         ("Ensemble", results.ensemble_digest or "not whole yet"),
         ("Folds", ", ".join("none" if fold < 0 else str(fold) for fold in folds)),
@@ -265,7 +268,7 @@ def _text(value: Any) -> str:
         return "none"
     if isinstance(value, list):
         return " ".join(map(str, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else without_queries(str(value))
 
 
 def _counted(count: int, noun: str) -> str:

@@ -86,6 +86,11 @@ def test_card_names_every_net_every_place_and_what_they_learnt_from(manifest: En
     assert "| torch | 2 |" in text
 
 
+def test_names_begin_no_tag_link_or_image(manifest: EnsembleManifest) -> None:
+    text = model_card("a ![x](http://h/a.png) <img>", manifest, runs_of(manifest), SHARDS, versions=VERSIONS)
+    assert text.startswith("# a !\\[x\\](http://h/a.png) &lt;img>\n")
+
+
 def test_card_of_the_same_ensemble_is_the_same_text_whatever_the_order_of_its_runs(manifest: EnsembleManifest) -> None:
     runs = runs_of(manifest)
     first = model_card("clouds", manifest, runs, SHARDS, EVALUATION, versions=VERSIONS)

@@ -210,6 +210,7 @@ def test_a_difference_has_the_outer_ends_of_both_ways() -> None:
 def test_few_locations_are_said() -> None:
     assert trust_text(20) == ""
     assert "fewer than 20 locations" in trust_text(19)
+    assert "held the truth over 9 in 93%; over 20 in 94% of the draws" in trust_text(19)
 
 
 # Comparison
