@@ -104,7 +104,7 @@ def _shares(axes: Axes, places: Sequence[float], shares: Sequence[float], width:
     axes.bar(places, shares, width, color=QUIET)
     axes.set_yscale("log")
     lowest = min((share for share in shares if share), default=1.0)
-    axes.set_ylim(10 ** math.floor(math.log10(lowest)), 1)
+    axes.set_ylim(min(10 ** math.floor(math.log10(lowest)), 0.1), 1)
     axes.yaxis.set_major_locator(LogLocator(numticks=3))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))

@@ -79,7 +79,8 @@ def _page(inputs: Inputs, sensors: Path, images: str) -> str:
         seed=0,
         resamples=500,
     )
-    subjects = subjects_of(tallies[0], {pair.chip_id: pair for pair in pairs}, find_images(images))
+    reading = Reading(threshold=THRESHOLD)
+    subjects = subjects_of(tallies[0], {pair.chip_id: pair for pair in pairs}, find_images(images), reading)
     return render_page(evaluation_page(evaluation, "Cloud masks against labels", draw_gallery(subjects)))
 
 
