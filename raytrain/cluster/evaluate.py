@@ -12,7 +12,6 @@ from raytrain import storage
 from raytrain.cluster import session
 from raytrain.cluster.evaluate_checks import REPORT_FILE, check_ensemble, check_out, choose_rows, reading_of
 from raytrain.cluster.tasks import run_tasks
-from raytrain.cluster.train_report import write_card
 from raytrain.config import EmptyUnionRule, Fraction, Settings
 from raytrain.errors import DataError
 from raytrain.evaluation.card_scores import MadeBy
@@ -226,5 +225,8 @@ def _written(
     metrics_uri = write_metrics(job.out, evaluation)
     card_uri = None
     if job.ensemble is not None and made_by is not None:
+        # Here, since it brings torch with it: 500 MiB and seconds that other evaluations do without.
+        from raytrain.cluster.train_report import write_card
+
         card_uri = write_card(ensemble_folder(job.ensemble), card_evaluation(evaluation, made_by))
     return EvaluateReport(evaluation, problems, (), metrics_uri, page_uri, card_uri, gallery)
