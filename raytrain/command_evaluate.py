@@ -93,8 +93,8 @@ class Evaluate(ClusterCommand):
 
 def print_scores(found: Any) -> None:
     """Print the scores with their intervals, the comparison if there is one, and the locations, worst first."""
-    from raytrain.evaluation.figures import SCORE_NAMES
     from raytrain.evaluation.intervals import trust_text
+    from raytrain.evaluation.results import SCORE_NAMES
 
     rule = f"an empty union counts {found.empty_union_rule}"
     rows = [

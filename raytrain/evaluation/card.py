@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from raytrain.config import RANDOM_WEIGHTS, TIMM_WEIGHTS
 from raytrain.evaluation.card_scores import CardEvaluation, MadeBy
 from raytrain.evaluation.intervals import FEW_LOCATIONS, LEVEL
-from raytrain.evaluation.page import version_facts
+from raytrain.evaluation.page import counted, version_facts
 from raytrain.evaluation.report import EMPTY_UNION_TEXT
 from raytrain.evaluation.trained_on import TrainedOn
 from raytrain.evaluation.training_results import TrainingRun
@@ -61,7 +61,7 @@ def _head(name: str, manifest: EnsembleManifest) -> str:
     bands = ", ".join(manifest.bands)
     return (
         f"# {_md(name)}\n\n"
-        f"An ensemble of {_counted(count, 'U-Net')} that finds clouds in optical satellite imagery, from {bands}: "
+        f"An ensemble of {counted(count, 'U-Net')} that finds clouds in optical satellite imagery, from {bands}: "
         "the mean of its nets' probabilities is the probability of cloud of each pixel.\n\n"
         f"Digest of the nets (weights and settings): `{manifest.nets_digest()}`"
     )
@@ -106,13 +106,13 @@ def _normalisation(net: TrainedMember) -> str:
 def _learnt(manifest: EnsembleManifest, data: TrainedOn) -> str:
     folds = list(dict.fromkeys(member.fold for member in manifest.members))
     dates = "unknown" if data.first is None or data.last is None else f"{data.first:%Y-%m-%d} to {data.last:%Y-%m-%d}"
-    undated = f" ({_counted(data.num_undated, 'tile')} without a date)" if data.num_undated else ""
+    undated = f" ({counted(data.num_undated, 'tile')} without a date)" if data.num_undated else ""
     sizes = ", ".join(f"{size:g}" for size in data.pixel_sizes) or _UNKNOWN
     rows = [
         ["Shards", data.shards],
         ["Digest of the shards", data.digest],
         ["Made from", data.source or _UNKNOWN],
-        ["Labelled tiles", f"{data.num_tiles:,} at {_counted(len(data.locations), 'location')}"],
+        ["Labelled tiles", f"{data.num_tiles:,} at {counted(len(data.locations), 'location')}"],
         ["Dates", dates + undated],
         ["Bands in the shards", " ".join(data.bands)],
         ["Pixel size, in units of the CRS", sizes],
@@ -123,8 +123,8 @@ def _learnt(manifest: EnsembleManifest, data: TrainedOn) -> str:
         for fold, each in sorted(data.folds.items())
     ]
     learnt = "\n".join(
-        f"- Nets of fold {'none' if fold is None else fold} learnt from {_counted(data.num_learnt(fold), 'tile')} at "
-        f"{_counted(len(data.learnt(fold)), 'location')}."
+        f"- Nets of fold {'none' if fold is None else fold} learnt from {counted(data.num_learnt(fold), 'tile')} at "
+        f"{counted(len(data.learnt(fold)), 'location')}."
         for fold in folds
     )
     never = sorted(set(data.locations) - set().union(*(data.learnt(fold) for fold in folds)))
@@ -197,10 +197,10 @@ def _made_by(made_by: MadeBy) -> str:
 def _evaluated_rows(manifest: EnsembleManifest, evaluation: CardEvaluation) -> list[list[str]]:
     nets, count = len(manifest.of_fold(evaluation.made_by).members), len(manifest.members)
     left_out = f"{evaluation.num_left_out:,}" if evaluation.num_left_out else "none"
-    places = _counted(len(evaluation.locations), "location")
+    places = counted(len(evaluation.locations), "location")
     return [
         ["Labels", evaluation.labels],
-        ["Masks by", f"{_made_by(evaluation.made_by)}: {nets} of {_counted(count, 'net')}"],
+        ["Masks by", f"{_made_by(evaluation.made_by)}: {nets} of {counted(count, 'net')}"],
         ["Rows of the metadata", " and ".join(evaluation.where) or "all"],
         ["Chips", f"{evaluation.num_chips:,} at {places}"],
         ["Left out", f"{left_out}; allowed: {', '.join(evaluation.allowed) or 'nothing'}"],
@@ -220,7 +220,7 @@ def _word(location: str, nets: Sequence[TrainedMember], data: TrainedOn) -> str:
 
 def _places_text(words: Sequence[str]) -> str:
     """Return what scores at such locations say of places that nets never saw."""
-    learnt, validated, places = words.count(_LEARNT), words.count(_VALIDATED), _counted(len(words), "location")
+    learnt, validated, places = words.count(_LEARNT), words.count(_VALIDATED), counted(len(words), "location")
     texts = []
     if learnt:
         texts.append(
@@ -268,7 +268,7 @@ def _limits(
         texts.append(_few("validation", len(validated)))
     if len(data.locations) < FEW_LOCATIONS:
         texts.append(
-            f"It learnt from {_counted(len(data.locations), 'location')} at most: other landscapes are new to it."
+            f"It learnt from {counted(len(data.locations), 'location')} at most: other landscapes are new to it."
         )
     if len({member.fold for member in manifest.members}) > 1:
         texts.append("`raytrain score` takes the nets of one fold, the lowest, unless `--fold` says otherwise.")
@@ -276,8 +276,8 @@ def _limits(
 
 
 def _few(what: str, count: int) -> str:
-    counted = f"{_counted(count, 'location')}, fewer than {FEW_LOCATIONS}"
-    return f"The {what} has {counted}: its scores would differ much with others."
+    places = f"{counted(count, 'location')}, fewer than {FEW_LOCATIONS}"
+    return f"The {what} has {places}: its scores would differ much with others."
 
 
 def _loading(manifest: EnsembleManifest) -> str:
@@ -334,7 +334,3 @@ def _cell(text: str) -> str:
 def _md(text: str) -> str:
     """Return text that ends no line, and begins no tag, link or image."""
     return re.sub(r"([\[\]])", r"\\\1", " ".join(text.split())).replace("<", "&lt;")
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,18 +13,17 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from raytrain.evaluation.intervals import LEVEL
 from raytrain.evaluation.page import Plot
 from raytrain.evaluation.plots import ACCENT, HALF, QUIET, TEXT, WIDE, drawing, shade, svg_of
-from raytrain.evaluation.results import Calibration, Comparison, CurvePoint, Ends, Evaluation, Members, SliceResult
+from raytrain.evaluation.results import (
+    SCORE_NAMES,
+    Calibration,
+    Comparison,
+    CurvePoint,
+    Ends,
+    Evaluation,
+    Members,
+    SliceResult,
+)
 
-SCORE_NAMES: Mapping[str, str] = {
-    "iou_pooled": "IoU, pooled",
-    "iou_location_weighted": "IoU by location",
-    "iou_mean": "IoU by chip",
-    "iou_mean_location_weighted": "IoU by chip and location",
-    "precision": "Precision",
-    "recall": "Recall",
-    "f1": "F1",
-    "accuracy": "Accuracy",
-}
 _ROW_INCHES = 0.28
 _NUMBER_SIZE = 9
 """The smallest text that a phone shows well."""
@@ -61,8 +60,8 @@ def _curve(points: Sequence[CurvePoint], decided_at: float | None) -> Plot:
         ("Recall", [each.recall for each in points], QUIET, ":", 1.6),
     )
     for name, values, colour, style, width in lines:
-        axes.plot(at, [float("nan") if value is None else value for value in values], style, color=colour, lw=width)
-        axes.plot([], [], style, color=colour, lw=width, label=name)
+        known = [float("nan") if value is None else value for value in values]
+        axes.plot(at, known, style, color=colour, lw=width, label=name)
     if decided_at is not None:
         axes.axvline(decided_at, color=QUIET, lw=0.8)
     axes.set_xlabel("threshold on the probability")

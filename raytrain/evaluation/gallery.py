@@ -1,6 +1,6 @@
-"""Pictures of what was scored or evaluated, in panels side by side; of what was evaluated worst, median and best.
+"""Pictures of what was scored or evaluated, in panels side by side.
 
-Must not know how a page is made of them.
+Must not know what is worth a picture, or how a page is made of them.
 """
 
 from __future__ import annotations
@@ -54,20 +54,6 @@ class Subject:
     disagreement: str | None = None
     probability: str | None = None
     reading: Reading = field(default_factory=Reading)
-
-
-def choose(ious: Sequence[float | None], each: int) -> list[tuple[str, int]]:
-    """Return the places of up to `each` of the worst, median and best IoUs with that word, worst first, none twice.
-
-    Without an IoU (no cloud, none predicted) there is nothing to show.
-    """
-    known = [(iou, place) for place, iou in enumerate(ious) if iou is not None]
-    ordered = [place for _, place in sorted(known)]
-    if len(ordered) <= 3 * each:
-        return [("", place) for place in ordered]
-    middle = (len(ordered) - each) // 2
-    groups = (("worst", ordered[:each]), ("median", ordered[middle : middle + each]), ("best", ordered[-each:]))
-    return [(word, place) for word, places in groups for place in places]
 
 
 def find_images(uri: str) -> dict[str, Source]:

@@ -140,6 +140,11 @@ class Page:
     facts: Sequence[tuple[str, str]] = ()
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a number of things in words, as in `1 chip` and `11,748 chips`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def version_facts() -> list[tuple[str, str]]:
     """Return the versions that a number may depend on."""
     facts = [("raytrain", raytrain.__version__), ("Python", platform.python_version())]

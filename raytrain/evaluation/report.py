@@ -6,13 +6,37 @@ from collections.abc import Mapping, Sequence
 
 from raytrain.config import EmptyUnionRule
 from raytrain.evaluation.card_scores import CardEvaluation, CardLocation, CardScore, MadeBy
-from raytrain.evaluation.figures import SCORE_NAMES, difference_plot, plots_of
-from raytrain.evaluation.gallery import Source, Subject, choose
+from raytrain.evaluation.counting import TP
+from raytrain.evaluation.figures import difference_plot, plots_of
+from raytrain.evaluation.gallery import Source, Subject
 from raytrain.evaluation.intervals import LEVEL, trust_text
 from raytrain.evaluation.masks import Pair, Reading
-from raytrain.evaluation.page import Bar, Cell, Figure, Gallery, Page, Part, Problems, Shown, Table, version_facts
-from raytrain.evaluation.results import Comparison, Ends, Evaluation, Members, PixelScores, SliceResult, Words
+from raytrain.evaluation.page import (
+    Bar,
+    Cell,
+    Figure,
+    Gallery,
+    Page,
+    Part,
+    Problems,
+    Shown,
+    Table,
+    counted,
+    version_facts,
+)
+from raytrain.evaluation.results import (
+    SCORE_NAMES,
+    Comparison,
+    Ends,
+    Evaluation,
+    Members,
+    PixelScores,
+    SliceResult,
+    Words,
+)
+from raytrain.evaluation.scores import unions
 from raytrain.evaluation.tally import Tally
+from raytrain.training.metrics import extreme_tiles
 
 EMPTY_UNION_TEXT: Mapping[EmptyUnionRule, str] = {
     "one": "Where there is no cloud and none was predicted, the IoU is 1: nothing was missed.",
@@ -61,17 +85,15 @@ def subjects_of(
     The `images` are those that there are.
     """
     totals = tally.totals
-    union = totals[:, :3].sum(1)
-    ious = [int(totals[i, 0]) / int(union[i]) if union[i] else None for i in range(len(tally))]
     subjects = []
-    for word, i in choose(ious, PICTURES_EACH):
-        pair = pairs[tally.chip_ids[i]]
+    for found in extreme_tiles(tally.chip_ids, totals[:, TP].tolist(), unions(totals).tolist(), PICTURES_EACH):
+        pair = pairs[found.tile_id]
         prediction = pair.predictions[0]
         name = f"{pair.chip_id}, {pair.location}"
         subjects.append(
             Subject(
                 name=name,
-                caption=f"{f'{word}: ' if word else ''}{name}, IoU {ious[i]:.3f}",
+                caption=f"{found.group}: {name}, IoU {found.iou:.3f}",
                 prediction=prediction.uri,
                 label=pair.label,
                 image=images.get(pair.chip_id) if images else None,
@@ -159,7 +181,7 @@ def _compared(comparison: Comparison) -> list[Part]:
     ]
     headers = ["Score", "Verdict", "These", "The others", "Difference", _interval_name()]
     caption = (
-        f"In pairs on {_counted(comparison.num_chips, 'chip')} at {_counted(comparison.num_locations, 'location')}, "
+        f"In pairs on {counted(comparison.num_chips, 'chip')} at {counted(comparison.num_locations, 'location')}, "
         f"against {comparison.against}. Better or worse is said only where the whole interval is on one side of 0."
     )
     return [Table("These predictions beside the others", headers, rows, caption), difference_plot(comparison)]
@@ -245,7 +267,7 @@ def _members_table(members: Members) -> Table:
     ]
     caption = (
         f"All members together: {members.together_iou_location_weighted:.4f} by location, "
-        f"{members.together_iou_pooled:.4f} pooled, on {_counted(members.num_chips, 'chip')}. What a member adds is "
+        f"{members.together_iou_pooled:.4f} pooled, on {counted(members.num_chips, 'chip')}. What a member adds is "
         "the IoU by location of all, less that of the others without it."
     )
     return Table("Members in numbers", headers, rows, caption)
@@ -253,7 +275,7 @@ def _members_table(members: Members) -> Table:
 
 def _note(evaluation: Evaluation) -> str:
     resampling = evaluation.resampling
-    places = _counted(resampling.num_locations, "location")
+    places = counted(resampling.num_locations, "location")
     texts = [
         EMPTY_UNION_TEXT[evaluation.empty_union_rule],
         f"Intervals are of {resampling.level:.0%} over {places}, by {resampling.resamples:,} resamples of locations "
@@ -266,9 +288,9 @@ def _note(evaluation: Evaluation) -> str:
 
 
 def _subtitle(evaluation: Evaluation) -> str:
-    chips, locations = _counted(evaluation.num_chips, "chip"), _counted(len(evaluation.locations), "location")
+    chips, locations = counted(evaluation.num_chips, "chip"), counted(len(evaluation.locations), "location")
     problems = len(evaluation.problems)
-    left_out = f"; {_counted(problems, 'problem')}, listed below" if problems else ", none left out"
+    left_out = f"; {counted(problems, 'problem')}, listed below" if problems else ", none left out"
     return f"Intersection over union (IoU) of cloud, over {chips} at {locations}{left_out}."
 
 
@@ -295,10 +317,6 @@ def _input_facts(evaluation: Evaluation) -> list[tuple[str, str]]:
 
 def _interval_name() -> str:
     return f"{LEVEL:.0%} interval"
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _ends_text(ends: Ends | None, how: str = ".4f") -> str:

@@ -7,6 +7,7 @@ had. Counts are of pixels or chips, as named.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -15,6 +16,17 @@ from raytrain import storage
 from raytrain.config import EmptyUnionRule
 
 METRICS_NAME = "metrics.json"
+SCORE_NAMES: Mapping[str, str] = {
+    "iou_pooled": "IoU, pooled",
+    "iou_location_weighted": "IoU by location",
+    "iou_mean": "IoU by chip",
+    "iou_mean_location_weighted": "IoU by chip and location",
+    "precision": "Precision",
+    "recall": "Recall",
+    "f1": "F1",
+    "accuracy": "Accuracy",
+}
+"""What a person reads of each score."""
 Words = Literal["better", "worse", "can't tell"]
 
 

@@ -22,6 +22,7 @@ from raytrain.evaluation.page import (
     Problems,
     Shown,
     Table,
+    counted,
     version_facts,
 )
 from raytrain.evaluation.pictures import AGREEMENT_LEGEND
@@ -71,8 +72,8 @@ def _subtitle(results: TrainingResults) -> str:
     states = Counter(run.state for run in results.runs)
     open_runs = [f"{states[state]} {state}" for state in ("failed", "not finished", "not begun") if states[state]]
     members = len({run.member.name for run in results.runs})
-    counted = f"{_counted(len(results.runs), 'run')} of {_counted(members, 'member')}"
-    return f"{counted}: {', '.join(open_runs)}." if open_runs else f"{counted}, all done."
+    all_runs = f"{counted(len(results.runs), 'run')} of {counted(members, 'member')}"
+    return f"{all_runs}: {', '.join(open_runs)}." if open_runs else f"{all_runs}, all done."
 
 
 def _figures(totals: Totals, interval: Interval | None) -> list[Figure]:
@@ -101,7 +102,7 @@ def _score_figures(totals: Totals, interval: Interval | None) -> list[Figure]:
     """Return the validation scores; the interval, where there is one, is that of the score by location."""
     if totals.iou_location_weighted is None:
         return []
-    of = f"Mean over {_counted(totals.num_scored, 'run')}"
+    of = f"Mean over {counted(totals.num_scored, 'run')}"
     by_location = Figure(
         "Validation IoU by location",
         f"{totals.iou_location_weighted:.4f}",
@@ -269,7 +270,3 @@ def _text(value: Any) -> str:
     if isinstance(value, list):
         return " ".join(map(str, value))
     return f"{value:g}" if isinstance(value, float) else without_queries(str(value))
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -447,18 +447,6 @@ def test_a_map_is_averaged_before_its_threshold_decides_a_pixel_of_a_picture(tmp
         gallery.draw(gallery.Subject("a", "", uri))
 
 
-def test_the_worst_the_median_and_the_best_are_chosen_and_none_twice() -> None:
-    ious = [0.5, None, 0.9, 0.1, 0.7, 0.3, 0.8, 0.6, 0.2, 0.4]
-    chosen = gallery.choose(ious, 2)
-    assert [(word, ious[place]) for word, place in chosen] == [
-        *(("worst", value) for value in (0.1, 0.2)),
-        *(("median", value) for value in (0.4, 0.5)),
-        *(("best", value) for value in (0.8, 0.9)),
-    ]
-    assert [ious[place] for _, place in gallery.choose(ious[:5], 2)] == [0.1, 0.5, 0.7, 0.9]
-    assert gallery.choose([None, None], 3) == []
-
-
 def test_true_colour_shows_land_and_keeps_cloud_below_white() -> None:
     sea, land, thin, thick = 400, 1500, 4000, 9000
     pixels = np.array([sea, land, thin, thick, 0, 65535], np.uint16)

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
+from raytrain.config import EmptyUnionRule
 from raytrain.errors import ConfigError
 from raytrain.evaluation import maps, scores, slices, tables
 from raytrain.evaluation.counting import EDGES, NUM_BINS, Truth
@@ -125,8 +126,9 @@ def test_what_is_not_defined_is_none_and_an_empty_union_goes_by_the_rule() -> No
     clear = np.zeros((2, 2, 4), np.int64)
     clear[:, 1, 3] = 100
     tally = Tally(["a", "b"], ["x", "y"], clear, np.zeros(2, np.int64))
-    for rule, value in (("one", 1.0), ("zero", 0.0)):
-        found = scores.Scored(tally, rule).values  # type: ignore[arg-type]
+    rules: tuple[tuple[EmptyUnionRule, float], ...] = (("one", 1.0), ("zero", 0.0))
+    for rule, value in rules:
+        found = scores.Scored(tally, rule).values
         assert [found[name] for name in scores.IOUS] == [value] * 4
         assert (found["precision"], found["recall"], found["f1"], found["accuracy"]) == (None, None, None, 1.0)
 
@@ -382,13 +384,14 @@ def test_the_line_over_the_curve_is_the_threshold_that_made_the_masks(chips: Chi
 
 
 def test_a_table_of_the_page_has_intervals_that_sort_and_a_dash_for_none(chips: Chips) -> None:
-    page = evaluation_page(an_evaluation(chips)[0], "Scores")
+    evaluation = an_evaluation(chips)[0]
+    assert evaluation.comparison is not None
+    page = evaluation_page(evaluation, "Scores")
     (scored,) = [each for each in page.parts if isinstance(each, Table) and each.heading == "All scores"]
     assert all(isinstance(row[2], Shown) and row[2].text.startswith(f"{row[2].number:.4f} to ") for row in scored.rows)
     (located,) = [each for each in page.parts if isinstance(each, Table) and each.heading.startswith("Locations")]
     assert [row[2].number for row in located.rows if isinstance(row[2], Shown)] == [
-        an_evaluation(chips)[0].comparison.locations[str(row[0])]  # type: ignore[union-attr]
-        for row in located.rows
+        evaluation.comparison.locations[str(row[0])] for row in located.rows
     ]
 
 
@@ -440,12 +443,11 @@ def test_the_tables_have_the_figures_of_the_json(chips: Chips, tmp_path: Path) -
         assert ends is not None
         assert (each["value"], each["low"], each["high"]) == (getattr(evaluation, each["score"]), ends.low, ends.high)
     assert [each["name"] for each in read[tables.MEMBERS]] == list(MEMBERS)
-    assert [each["words"] for each in read[tables.COMPARISON]] == [
-        each.words
-        for each in evaluation.comparison.scores  # type: ignore[union-attr]
-    ]
+    assert evaluation.comparison is not None
+    assert [each["words"] for each in read[tables.COMPARISON]] == [each.words for each in evaluation.comparison.scores]
     assert len(read[tables.CURVE]) == NUM_BINS - 1
-    assert sum(each["num_px"] for each in read[tables.RELIABILITY]) == evaluation.calibration.num_px  # type: ignore[union-attr]
+    assert evaluation.calibration is not None
+    assert sum(each["num_px"] for each in read[tables.RELIABILITY]) == evaluation.calibration.num_px
 
 
 def test_only_what_is_allowed_by_name_is_let_through() -> None:
