@@ -24,9 +24,11 @@ import tyro
 from pydantic import Field
 
 from raytrain import __version__, storage
+from raytrain.cluster import code
 from raytrain.command import ClusterCommand, Command, listed, local_folder, or_dash, selection
 from raytrain.command_evaluate import Evaluate, print_scores
 from raytrain.command_score import Score
+from raytrain.command_submit import VERBS, Submit, check_paths_of_job
 from raytrain.command_train import Train, Weights
 from raytrain.command_tune import Tune
 from raytrain.config import (
@@ -300,6 +302,7 @@ COMMANDS: dict[str, Callable[..., Command]] = {
     "score": Score,
     "evaluate": Evaluate,
     "verify": Verify,
+    "submit": Submit,
 }
 
 
@@ -309,7 +312,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments == ["--version"]:
         print(__version__)
         return EXIT_DONE
-    return _guarded(arguments, lambda command: command)
+    return _guarded(arguments, lambda command, narrator: command)
 
 
 def job(verb: str) -> int:
@@ -319,21 +322,22 @@ def job(verb: str) -> int:
     copy of the submitted folder, which goes away.
     """
 
-    def on_this_cluster(command: Command) -> Command:
-        relative = [uri for uri in command.uris() if "://" not in uri and not Path(uri).expanduser().is_absolute()]
-        if relative:
-            raise ConfigError(f"{relative[0]}: a job needs s3://... or an absolute path, its working folder goes away")
+    def on_this_cluster(command: Command, narrator: Narrator) -> Command:
+        check_paths_of_job(command)
         given = any(argument.split("=")[0] == "--address" for argument in sys.argv[1:])
-        if given or not isinstance(command, ClusterCommand):
-            return command
-        if not os.environ.get("RAY_ADDRESS"):
-            raise ConfigError("no RAY_ADDRESS: not run by `ray job submit`; give --address (local starts a Ray here)")
-        return command.model_copy(update={"address": os.environ["RAY_ADDRESS"]})
+        if not given and isinstance(command, ClusterCommand):
+            if not os.environ.get("RAY_ADDRESS"):
+                raise ConfigError(
+                    "no RAY_ADDRESS: not run by `ray job submit`; give --address (local starts a Ray here)"
+                )
+            command = command.model_copy(update={"address": os.environ["RAY_ADDRESS"]})
+        narrator.say(f"raytrain: {code.identity()}; {code.origin(Path.cwd())}")
+        return command
 
     return _guarded([verb, *sys.argv[1:]], on_this_cluster)
 
 
-def _guarded(arguments: list[str], prepare: Callable[[Command], Command]) -> int:
+def _guarded(arguments: list[str], prepare: Callable[[Command, Narrator], Command]) -> int:
     """Parse and run; turn what goes wrong into one line and an exit code."""
     warnings.filterwarnings("ignore", message=".*no geotransform.*")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
@@ -341,7 +345,7 @@ def _guarded(arguments: list[str], prepare: Callable[[Command], Command]) -> int
     stop = _Stop()
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        command = prepare(_parse(arguments))
+        command = prepare(_parse(arguments), narrator)
         command.use_stores()
         return int(command.run(narrator))
     except KeyboardInterrupt:
@@ -393,6 +397,16 @@ def _told(error: Exception, narrator: Narrator) -> int:
 
 
 def _parse(arguments: list[str]) -> Command:
+    """Return the command of a command line; what follows the verb of `submit` is the verb's own."""
+    at = next((i for i, word in enumerate(arguments) if word in VERBS), 0)
+    if arguments[:1] != ["submit"] or at == 0:
+        return _parsed(arguments)
+    submit, rest = _parsed(arguments[: at + 1]), arguments[at + 1 :]
+    assert isinstance(submit, Submit)
+    return submit.of(tuple(rest), _parsed([arguments[at], *rest]))
+
+
+def _parsed(arguments: list[str]) -> Command:
     """Return the command of a command line; a wrong one is a `ConfigError` in one line; `--help` exits."""
     message = io.StringIO()
     try:

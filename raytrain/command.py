@@ -41,6 +41,10 @@ class Command(BaseModel):
         """Return the URIs among the options, as they were given."""
         return []
 
+    def read_by_driver(self) -> list[str]:
+        """Return the files of settings among the options, as they were given: no worker reads them."""
+        return [self.stores] if self.stores else []
+
     def _print(self, result: dict[str, Any], lines: Sequence[str]) -> None:
         """Print the results: as JSON, or as lines for a person."""
         if self.json_output:

@@ -55,6 +55,10 @@ class TrainingCommand(ClusterCommand):
     def _changes(self) -> dict[str, Any]:
         return (load_changes(self.config) if self.config else {}) | parse_changes(self.set)
 
+    def read_by_driver(self) -> list[str]:
+        """Return the files of settings."""
+        return [*super().read_by_driver(), *([self.config] if self.config else [])]
+
     def _weights_uris(self) -> list[str]:
         """Return what encoders start from, where it is a mirror or a file."""
         file = str(self._changes().get("encoder_weights", TIMM_WEIGHTS))

@@ -23,6 +23,7 @@ LAYERS = [
         "raytrain.command",
         "raytrain.command_evaluate",
         "raytrain.command_score",
+        "raytrain.command_submit",
         "raytrain.command_train",
         "raytrain.command_tune",
     ),

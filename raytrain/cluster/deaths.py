@@ -8,7 +8,8 @@ from enum import StrEnum
 
 import ray.exceptions
 
-from raytrain.errors import RaytrainError
+from raytrain.cluster import code
+from raytrain.errors import ConfigError, RaytrainError
 
 _MEMORY = re.compile(r"was ([\d.]+GB used / [\d.]+GB limit)")
 """What Ray 2.60 says of a node whose workers it killed; its text goes on with much advice."""
@@ -47,12 +48,20 @@ def cause_of_death(whose: str, error: Exception, remedy: str) -> Cause:
     if isinstance(error, ray.exceptions.RayActorError) and error.preempted:
         return Cause(Kind.PREEMPTED, f"the node of {whose} was taken away, with notice")
     text = str(error)
+    if differs := other_code(error):
+        return differs
     if isinstance(error, ray.exceptions.OutOfMemoryError) or "low on memory" in text:
         full = _MEMORY.search(text)
         return Cause(Kind.OUT_OF_MEMORY, f"out of memory on a node{f' ({full[1]})' if full else ''}; {remedy}")
     if isinstance(error, ray.exceptions.NodeDiedError) or _NODE_GONE.search(text):
         return Cause(Kind.NODE_LOST, f"the node of {whose} is gone")
     return Cause(Kind.WORKER_KILLED, f"the process of {whose} is gone ({last_cause(error)})")
+
+
+def other_code(error: Exception) -> Cause | None:
+    """Return the cause where an error is that of a worker that runs another raytrain than its driver."""
+    text = code.difference_in(str(error))
+    return None if text is None else Cause(Kind.FINAL, text, ConfigError(text))
 
 
 def last_cause(error: Exception) -> str:

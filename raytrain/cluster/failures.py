@@ -26,7 +26,7 @@ from ray.train.v2.api.exceptions import ControllerError, PreemptionError, Traini
 
 from raytrain import storage
 from raytrain.cluster.board import Failed
-from raytrain.cluster.deaths import Cause, Kind, cause_of_death, last_cause
+from raytrain.cluster.deaths import Cause, Kind, cause_of_death, last_cause, other_code
 from raytrain.errors import RaytrainError, StoreOutOfReach, WorkNotFinished, first_line
 
 ASK_S = 10
@@ -97,6 +97,8 @@ def _cause_of_controller(error: Exception) -> Cause:
 
 def _cause_of_rank(rank: int, error: Exception) -> Cause:
     """Return why one rank ended."""
+    if differs := other_code(error):
+        return differs
     if isinstance(error, WorkerHealthCheckFailedError):
         return cause_of_death(f"rank {rank}", error.health_check_failure, _LESS)
     if isinstance(error, StoreOutOfReach):

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 import ray.exceptions
 
 from raytrain import storage
+from raytrain.cluster import code
 from raytrain.cluster.board import Begun, Failed, News, Placed, Post, Stepped
 from raytrain.cluster.deaths import Kind
 from raytrain.cluster.runs import HISTORY_FILE
@@ -66,7 +67,8 @@ class RunHistory(Settings):
     """What became of a run over all commands: restarts and epochs, the time, why the last command failed for good.
 
     An epoch that was done again is there once, as it was done last. A killed command's time counts as far as its last
-    epoch. `earlier_bests` are the last ones before `best`, to go back to where its epoch is thrown away.
+    epoch. `earlier_bests` are the last ones before `best`, to go back to where its epoch is thrown away. `programs` are
+    those that trained it, each once: raytrain by version and digest, and libraries.
     """
 
     seconds: float = 0.0
@@ -75,6 +77,7 @@ class RunHistory(Settings):
     epochs: tuple[Epoch, ...] = ()
     best: BestEpoch | None = None
     earlier_bests: tuple[BestEpoch, ...] = ()
+    programs: tuple[str, ...] = ()
 
 
 def read_history(run_folder: str) -> RunHistory:
@@ -152,7 +155,9 @@ class Journal:
             history = self.history(run)
             known = [*(each.seconds for each in history.epochs), *(each.seconds or 0.0 for each in history.restarts)]
             # A command that was killed could not say how long it took.
-            self._histories[run] = history.model_copy(update={"seconds": max([history.seconds, *known])})
+            programs = tuple(dict.fromkeys([*history.programs, code.identity()]))
+            update = {"seconds": max([history.seconds, *known]), "programs": programs}
+            self._histories[run] = history.model_copy(update=update)
             self._begun_at[run] = time.monotonic()
 
     def on_news(self, news: News) -> None:

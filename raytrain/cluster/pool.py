@@ -182,7 +182,10 @@ class Pool:
             except (ray.exceptions.ActorUnavailableError, ray.exceptions.ObjectLostError) as error:
                 self._is_silent(actor, ref, error)
             except ray.exceptions.RayError as error:  # not all that ends actors is a RayActorError: memory is not
-                self._bury(actor, cause_of_death("a worker", error, REMEDY), schedule)
+                cause = cause_of_death("a worker", error, REMEDY)
+                if cause.error is not None:
+                    raise cause.error from error
+                self._bury(actor, cause, schedule)
             else:
                 if ref == actor.asked:
                     self._is_ready(actor, schedule, *result)

@@ -10,6 +10,7 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any
 
+from raytrain.cluster import code
 from raytrain.config import parse
 from raytrain.errors import ConfigError, DataError, first_line
 from raytrain.scoring.destination import Scoring
@@ -53,7 +54,8 @@ class Scorer:
         """Return what keeps this actor from work, or an empty text, and where and by what it computes."""
         if self._mistake:
             return self._mistake, {}
-        return "", {"host": socket.gethostname(), "pid": os.getpid(), **self._work.nets.device_record()}
+        program = {"code": code.digest()[:12]}
+        return "", {"host": socket.gethostname(), "pid": os.getpid(), **program, **self._work.nets.device_record()}
 
     def perform(self, unit: str) -> tuple[str, str]:
         """Return the answer of a unit as JSON and an empty text, or an empty text and why the unit failed."""

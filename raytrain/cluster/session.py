@@ -14,14 +14,19 @@ from typing import Any, cast
 import ray
 import ray.exceptions
 from ray._private.utils import get_num_cpus
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raytrain import storage
+from raytrain.cluster import code
+from raytrain.cluster.deaths import last_cause
 from raytrain.config import Settings
 from raytrain.errors import ConfigError, WorkNotFinished, first_line
 
 LOCAL = "local"
 CONNECT_S = 10
 """How long an address may take to answer."""
+CODE_CHECK_S = 60
+"""How long nodes are waited for to say what they run: each starts a process for it, in the job's environment."""
 MIN_LOCAL_CPUS = 2
 """Ray counts at least this many CPUs on one machine: a run's ranks, or an actor and the task that feeds it."""
 
@@ -47,6 +52,8 @@ def joined(cluster: Cluster, uris: Iterable[str]) -> Iterator[None]:
         else:
             stack.callback(ray.shutdown)
             _start(cluster)
+            if cluster.address != LOCAL:
+                _refuse_other_code()
         _refuse_local_paths(cluster, uris)
         try:
             yield
@@ -101,7 +108,8 @@ def _start(cluster: Cluster) -> None:
 
 def _init(cluster: Cluster) -> None:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if variables := storage.for_workers():
+    variables = storage.for_workers() | ({} if cluster.address == LOCAL else code.for_workers())
+    if variables:
         # Beside those of a job, which has other names: Ray joins the two.
         options["runtime_env"] = {"env_vars": variables}
     if cluster.address == LOCAL:
@@ -127,6 +135,28 @@ def _own_signals() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, answer)
+
+
+def _refuse_other_code() -> None:
+    """Raise `ConfigError` where a node that the cluster has now can't run this raytrain, or runs another one.
+
+    A node that does not answer in time, or comes later, is held against this one as its workers begin.
+    """
+    task: Any = ray.remote(num_cpus=0, max_retries=0)(code.check)
+    asked = {}
+    for node in _nodes():
+        if node["Alive"]:
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            asked[task.options(scheduling_strategy=there).remote()] = node["NodeManagerAddress"]
+    answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=CODE_CHECK_S)
+    for ref in answered:
+        try:
+            ray.get(ref)
+        except ray.exceptions.RayTaskError as error:
+            text = code.difference_in(str(error)) or f"{code.DIFFERS}: {last_cause(error)}"
+            raise ConfigError(f"node {asked[ref]}: {text}") from error
+        except ray.exceptions.RayError:
+            continue  # it went away meanwhile
 
 
 def _refuse_local_paths(cluster: Cluster, uris: Iterable[str]) -> None:

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import ray
 
 from raytrain.cluster import session
+from raytrain.cluster.deaths import other_code
+from raytrain.errors import ConfigError
 
 WorkT = TypeVar("WorkT")
 ResultT = TypeVar("ResultT")
@@ -39,6 +41,8 @@ def run_tasks(
             try:
                 result: ResultT = ray.get(pending.popleft())
             except ray.exceptions.RayTaskError as error:
+                if differs := other_code(error):
+                    raise ConfigError(differs.text) from error
                 raise error.cause from error
             pending.extend(task.remote(each) for each in itertools.islice(source, 1))
             done += 1

@@ -1,0 +1,426 @@
+"""Work sent to the job API of a cluster, and watched there over connections that drop.
+
+A submission is named by a digest of its work and the number of the attempt: while one runs, the same work attaches to
+it; once it has ended, the next one goes on from what is in the store. Ray takes no name twice. Must not know command
+lines beyond a verb and its arguments.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import re
+import secrets
+import shlex
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import aiohttp
+import requests
+from ray.dashboard.modules.job.pydantic_models import JobDetails
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+import raytrain
+from raytrain.cluster import code, token
+from raytrain.config import Settings
+from raytrain.errors import (
+    EXIT_DONE,
+    EXIT_NOT_FINISHED,
+    EXIT_TERMINATED,
+    ConfigError,
+    WorkNotFinished,
+    first_line,
+)
+
+ResultT = TypeVar("ResultT")
+Say = Callable[[str], None]
+
+FIRST_ANSWER_S = 20.0
+"""How long a server is asked again that has not answered yet: its address may be wrong."""
+PATIENCE_S = 600.0
+"""How long one is that has: its network, its tunnel or its head may be away."""
+MOST_WAIT_S = 15.0
+CONNECT_S, READ_S = 10.0, 120.0
+"""How long one request may take; a package of a few MB goes with one."""
+REJOINS = 5
+"""How often the log of a job that has ended is asked for in vain."""
+SILENCE_S = 30.0
+"""After so long without a line the job is asked for, and the connection made anew: it may be dead without a word."""
+STOP_S = 120
+"""How long a job that is to stop may take to end as an interrupted command does; Ray's own limit is 3 s."""
+NAME = re.compile(r"raytrain-([a-z]+)-([0-9a-f]{12})-(\d+)")
+logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # it tells of each connection that ends
+ENDED = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
+
+
+class Server(Settings):
+    """Where the job API of a cluster is, and whether a token may go there in the clear."""
+
+    address: str
+    plain_http: bool = False
+
+
+class Work(Settings):
+    """What a job does: a verb of `jobs/`, its arguments, and what they mean, for the digest.
+
+    `files` are local files that it reads, at the same relative paths in its folder. `ships` is whose raytrain runs.
+    """
+
+    verb: str
+    arguments: tuple[str, ...]
+    meaning: dict[str, Any]
+    files: tuple[str, ...] = ()
+    ships: Literal["tree", "image"] = "tree"
+
+    def digest(self) -> str:
+        """Return 12 hex digits of a hash of what is to be done; which raytrain does it is no part of that."""
+        files = {name: hashlib.sha256(Path(name).read_bytes()).hexdigest() for name in self.files}
+        text = json.dumps([self.verb, self.meaning, files], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+class Submission(Settings):
+    """One attempt at some work, as the cluster knows it; times are None where it has not begun or ended."""
+
+    id: str
+    status: str
+    verb: str
+    attempt: int
+    raytrain: str
+    begun: datetime | None = None
+    ended: datetime | None = None
+    exit_code: int | None = None
+    message: str = ""
+    is_joined: bool = False
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it runs no more."""
+        return self.status in ENDED
+
+
+class _Refused(Exception):
+    """An answer of the job API that is none of success."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(f"status {status}: {text.strip()[-500:]}")
+        self.status, self.text = status, text
+
+
+class _NotAllowed(Exception):
+    """The job API wants a token (401) or refuses the one it got (403)."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"status {status}")
+        self.status = status
+
+
+class _Client(JobSubmissionClient):
+    """Ray's client, with a limit to each request; without one a dead connection would be waited for without end.
+
+    `_do_request` and `_raise_error` are private to Ray; its version is bound in pyproject.toml.
+    """
+
+    def __init__(self, address: str, headers: dict[str, str], *, uses_environment: bool) -> None:
+        self._session = requests.Session()
+        # A proxy of the environment would see a token that is meant for this machine; .netrc would replace it.
+        self._session.trust_env = uses_environment
+        self._own_headers = headers
+        super().__init__(address, headers=headers)
+        self._headers = headers  # Ray adds a token that it finds by itself
+
+    def _do_request(
+        self, method: str, endpoint: str, *, data: bytes | None = None, json_data: Any = None, **options: Any
+    ) -> requests.Response:
+        answer = self._session.request(
+            method,
+            self._address + endpoint,
+            data=data,
+            json=json_data,
+            headers=self._own_headers,
+            timeout=(CONNECT_S, READ_S),
+            allow_redirects=False,
+            **options,
+        )
+        if answer.status_code in (401, 403):
+            raise _NotAllowed(answer.status_code)
+        if 300 <= answer.status_code < 400:
+            raise _Refused(answer.status_code, "a redirect; the token is not sent elsewhere")
+        return answer
+
+    def _raise_error(self, answer: requests.Response) -> None:
+        raise _Refused(answer.status_code, answer.text)
+
+
+class JobServer:
+    """The job API of a cluster; asks again for a while where it does not answer, and says so through `say`."""
+
+    def __init__(self, server: Server, say: Say) -> None:
+        self._address, self._say = server.address.rstrip("/"), say
+        self._token = token.find_token()
+        parts = token.check_server(
+            server.address, sends_token=self._token is not None, allow_plain_http=server.plain_http
+        )
+        self._is_local = token.is_this_machine(parts.hostname or "")
+        self._client: _Client | None = None
+
+    def submit(self, work: Work) -> Submission:
+        """Send `work` and return its submission, or that of an attempt that runs already (`is_joined`)."""
+        stem = f"raytrain-{work.verb}-{work.digest()}"
+        # As digests are asked for by many, the answer to a submission may be lost on its way: this tells whose it was.
+        mark = secrets.token_hex(8)
+        while True:
+            before = [each for each in self.submissions() if each.id.rpartition("-")[0] == stem]
+            running = [each for each in before if not each.has_ended]
+            if running:
+                return running[-1].model_copy(update={"is_joined": True})
+            attempt = max((each.attempt for each in before), default=0) + 1
+            name = f"{stem}-{attempt}"
+            taken = self._send(work, name, attempt, mark)
+            if taken is not None:
+                return taken
+
+    def _send(self, work: Work, name: str, attempt: int, mark: str) -> Submission | None:
+        """Send `work` under this name; return None where another has taken it meanwhile and ended already."""
+        metadata = {
+            "raytrain": _told_version(work),
+            "raytrain_sha256": code.digest() if work.ships == "tree" else "of the image",
+            "raytrain_attempt": str(attempt),
+            "raytrain_mark": mark,
+        }
+        with tempfile.TemporaryDirectory(prefix="raytrain-") as folder:
+            pack(work, Path(folder))
+            environment = {"working_dir": folder, "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S)}}
+            entrypoint = shlex.join(["python", f"jobs/{work.verb}.py", *work.arguments])
+            try:
+                self._ask(
+                    lambda client: client.submit_job(
+                        entrypoint=entrypoint, runtime_env=environment, metadata=metadata, submission_id=name
+                    )
+                )
+            except _Refused as error:
+                if "already exists" not in error.text:
+                    raise WorkNotFinished(f"the cluster did not take the job: {error}") from error
+        details = self._details(name)
+        found = _submission(details)
+        if (details.metadata or {}).get("raytrain_mark") == mark:
+            return found
+        return None if found.has_ended else found.model_copy(update={"is_joined": True})
+
+    def submissions(self) -> list[Submission]:
+        """Return what was submitted by us and the cluster still knows, by their beginnings."""
+        found = self._ask(lambda client: client.list_jobs())
+        ours = [each for each in found if NAME.fullmatch(each.submission_id or "")]
+        return [_submission(each) for each in sorted(ours, key=lambda each: each.start_time or 0)]
+
+    def submission(self, name: str) -> Submission:
+        """Return the submission of this id; raise `ConfigError` where there is none."""
+        return _submission(self._details(name))
+
+    def _details(self, name: str) -> JobDetails:
+        if not NAME.fullmatch(name):
+            raise ConfigError(
+                f"{name}: no id of a submission; expected raytrain-VERB-DIGEST-ATTEMPT, see `submit status`"
+            )
+        try:
+            return self._ask(lambda client: client.get_job_info(name))
+        except _Refused as error:
+            if error.status != 404:
+                raise WorkNotFinished(f"{name}: {error}") from error
+            raise ConfigError(
+                f"the cluster at {self._address} knows no job {name}: another cluster, or its head was lost; "
+                "the same `raytrain submit` begins an attempt that goes on from the store"
+            ) from error
+
+    def stop(self, name: str) -> Submission:
+        """Ask a job to end, wait until it has, and return what became of it."""
+        found = self.submission(name)
+        if not found.has_ended:
+            self._ask(lambda client: client.stop_job(name))
+        deadline = time.monotonic() + STOP_S + 30
+        while not found.has_ended and time.monotonic() < deadline:
+            time.sleep(1)
+            found = self.submission(name)
+        return found
+
+    def follow(self, name: str, write: Callable[[str], None]) -> Submission:
+        """Pass on what a job writes, from its beginning to its end, and return what became of it.
+
+        Raises `ConfigError` for a job that the cluster does not know, `WorkNotFinished` where it has forgotten it.
+        """
+        self.submission(name)
+        lines, fruitless = _Lines(write), 0
+        while True:
+            seen = lines.count
+            is_whole, trouble = self._listen(name, lines)
+            try:
+                found = self.submission(name)  # waits until the server answers again
+            except ConfigError as error:
+                raise WorkNotFinished(str(error)) from error
+            if is_whole and found.has_ended:
+                return found
+            fruitless = fruitless + 1 if trouble and lines.count == seen else 0
+            if fruitless == 1:
+                self._say(f"raytrain: the log of {name} broke off ({trouble}); joining it again")
+            if found.has_ended and fruitless > REJOINS:
+                self._say(f"raytrain: the end of the log of {name} can't be had ({trouble})")
+                return found
+            time.sleep(min(MOST_WAIT_S, 0.5 * 2.0**fruitless))
+
+    def _listen(self, name: str, lines: _Lines) -> tuple[bool, str]:
+        """Pass on the log over one connection until it ends, is silent for a while, or breaks.
+
+        Returns whether the server ended it, as it does behind the last line, and what broke it, if so.
+        """
+        client = self._connected()
+        lines.start_again()
+
+        async def listen() -> bool:
+            pieces = client.tail_job_logs(name)
+            while True:
+                try:
+                    lines.take(await asyncio.wait_for(anext(pieces), SILENCE_S))
+                except StopAsyncIteration:
+                    return True
+                except TimeoutError:
+                    return False
+
+        try:
+            return asyncio.run(listen()), ""
+        except (aiohttp.ClientError, OSError, RuntimeError) as error:  # the last is Ray's, for a socket that broke
+            return False, first_line(error)
+
+    def _connected(self) -> _Client:
+        if self._client is None:
+            headers = {} if self._token is None else {"Authorization": f"Bearer {self._token}"}
+            self._client = _Client(self._address, headers, uses_environment=not self._is_local)
+        return self._client
+
+    def _ask(self, request: Callable[[_Client], ResultT]) -> ResultT:
+        """Return the answer of the job API; ask again, with growing waits, while there is none.
+
+        Raises `ConfigError` where none ever came or the token is refused, `WorkNotFinished` where it stayed away, and
+        `_Refused` for an answer that asking again does not change.
+        """
+        begun, wait_s, told = time.monotonic(), 0.5, False
+        while True:
+            try:
+                return request(self._connected())
+            except _NotAllowed as error:
+                raise ConfigError(self._refusal(error.status)) from None
+            except (requests.RequestException, OSError, _Refused) as error:
+                passing = (
+                    not isinstance(error, _Refused)
+                    or error.status == 429
+                    or (error.status >= 500 and "already exists" not in error.text)
+                )
+                if not passing:
+                    raise
+                cause = first_line(error)
+            waited_s = time.monotonic() - begun
+            if self._client is None and waited_s > FIRST_ANSWER_S:
+                tunnel = "is the tunnel there (`ray dashboard cluster.yaml`)?"
+                raise ConfigError(f"no job API answers at {self._address} ({cause}); {tunnel}")
+            if waited_s > PATIENCE_S:
+                raise WorkNotFinished(
+                    f"the job API at {self._address} does not answer any more ({cause}); what runs there goes on, and "
+                    "the same command attaches to it"
+                )
+            if not told:
+                self._say(f"raytrain: no answer from {self._address} ({cause}); asking again")
+                told = True
+            time.sleep(wait_s)
+            wait_s = min(MOST_WAIT_S, wait_s * 2)
+
+    def _refusal(self, status: int) -> str:
+        if status == 401:
+            return (
+                f"{self._address} wants a token (401); put the cluster's into {token.TOKEN} or {token.default_path()} "
+                "(`ray get-auth-token` on the head shows it)"
+            )
+        return f"{self._address} refuses this token (403): it is another cluster's; `ray get-auth-token` on its head"
+
+
+class _Lines:
+    """What was passed on of a log that each connection sends from its beginning."""
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self._write = write
+        self.count = 0
+        self._skip = 0
+
+    def start_again(self) -> None:
+        """Know that the next piece is of the beginning."""
+        self._skip = self.count
+
+    def take(self, piece: str) -> None:
+        """Pass on what is new of the next piece."""
+        new = piece[self._skip :]
+        self._skip = max(0, self._skip - len(piece))
+        self.count += len(new)
+        if new:
+            self._write(new)
+
+
+def pack(work: Work, folder: Path) -> None:
+    """Fill an empty folder with what the job needs: its script, the files it reads, and raytrain where it ships.
+
+    Raises `ConfigError` where raytrain was not installed from a clone, which has the scripts.
+    """
+    package = Path(raytrain.__file__).parent
+    script = package.parent / "jobs" / f"{work.verb}.py"
+    if not script.is_file():
+        raise ConfigError(f"no {script}: raytrain is installed without its jobs; run `raytrain submit` in a clone")
+    (folder / "jobs").mkdir()
+    shutil.copy(script, folder / "jobs")
+    if work.ships == "tree":
+        for path in sorted(package.rglob("*.py")):
+            target = folder / "raytrain" / path.relative_to(package)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target)
+    for name in work.files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(name, folder / name)
+
+
+def exit_code_of(ended: Submission) -> int:
+    """Return what a command ends with that watched a job to its end: what the job's own did."""
+    if ended.status == JobStatus.SUCCEEDED:
+        return EXIT_DONE
+    if ended.status == JobStatus.STOPPED:
+        return EXIT_TERMINATED
+    # Below 0: ended by a signal. None: the job's process could not be started, or was lost with its node.
+    return ended.exit_code if ended.exit_code and ended.exit_code > 0 else EXIT_NOT_FINISHED
+
+
+def _told_version(work: Work) -> str:
+    if work.ships == "image":
+        return "the image's"
+    return f"{raytrain.__version__} of the submitted tree, {code.digest()[:12]}"
+
+
+def _submission(details: JobDetails) -> Submission:
+    match = NAME.fullmatch(details.submission_id or "")
+    assert match is not None
+    return Submission(
+        id=match[0],
+        status=str(details.status.value),
+        verb=match[1],
+        attempt=int(match[3]),
+        raytrain=(details.metadata or {}).get("raytrain", "unknown"),
+        begun=_time(details.start_time),
+        ended=_time(details.end_time),
+        exit_code=details.driver_exit_code,
+        message=(details.message or "").strip(),
+    )
+
+
+def _time(milliseconds: int | None) -> datetime | None:
+    return None if not milliseconds else datetime.fromtimestamp(milliseconds / 1000, UTC)
