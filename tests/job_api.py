@@ -73,6 +73,7 @@ class JobApi:
         app.router.add_post("/api/jobs/", self._submit)
         app.router.add_get("/api/jobs/{id}", self._job)
         app.router.add_post("/api/jobs/{id}/stop", self._stop)
+        app.router.add_get("/api/jobs/{id}/logs", self._log)
         app.router.add_get("/api/jobs/{id}/logs/tail", self._tail)
         runner = web.AppRunner(app)
         self._loop.run_until_complete(runner.setup())
@@ -132,6 +133,9 @@ class JobApi:
         self.end(request.match_info["id"], "STOPPED", None)
         return web.Response(text=json.dumps({"stopped": True}))
 
+    async def _log(self, request: web.Request) -> web.Response:
+        return web.json_response({"logs": self.logs.get(request.match_info["id"], "")})
+
     async def _tail(self, request: web.Request) -> web.WebSocketResponse:
         socket = web.WebSocketResponse()
         await socket.prepare(request)
@@ -144,7 +148,8 @@ class JobApi:
                 await socket.send_str(text)
             if limit is not None and sent >= limit:
                 assert request.transport is not None
-                request.transport.abort()
+                # Half of all breaks look like a regular end.
+                (request.transport.abort if limit % 2 else request.transport.close)()
                 return socket
             if self.jobs[name]["status"] != "RUNNING" and not self.logs.get(name, "")[sent:limit]:
                 await socket.close(code=WSCloseCode.OK)

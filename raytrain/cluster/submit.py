@@ -8,6 +8,7 @@ lines beyond a verb and its arguments.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import logging
@@ -49,8 +50,8 @@ PATIENCE_S = 600.0
 MOST_WAIT_S = 15.0
 CONNECT_S, READ_S = 10.0, 120.0
 """How long one request may take; a package of a few MB goes with one."""
-REJOINS = 5
-"""How often the log of a job that has ended is asked for in vain."""
+LAST_LINES_S = 60.0
+"""How long the log of a job that has ended is asked for; its node may be gone with it."""
 SILENCE_S = 30.0
 """After so long without a line the job is asked for, and the connection made anew: it may be dead without a word."""
 STOP_S = 120
@@ -255,47 +256,52 @@ class JobServer:
 
         Raises `ConfigError` for a job that the cluster does not know, `WorkNotFinished` where it has forgotten it.
         """
-        self.submission(name)
+        found = self.submission(name)
         lines, fruitless = _Lines(write), 0
-        while True:
+        while not found.has_ended:
             seen = lines.count
-            is_whole, trouble = self._listen(name, lines)
+            trouble = self._listen(name, lines)
             try:
                 found = self.submission(name)  # waits until the server answers again
             except ConfigError as error:
                 raise WorkNotFinished(str(error)) from error
-            if is_whole and found.has_ended:
-                return found
             fruitless = fruitless + 1 if trouble and lines.count == seen else 0
             if fruitless == 1:
                 self._say(f"raytrain: the log of {name} broke off ({trouble}); joining it again")
-            if found.has_ended and fruitless > REJOINS:
-                self._say(f"raytrain: the end of the log of {name} can't be had ({trouble})")
-                return found
-            time.sleep(min(MOST_WAIT_S, 0.5 * 2.0**fruitless))
+            if not found.has_ended:
+                time.sleep(min(MOST_WAIT_S, 0.5 * 2.0**fruitless))
+        self._pass_on_the_rest(name, lines)
+        return found
 
-    def _listen(self, name: str, lines: _Lines) -> tuple[bool, str]:
-        """Pass on the log over one connection until it ends, is silent for a while, or breaks.
+    def _listen(self, name: str, lines: _Lines) -> str:
+        """Pass on the log over one connection until it ends, is silent for a while, or breaks; return what broke it.
 
-        Returns whether the server ended it, as it does behind the last line, and what broke it, if so.
+        One that a proxy ends looks like one that the server ends, behind the last line.
         """
         client = self._connected()
         lines.start_again()
 
-        async def listen() -> bool:
+        async def listen() -> None:
             pieces = client.tail_job_logs(name)
-            while True:
-                try:
+            with contextlib.suppress(StopAsyncIteration, TimeoutError):
+                while True:
                     lines.take(await asyncio.wait_for(anext(pieces), SILENCE_S))
-                except StopAsyncIteration:
-                    return True
-                except TimeoutError:
-                    return False
 
         try:
-            return asyncio.run(listen()), ""
+            asyncio.run(listen())
         except (aiohttp.ClientError, OSError, RuntimeError) as error:  # the last is Ray's, for a socket that broke
-            return False, first_line(error)
+            return first_line(error)
+        return ""
+
+    def _pass_on_the_rest(self, name: str, lines: _Lines) -> None:
+        """Pass on what no connection brought of the log of a job that has ended: this answer is whole or none."""
+        try:
+            whole = self._ask(lambda client: client.get_job_logs(name), patience_s=LAST_LINES_S)
+        except (WorkNotFinished, _Refused) as error:
+            self._say(f"raytrain: the end of the log of {name} can't be had: {error}")
+            return
+        lines.start_again()
+        lines.take(whole)
 
     def _connected(self) -> _Client:
         if self._client is None:
@@ -303,7 +309,7 @@ class JobServer:
             self._client = _Client(self._address, headers, uses_environment=not self._is_local)
         return self._client
 
-    def _ask(self, request: Callable[[_Client], ResultT]) -> ResultT:
+    def _ask(self, request: Callable[[_Client], ResultT], patience_s: float | None = None) -> ResultT:
         """Return the answer of the job API; ask again, with growing waits, while there is none.
 
         Raises `ConfigError` where none ever came or the token is refused, `WorkNotFinished` where it stayed away, and
@@ -328,7 +334,7 @@ class JobServer:
             if self._client is None and waited_s > FIRST_ANSWER_S:
                 tunnel = "is the tunnel there (`ray dashboard cluster.yaml`)?"
                 raise ConfigError(f"no job API answers at {self._address} ({cause}); {tunnel}")
-            if waited_s > PATIENCE_S:
+            if waited_s > (PATIENCE_S if patience_s is None else patience_s):
                 raise WorkNotFinished(
                     f"the job API at {self._address} does not answer any more ({cause}); what runs there goes on, and "
                     "the same command attaches to it"

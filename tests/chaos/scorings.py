@@ -261,7 +261,7 @@ def score(
         found = lab.wait(job, LIMIT_S)
         seconds = time.monotonic() - begun
     except BaseException:  # the next one needs the nodes
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, RuntimeError):
             lab.stop(job)
         raise
     finally:

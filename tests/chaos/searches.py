@@ -75,7 +75,7 @@ def search(training: Training, experiment: str, fault: str | None = None, seed: 
                 job = lab.submit("tune", *command)
         found = lab.wait(job, LIMIT_S)
     except BaseException:  # the next one needs the nodes
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, RuntimeError):
             lab.stop(job)
         raise
     with _store_of(lab):

@@ -140,7 +140,7 @@ def train(
                 job = lab.submit("train", *arguments, hook=HOOK, environment={FOLDER: str(traces)})
         found = lab.wait(job, LIMIT_S)
     except BaseException:  # the next training needs the nodes
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, RuntimeError):
             lab.stop(job)
         raise
     steps = read(traces)

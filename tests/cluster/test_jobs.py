@@ -1,4 +1,4 @@
-"""`ray job submit -- python jobs/VERB.py ...` against a head of its own, started with a token."""
+"""`raytrain submit` and `ray job submit -- python jobs/VERB.py` against a head of its own, started with a token."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from raytrain.cluster import code
 from tests.cluster.test_stores_on_ray import DRIVER, SEEN
+from tests.flaky import FlakyProxy
 
 ROOT = Path(__file__).resolve().parents[2]
 RAY = Path(sys.executable).with_name("ray")
@@ -74,6 +78,15 @@ class Head:
             start_new_session=True,
         )
 
+    def get(self, path: str) -> Any:
+        """Return what the job API answers."""
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.dashboard}{path}",
+            headers={"Authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}"},
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.load(answer)
+
     def wait_until_ready(self) -> None:
         deadline = time.monotonic() + START_S
         while self.ray("job", "list").returncode != 0:
@@ -86,9 +99,16 @@ class Head:
             [RAY, *arguments], env=self.environment | environment, cwd=ROOT, capture_output=True, text=True, timeout=300
         )
 
-    def submit(self, verb: str, *arguments: str) -> str:
+    def raytrain(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run our command to its end."""
+        command = [sys.executable, "-m", "raytrain.cli", *arguments]
+        return subprocess.run(
+            command, env=self.environment | environment, cwd=ROOT, capture_output=True, text=True, timeout=400
+        )
+
+    def submit(self, *arguments: str, **environment: str) -> str:
         """Run a job to its end and return its log; it must succeed."""
-        done = self.ray("job", "submit", "--working-dir", str(ROOT), "--", "python", f"jobs/{verb}.py", *arguments)
+        done = self.raytrain("submit", *arguments, **environment)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -135,14 +155,48 @@ def test_jobs_do_what_the_commands_do_on_a_cluster_with_a_token(head: Head, chip
     assert f"settings: {found}" in log
     log = head.submit("train", *where, "--experiment", "found", "--members", "small-byob-3b", "--config", found)
     assert f"ensemble: {runs}/found" in log
-    log = head.submit(
-        "train", "--shards", shards, "--out", runs, "--members", "small-byob-3b", "--workers", "2", "--set", *tiny
-    )
-    assert f"ensemble: {runs}/main" in log
+    assert f"ensemble: {runs}/main" in _trained_through_a_stop_over_a_flaky_network(head, shards, runs, tiny)
     assert "12 masks" in head.submit("score", str(chips), masks, "--ensemble", f"{runs}/main")
     metadata, labels = str(chips / "train_metadata.csv"), str(chips / "train_labels")
     head.submit("evaluate", masks, labels, "--metadata", metadata, "--out", scores)
     assert json.loads((tmp_path / "scores" / "metrics.json").read_text())["num_chips"] == 12
+    plain = head.ray("job", "submit", "--working-dir", str(ROOT), "--", "python", "jobs/verify.py", shards)
+    assert plain.returncode == 0, plain.stdout + plain.stderr
+    for log in (plain.stdout, head.submit("verify", shards)):
+        assert f"raytrain: {code.identity()}; of the submitted tree" in log
+        assert "shards as written: 2 objects" in log
+    assert f"{code.identity()}; of this machine" in head.submit("--code", "image", "verify", f"{runs}/main")
+
+
+def _trained_through_a_stop_over_a_flaky_network(head: Head, shards: str, runs: str, settings: list[str]) -> str:
+    """Train in two attempts, the first of which is stopped, and return the log of the second as it was passed on."""
+    work = ["train", "--shards", shards, "--out", runs, "--members", "small-byob-3b", "--workers", "2"]
+    work += ["--set", *settings, "epochs=4"]
+    first = head.submit("--detach", *work).strip()
+    again = head.raytrain("submit", "--detach", *work)
+    assert again.stdout.strip() == first
+    assert "runs already" in again.stderr
+    deadline = time.monotonic() + START_S
+    while "; of the submitted tree" not in head.ray("job", "logs", first).stdout:
+        assert time.monotonic() < deadline
+        time.sleep(1)
+    assert f"{first}: stopped" in head.submit("stop", first)
+    # It heard of it, and ended by itself: Ray's own limit would have killed it.
+    assert "raytrain: terminated; the same command goes on" in head.ray("job", "logs", first).stdout
+    with FlakyProxy(("127.0.0.1", head.dashboard), good_s=4.0, away_s=1.5) as proxy:
+        address = f"http://127.0.0.1:{proxy.port}"
+        done = head.raytrain("submit", *work, RAY_API_SERVER_ADDRESS=address)
+    assert done.returncode == 0, done.stdout + done.stderr
+    second = f"{first.removesuffix('1')}2"
+    assert f"{second}: submitted; attempt 2" in done.stderr
+    assert proxy.num_cut >= 2
+    whole: str = head.get(f"/api/jobs/{second}/logs")["logs"]
+    assert done.stdout == whole
+    listed = json.loads(head.submit("--json", "status"))["submissions"]
+    assert {each["id"]: each["status"] for each in listed}[first] == "STOPPED"
+    history = json.loads(Path(f"{runs}/main/small-byob-3b-fold0/history.json").read_text())
+    assert history["programs"] == [code.identity()]
+    return whole
 
 
 def test_workers_of_a_job_see_its_stores_beside_its_own_environment(head: Head, tmp_path: Path) -> None:
@@ -152,6 +206,15 @@ def test_workers_of_a_job_see_its_stores_beside_its_own_environment(head: Head, 
     done = head.ray("job", "submit", *folder, "--", sys.executable, "driver.py")
     assert done.returncode == 0, done.stdout + done.stderr
     assert SEEN.format(job="1") in done.stdout
+
+
+def test_submission_without_the_token_or_with_another_is_refused(head: Head, tmp_path: Path) -> None:
+    assert head.raytrain("submit", "status").returncode == 0
+    for token, told in (("", "wants a token (401)"), ("0" * 64, "refuses this token (403)")):
+        refused = head.raytrain("submit", "status", RAY_AUTH_TOKEN=token, RAY_AUTH_MODE="", HOME=str(tmp_path))
+        assert refused.returncode == 2
+        assert told in refused.stderr
+        assert len(refused.stderr.strip().splitlines()) == 1
 
 
 def test_job_without_the_token_is_refused(head: Head) -> None:

@@ -16,11 +16,13 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import filterfalse
 from pathlib import Path
 from typing import Any, Self
+
+from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
 
 from tests.multinode.network import Network
 from tests.store.faults import UNAVAILABLE, FaultProxy
@@ -43,6 +45,23 @@ mount -t tmpfs -o size=2g node /tmp/ray
 mount -t tmpfs -o size=1g node /dev/shm
 mount -t tmpfs -o size=256m node "$TMPDIR"
 exec "$@"
+"""
+
+# What a job's workers do beside its work is told by a sheet that lies there as they start, not by the job, which is
+# submitted as anybody's is. Ray runs the hook that this variable names in each worker.
+HOOK_VARIABLE = WORKER_PROCESS_SETUP_HOOK_ENV_VAR
+SHEET = "sheet.json"
+SITE = f"""
+import json, os, sys
+
+if any(each.endswith("default_worker.py") for each in sys.orig_argv):
+    try:
+        with open(os.path.join(os.path.dirname(__file__), "{SHEET}")) as sheet:
+            told = json.load(sheet)
+        os.environ.update(told["environment"])
+        sys.path[:0] = told["paths"]
+    except FileNotFoundError:
+        pass
 """
 
 # With Ray's own numbers a dead node is noticed after about 15 s. These leave a busy machine time to answer.
@@ -72,6 +91,9 @@ class Lab:
             # Short: sockets lie below it, whose names may have about 100 characters.
             self.folder = Path(tempfile.mkdtemp(prefix="rt"))
             stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
+            self._site = self.folder / "site"
+            self._site.mkdir()
+            (self._site / "sitecustomize.py").write_text(SITE)
             self.network = Network(1 + len(self.workers), [str(self.folder)])
             stack.callback(self._reap)
             stack.callback(self.network.close)
@@ -95,17 +117,28 @@ class Lab:
     # Jobs
 
     def submit(
-        self, verb: str, *arguments: str, hook: str | None = None, environment: dict[str, str] | None = None
+        self,
+        verb: str,
+        *arguments: str,
+        hook: str | None = None,
+        environment: dict[str, str] | None = None,
+        code: str = "tree",
+        paths: Sequence[str] = (),
     ) -> str:
-        """Submit `jobs/VERB.py` and return the job's id; `hook` runs in each of its workers, with this environment."""
-        job = f"{verb}-{secrets.token_hex(4)}"
-        runtime = {"env_vars": environment or {}} | ({"worker_process_setup_hook": hook} if hook else {})
-        options = ["--no-wait", "--submission-id", job, "--working-dir", str(ROOT)]
-        command = ["python", f"jobs/{verb}.py", *arguments]
-        done = self.ray("job", "submit", *options, "--runtime-env-json", json.dumps(runtime), "--", *command)
-        if done.returncode:
-            raise RuntimeError(f"the job was not taken:\n{done.stdout}{done.stderr}")
-        return job
+        """Submit a command and return the job's id; `hook` runs in each of its workers, with this environment.
+
+        `code` says whose raytrain runs; workers look for modules in `paths` first, as if it were their image.
+        """
+        # One whose process was just killed may still be taken for running, and the same command would attach to it.
+        self._until(lambda: not self._running(), END_S, "an earlier job goes on")
+        known = {HOOK_VARIABLE: hook} if hook else {}
+        told = {"environment": (environment or {}) | known, "paths": list(paths)}
+        (self._site / SHEET).write_text(json.dumps(told))
+        return self.raytrain("submit", "--plain-http", "--code", code, "--detach", verb, *arguments).stdout.strip()
+
+    def _running(self) -> list[str]:
+        found: list[dict[str, Any]] = self._get("/api/jobs/") or []
+        return [each["submission_id"] for each in found if each["status"] not in ENDED and each["submission_id"]]
 
     def job(self, job: str) -> dict[str, Any]:
         """Return what Ray knows of a job: its `status`, a `message`, its `driver_exit_code`."""
@@ -123,8 +156,22 @@ class Lab:
         return str(found["logs"]) if found else ""
 
     def stop(self, job: str) -> None:
-        """Ask a job to end."""
-        self.ask(f"/api/jobs/{job}/stop", method="POST")
+        """Stop a job, and return when it has ended."""
+        self.raytrain("submit", "--plain-http", "stop", job)
+
+    def raytrain(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run our command on this machine, which is none of the nodes; it must succeed."""
+        done = subprocess.run(
+            [sys.executable, "-m", "raytrain.cli", *arguments],
+            env=self._environment,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=START_S,
+        )
+        if done.returncode:
+            raise RuntimeError(f"raytrain {arguments} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+        return done
 
     def ray(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run Ray's command on this machine, which is none of the nodes."""
@@ -296,7 +343,8 @@ class Lab:
             options |= {"address": head, "num-cpus": self._cpus}
         command = [str(RAY), "start", "--block", *(["--head", "--disable-usage-stats"] if node == 0 else [])]
         command += [f"--{name}={value}" for name, value in options.items()]
-        own = {"GLOO_SOCKET_IFNAME": "eth0", "TMPDIR": str(temporary)} | self.store_environment
+        own = {"GLOO_SOCKET_IFNAME": "eth0", "TMPDIR": str(temporary), "PYTHONPATH": str(self._site)}
+        own |= self.store_environment
         with (self.folder / f"node-{node}.log").open("ab") as log:
             self._nodes[node] = subprocess.Popen(
                 [*self.network.inside(node), "bash", "-c", NODE, "node", *command],

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from urllib.error import HTTPError
 
 import pytest
 
 from tests.chaos.nodes import FAULTS, disturb, problems
 from tests.chaos.trainings import WORKERS, Outcome, Training
-from tests.multinode.lab import Lab
+from tests.multinode.lab import ROOT, Lab
 
 SEED = 0
 """An even one: the faults come to the node of rank 0, which saves and tells."""
@@ -29,6 +30,18 @@ def test_job_without_the_token_is_refused(lab: Lab) -> None:
         with pytest.raises(HTTPError) as refused:
             lab.ask("/api/jobs/", token=token)
         assert refused.value.code == (403 if token else 401)
+
+
+def test_workers_that_run_another_raytrain_than_their_driver_are_refused_by_name(lab: Lab, training: Training) -> None:
+    other = lab.folder / "other-image"
+    shutil.copytree(ROOT / "raytrain", other / "raytrain", ignore=shutil.ignore_patterns("__pycache__"))
+    (other / "raytrain" / "__init__.py").open("a").write("# another image\n")
+    job = lab.submit("verify", training.shards, code="image", paths=[str(other)])
+    found = lab.wait(job, 120)
+    assert found["driver_exit_code"] == 2, lab.logs(job)
+    told = lab.logs(job).strip().splitlines()[-1]
+    assert "driver and workers differ" in told
+    assert any(f"node {lab.network.address(node)}: " in told for node in lab.workers)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
