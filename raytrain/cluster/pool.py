@@ -96,6 +96,8 @@ class _Actor:
 class Pool:
     """Does all units of a schedule on actors that `start` makes; `room` is how many the cluster can hold now.
 
+    `on_need` hears how many there would be something to do for.
+
     An actor has `ready()`, which returns the caller's mistake that keeps it from work, or an empty text, and where it
     computes; and `perform(unit)`, which returns (answer, "") or ("", why it failed).
     """
@@ -106,8 +108,10 @@ class Pool:
         room: Callable[[], int],
         on_failure: OnFailure = lambda *_: None,
         on_end: OnEnd = lambda _: None,
+        on_need: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._start, self._room, self._on_failure, self._on_end = start, room, on_failure, on_end
+        self._on_need = on_need
         self._actors: list[_Actor] = []
         self._vacancies = Vacancies()
         self._setbacks = Setbacks()
@@ -142,6 +146,7 @@ class Pool:
                 ray.kill(actor.handle)
 
     def _grow(self, schedule: Schedule) -> None:
+        self._on_need(schedule.most_workers)
         wanted, nodes, now = min(self._room(), schedule.most_workers), session.alive_nodes(), time.monotonic()
         while len(self._actors) + self._vacancies.num_closed < max(1, wanted):
             handle, ended_before = self._start(), self._vacancies.take()

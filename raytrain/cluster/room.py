@@ -9,8 +9,8 @@ from raytrain.cluster import session
 
 
 def has_gpus() -> bool:
-    """Return whether actors are to be of GPUs on the cluster as it is now."""
-    return session.num_gpus() > 0
+    """Return whether actors are to be of GPUs, by what the cluster has or can grow to."""
+    return session.has_gpus()
 
 
 def actors_at_once(threads: int, *, use_gpu: bool) -> int:
@@ -29,3 +29,8 @@ def cpus_each(threads: int) -> int:
     """Return the CPUs of one actor: its threads, or what the largest node has, less the one that is kept free."""
     cpus = session.cpus_of_nodes()
     return max(1, min(threads, max(cpus, default=1), sum(cpus) - 1))
+
+
+def resources_of(actors: int, *, threads: int, use_gpu: bool) -> int:
+    """Return the GPUs, or CPUs, that a cluster that can grow is asked for, so that it has room for `actors`."""
+    return actors if use_gpu else actors * threads + 1

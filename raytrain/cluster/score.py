@@ -18,10 +18,10 @@ from typing import Any
 import ray
 
 from raytrain import storage
-from raytrain.cluster import session
+from raytrain.cluster import growth, session
 from raytrain.cluster.books import Books, OnProgress
 from raytrain.cluster.pool import UNITS_IN_FLIGHT, Pool
-from raytrain.cluster.room import actors_at_once, cpus_each, has_gpus
+from raytrain.cluster.room import actors_at_once, cpus_each, has_gpus, resources_of
 from raytrain.cluster.scorer import Scorer
 from raytrain.config import ScoreSettings, Settings
 from raytrain.errors import DataError, RaytrainError, StoreOutOfReach, WorkNotFinished, first_line
@@ -169,11 +169,14 @@ def _plan(job: ScoreJob, scoring: Scoring, listing: Listing, run: str) -> int:
 
 
 def _run(job: ScoreJob, scoring: Scoring, manifest: EnsembleManifest, schedule: Schedule, books: Books) -> None:
-    """Do all units of `schedule` on the cluster; on GPUs only if it has any as this begins."""
+    """Do all units of `schedule` on the cluster; on GPUs only if it has any as this begins, or can grow to some."""
     use_gpu = has_gpus()
     room = partial(actors_at_once, job.settings.threads, use_gpu=use_gpu)
     begin = partial(start_actor, job, scoring, manifest, use_gpu=use_gpu)
-    Pool(begin, room, books.note_failure, books.note_end).run(schedule, books.add)
+    needed = partial(resources_of, threads=job.settings.threads, use_gpu=use_gpu)
+    with growth.asked_for(needed(schedule.most_workers), use_gpu=use_gpu) as asked:
+        pool = Pool(begin, room, books.note_failure, books.note_end, lambda workers: asked.ask(needed(workers)))
+        pool.run(schedule, books.add)
 
 
 def scoring_of(job: ScoreJob) -> tuple[EnsembleManifest, Scoring]:

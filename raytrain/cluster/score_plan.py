@@ -10,7 +10,7 @@ from typing import Any
 import ray
 
 from raytrain import storage
-from raytrain.cluster import session
+from raytrain.cluster import growth, session
 from raytrain.cluster.pool import UNITS_IN_FLIGHT
 from raytrain.cluster.room import actors_at_once, has_gpus
 from raytrain.cluster.score import ScoreJob, scoring_of, start_actor
@@ -85,8 +85,9 @@ def plan_score(job: ScoreJob, cluster: session.Cluster) -> ScorePlan:
         with ThreadPoolExecutor(SAMPLES) as pool:
             looked = list(pool.map(lambda item: _look(item, job, manifest.bands), chosen.items))
         samples = _readable(looked)
-        calibration = _calibrate(job, scoring, manifest)
-        workers = actors_at_once(job.settings.threads, use_gpu=has_gpus())
+        with growth.asked_for(1, use_gpu=has_gpus()):
+            calibration = _calibrate(job, scoring, manifest)
+            workers = actors_at_once(job.settings.threads, use_gpu=has_gpus())
     layers, to_do = layers_of(scoring), chosen.num_items
     share = to_do / max(1, len(samples))
     pixels = sum(each.height * each.width for each in samples) * share

@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterable, Iterator
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import ray
 import ray.exceptions
@@ -27,6 +27,9 @@ CONNECT_S = 10
 """How long an address may take to answer."""
 CODE_CHECK_S = 60
 """How long nodes are waited for to say what they run: each starts a process for it, in the job's environment."""
+Resource = Literal["GPU", "CPU"]
+GROWTH_LABELS: dict[Resource, str] = {"GPU": "raytrain.most-gpus", "CPU": "raytrain.most-cpus"}
+"""Labels of a head that say what its cluster can grow to: no part of Ray tells a driver (`ray start --labels`)."""
 MIN_LOCAL_CPUS = 2
 """Ray counts at least this many CPUs on one machine: a run's ranks, or an actor and the task that feeds it."""
 
@@ -162,9 +165,11 @@ def _refuse_other_code() -> None:
 def _refuse_local_paths(cluster: Cluster, uris: Iterable[str]) -> None:
     nodes = [node for node in _nodes() if node["Alive"]]
     local = [uri for uri in uris if storage.is_local(uri)]
-    if len(nodes) > 1 and local and not cluster.shared_path:
+    can_grow = any(can_grow_to(resource) for resource in GROWTH_LABELS)
+    if (len(nodes) > 1 or can_grow) and local and not cluster.shared_path:
+        found = "can grow to several nodes" if can_grow else f"has {len(nodes)} nodes"
         raise ConfigError(
-            f"{local[0]} is a path of one machine, but the cluster has {len(nodes)} nodes; "
+            f"{local[0]} is a path of one machine, but the cluster {found}; "
             "use s3://..., or say --shared-path if all nodes see it"
         )
 
@@ -190,13 +195,32 @@ def num_gpus() -> int:
     return int(_resources().get("GPU", 0))
 
 
+def can_grow_to(resource: Resource) -> int:
+    """Return how many GPUs or CPUs the cluster can grow to by what its head's labels say; 0 if they say nothing.
+
+    Raises `ConfigError` for a label that is no number.
+    """
+    label = GROWTH_LABELS[resource]
+    found = next((node["Labels"][label] for node in _nodes() if node["Alive"] and label in node["Labels"]), "0")
+    if not found.isdecimal():
+        raise ConfigError(f"the head's label {label} is {found!r}; expected how many {resource}s it can grow to")
+    return int(found)
+
+
+def has_gpus() -> bool:
+    """Return whether the cluster has GPUs now, or can grow to some."""
+    return num_gpus() > 0 or can_grow_to("GPU") > 0
+
+
 def uses_gpus(workers: int) -> bool:
     """Return whether ranks take GPUs; raise `ConfigError` if the cluster can't hold so many, or they wait forever."""
-    use_gpu = num_gpus() > 0
+    use_gpu = has_gpus()
     have = num_gpus() if use_gpu else num_cpus()
-    if have < workers:
+    most = max(have, can_grow_to("GPU" if use_gpu else "CPU"))
+    if most < workers:
         kind = "GPUs" if use_gpu else "CPUs"
-        raise ConfigError(f"{workers} workers need as many {kind}, the cluster has {have}; use fewer --workers")
+        found = f"has {have}" if most == have else f"has {have} and can grow to {most}"
+        raise ConfigError(f"{workers} workers need as many {kind}, the cluster {found}; use fewer --workers")
     return use_gpu
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import ray
 
-from raytrain.cluster import session
+from raytrain.cluster import growth, session
 from raytrain.cluster.deaths import other_code
 from raytrain.errors import ConfigError
 
@@ -30,22 +30,37 @@ def run_tasks(
 
     Tasks are spread over the nodes, and `work` is consumed as they start. A task whose worker or node is lost is run
     again; an error of the function is raised here as it is. `on_done` gets the number of results so far and `total`.
+    A cluster that can grow is asked for a CPU for each task that is left.
     """
     task: Any = ray.remote(num_cpus=1, max_retries=RETRIES, scheduling_strategy="SPREAD")(function)
-    limit = IN_FLIGHT_PER_CPU * max(session.num_cpus(), 1)
+    if total == 0:
+        return
+    with growth.asked_for(total, use_gpu=False) as asked:
+        yield from _results(task, work, total, on_done, asked)
+
+
+def _results(
+    task: Any,
+    work: Iterable[WorkT],
+    total: int,
+    on_done: Callable[[int, int], None] | None,
+    asked: growth.Growth,
+) -> Iterator[Any]:
+    limit = IN_FLIGHT_PER_CPU * max(session.num_cpus(), session.can_grow_to("CPU"), 1)
     source = iter(work)
     pending: deque[Any] = deque(task.remote(each) for each in itertools.islice(source, limit))
     done = 0
     try:
         while pending:
             try:
-                result: ResultT = ray.get(pending.popleft())
+                result = ray.get(pending.popleft())
             except ray.exceptions.RayTaskError as error:
                 if differs := other_code(error):
                     raise ConfigError(differs.text) from error
                 raise error.cause from error
             pending.extend(task.remote(each) for each in itertools.islice(source, 1))
             done += 1
+            asked.ask(total - done)
             if on_done is not None:
                 on_done(done, total)
             yield result

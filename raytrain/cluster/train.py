@@ -21,7 +21,7 @@ import ray
 import ray.exceptions
 
 from raytrain import __version__, storage
-from raytrain.cluster import session
+from raytrain.cluster import growth, session
 from raytrain.cluster.board import News, Planned, Post, follow, start_board
 from raytrain.cluster.fit import finished, fit
 from raytrain.cluster.history import Journal, Restart, history_if_readable
@@ -128,9 +128,20 @@ def _train_left(
         use_gpu = session.uses_gpus(job.fewest_workers)
         board = start_board()
         journal.on_news(Planned(tuple(run.name for run in left)))
-        with follow(board, journal.on_news):
+        for_all = len(left) * job.most_workers
+        with (
+            growth.asked_for(for_all, use_gpu=use_gpu, at_least=job.fewest_workers) as asked,
+            follow(board, journal.on_news),
+        ):
             fits = {run.name: partial(fit, folder, run, pinned(files, run), job, use_gpu, board) for run in left}
-            ended = _side_by_side(fits, partial(_room, job, use_gpu), board, journal)
+            # Runs that are under way ask for their own ranks, through Ray Train.
+            ended = _side_by_side(
+                fits,
+                partial(_room, job, use_gpu),
+                board,
+                journal,
+                lambda num_waiting: asked.ask(num_waiting * job.most_workers),
+            )
         done = conclude(ended)
         _draw(folder, runs, use_gpu=use_gpu)
         return done
@@ -275,11 +286,15 @@ class _Running:
 
 
 def _side_by_side(
-    fits: Mapping[str, Callable[[], TrainedMember]], room: Callable[[], int], board: Any, journal: Journal
+    fits: Mapping[str, Callable[[], TrainedMember]],
+    room: Callable[[], int],
+    board: Any,
+    journal: Journal,
+    on_waiting: Callable[[int], None],
 ) -> dict[str, _Ended]:
     """Let runs train, by name, as many at once as there is room; return how each ended.
 
-    An interrupt, and an error that is not of one run, ends all of them.
+    `on_waiting` hears how many have yet to begin. An interrupt, and an error that is not of one run, ends all of them.
     """
     waiting, running, ended = deque(fits), dict[Future[_Ended], _Running](), dict[str, _Ended]()
     stop = threading.Event()
@@ -290,6 +305,7 @@ def _side_by_side(
                     name = waiting.popleft()
                     journal.begin(name)
                     running[pool.submit(_ending, name, fits[name], stop)] = _Running(name, time.monotonic())
+                on_waiting(len(waiting))
                 done, _ = wait(running, timeout=ROOM_S, return_when=FIRST_COMPLETED)
                 for future in done:
                     run = running.pop(future)

@@ -25,7 +25,7 @@ from ray.tune import FailureConfig, PlacementGroupFactory, RunConfig, TuneConfig
 from ray.tune.search import Searcher
 
 from raytrain import storage
-from raytrain.cluster import session
+from raytrain.cluster import growth, session
 from raytrain.cluster.board import (
     Begun,
     Ended,
@@ -146,7 +146,8 @@ class _Session:
         self._search = search
         self._on_news = on_news
         self._use_gpu = session.uses_gpus(job.workers)
-        self._watchdog = Watchdog()
+        self._watchdog: Watchdog
+        self._asked: growth.Growth
         self._places = HeldPlaces(job.workers, self._use_gpu)
         self._tune_trials: dict[str, Any] = {}
         self._losses: Counter[str] = Counter()
@@ -166,6 +167,12 @@ class _Session:
 
     def run(self) -> None:
         """Run trials until the search is over; raise what ends it before."""
+        workers = self._job.workers
+        with growth.asked_for(workers, use_gpu=self._use_gpu, at_least=workers) as self._asked:
+            self._watchdog = Watchdog()  # it counts from here on
+            self._search_on_ray()
+
+    def _search_on_ray(self) -> None:
         self._record.lead(self._owner)
         self._remove_checkpoints()
         with follow(self._board, self._journal.on_news):
@@ -283,7 +290,17 @@ class _Session:
         if time.monotonic() - at >= ROOM_S:
             room = session.room(self._job.workers, self._use_gpu)
             self._room = (time.monotonic(), room)
+            self._ask_for_more()
         return room
+
+    def _ask_for_more(self) -> None:
+        """Ask for as many ranks again as trials have now, and a trial's more; those that they have, they ask for.
+
+        Not for all at once: how many trials a budget of hours is for shows as they end.
+        """
+        if self._asked.is_possible:
+            more = len(self._search.running) + 1 if self._search.has_next else 0
+            self._asked.ask(more * self._job.workers)
 
     def _end(
         self, name: str, state: str, cause: str | None = None, judged: Mapping[str, Mapping[str, Any]] | None = None

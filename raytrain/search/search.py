@@ -93,10 +93,16 @@ class Search:
             return found
 
     @property
+    def has_next(self) -> bool:
+        """Whether a trial could begin now."""
+        with self._lock:
+            return self._next_of_search() is not None or self._next_final() is not None
+
+    @property
     def is_over(self) -> bool:
         """Whether no trial runs and none can follow."""
         with self._lock:
-            return not self._running and self._next_of_search() is None and self._next_final() is None
+            return not self._running and not self.has_next
 
     def add_epoch(self, name: str, epoch: int, values: Mapping[str, float]) -> Trial:
         """Record an epoch (from 1) of a running trial, and return the trial; one that is known stays as it was."""

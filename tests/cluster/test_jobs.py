@@ -43,8 +43,11 @@ def free_ports(count: int) -> list[int]:
 class Head:
     """A Ray head on loopback with a token, its own ports and its own session folder."""
 
+    more_environment: dict[str, str] = {}  # noqa: RUF012  # of a kind of head
+
     def __init__(self) -> None:
         gcs, self.dashboard, agent, agent_grpc, metrics, client = free_ports(6)
+        self.gcs = f"127.0.0.1:{gcs}"
         # Short: Ray puts sockets below it, whose names may have about 100 characters.
         self.folder = Path(tempfile.mkdtemp(prefix="rt"))
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
@@ -55,6 +58,7 @@ class Head:
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{self.dashboard}",
             "PATH": f"{RAY.parent}:{os.environ['PATH']}",
+            **self.more_environment,
         }
         options = {
             "node-ip-address": "127.0.0.1",
@@ -68,6 +72,7 @@ class Head:
             "num-cpus": 2,
             "object-store-memory": 150_000_000,
             "temp-dir": self.folder,
+            **self.more_options(),
         }
         self.log = (self.folder / "start.log").open("w")
         self.process = subprocess.Popen(
@@ -86,6 +91,10 @@ class Head:
         )
         with urllib.request.urlopen(request, timeout=30) as answer:
             return json.load(answer)
+
+    def more_options(self) -> dict[str, Any]:
+        """What a kind of head is started with beside these; its ports and its folder are known by now."""
+        return {}
 
     def wait_until_ready(self) -> None:
         deadline = time.monotonic() + START_S

@@ -519,6 +519,7 @@ class Started:
 
     def run(self, monkeypatch: pytest.MonkeyPatch, plan: Schedule, uri: str) -> Books:
         monkeypatch.setattr(session, "num_gpus", self.num_gpus)
+        monkeypatch.setattr(session, "can_grow_to", lambda resource: 0)
         monkeypatch.setattr(session, "cpus_of_nodes", lambda: [8])
         monkeypatch.setattr(ray, "remote", self.remote)
         monkeypatch.setattr("raytrain.cluster.books.ScoringGauges", lambda uri: SimpleNamespace(set=lambda found: None))

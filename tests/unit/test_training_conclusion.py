@@ -120,6 +120,7 @@ def without_ray(job: TrainJob, monkeypatch: pytest.MonkeyPatch, draw: Callable[.
     runs = plan_runs(job)
     for name in ("joined", "uses_gpus"):
         monkeypatch.setattr(training.session, name, lambda *anything: contextlib.nullcontext())
+    monkeypatch.setattr(training.session, "can_grow_to", lambda resource: 0)
     monkeypatch.setattr(training, "start_board", lambda: None)
     monkeypatch.setattr(training, "follow", lambda *anything: contextlib.nullcontext())
     monkeypatch.setattr(training, "_side_by_side", side_by_side)
