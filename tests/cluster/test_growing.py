@@ -1,4 +1,4 @@
-"""A cluster of cluster.yaml's node types on Ray's fake provider: from no worker to those that work asks for, and back."""
+"""A cluster of cluster.yaml's node types on Ray's fake provider: from no worker to what work asks for, and back."""
 
 from __future__ import annotations
 
