@@ -26,6 +26,7 @@ from pydantic import Field
 from raytrain import __version__, storage
 from raytrain.cluster import code
 from raytrain.command import ClusterCommand, Command, listed, local_folder, or_dash, selection
+from raytrain.command_doctor import Doctor
 from raytrain.command_evaluate import Evaluate, print_scores
 from raytrain.command_score import Score
 from raytrain.command_submit import VERBS, Submit, check_paths_of_job
@@ -303,6 +304,7 @@ COMMANDS: dict[str, Callable[..., Command]] = {
     "evaluate": Evaluate,
     "verify": Verify,
     "submit": Submit,
+    "doctor": Doctor,
 }
 
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from raytrain.console_runs import LOG_EVERY_S, RunLines, RunRows, Runs, epoch_text
 from raytrain.errors import DataError
@@ -109,3 +110,21 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     console.print(table)
     if note:
         console.print(escape(note), soft_wrap=True)
+
+
+VERDICT_STYLES = {"ok": "green", "unchecked": "blue", "warning": "yellow", "failed": "bold red"}
+
+
+def print_findings(rows: Sequence[tuple[str, str, str, str, str]]) -> None:
+    """Print findings on stdout: (verdict, check, nodes, what was found, what to do), the last two below each other."""
+    table = Table(box=None, padding=(0, 1, 0, 0), show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for verdict, check, nodes, found, remedy in rows:
+        text = Text()
+        text.append(f"{nodes}: " if nodes else "", style="bold")
+        text.append(found)
+        text.append(f"\n-> {remedy}" if remedy else "", style="italic")
+        table.add_row(Text(verdict, style=VERDICT_STYLES[verdict]), Text(check), text)
+    Console(highlight=False, width=None if sys.stdout.isatty() else 120).print(table)

@@ -21,6 +21,7 @@ LAYERS = [
     ("raytrain.console", "raytrain.console_runs"),
     (
         "raytrain.command",
+        "raytrain.command_doctor",
         "raytrain.command_evaluate",
         "raytrain.command_score",
         "raytrain.command_submit",
@@ -89,7 +90,7 @@ def test_every_module_says_what_it_is_for() -> None:
 
 def test_jobs_are_one_page_and_use_the_command() -> None:
     jobs = sorted((ROOT / "jobs").glob("*.py"))
-    assert [job.stem for job in jobs] == ["evaluate", "score", "shard", "train", "tune", "verify"]
+    assert [job.stem for job in jobs] == ["doctor", "evaluate", "score", "shard", "train", "tune", "verify"]
     for job in jobs:
         assert len(job.read_text().splitlines()) < 40
         assert {module for module, _ in imports(job)} <= {"sys", "raytrain.cli"}

@@ -34,6 +34,10 @@ MIN_LOCAL_CPUS = 2
 """Ray counts at least this many CPUs on one machine: a run's ranks, or an actor and the task that feeds it."""
 
 
+class ClusterOutOfReach(ConfigError):
+    """No Ray could be joined or started where the caller said: a mistake, or a cluster that is away."""
+
+
 class Cluster(Settings):
     """Where work runs: `local` starts a Ray on this machine; `auto` or `host:port` (its GCS) joins a cluster."""
 
@@ -82,9 +86,11 @@ def check_address(address: str) -> None:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S) as connection:
             found = _is_grpc(connection)
     except (OSError, OverflowError, ValueError) as error:
-        raise ConfigError(f"can't join Ray at {named}: {error}; expected HOST:PORT of its GCS (port 6379)") from error
+        raise ClusterOutOfReach(
+            f"can't join Ray at {named}: {error}; expected HOST:PORT of its GCS (port 6379)"
+        ) from error
     if not found:
-        raise ConfigError(f"can't join Ray at {named}: no GCS answers there; expected its HOST:PORT (port 6379)")
+        raise ClusterOutOfReach(f"can't join Ray at {named}: no GCS answers there; expected its HOST:PORT (port 6379)")
 
 
 def _is_grpc(connection: socket.socket) -> bool:
@@ -106,7 +112,7 @@ def _start(cluster: Cluster) -> None:
         token = (
             "" if os.environ.get("RAY_AUTH_MODE") else "; if it wants a token, set RAY_AUTH_MODE=token and the token"
         )
-        raise ConfigError(f"can't join Ray at {cluster.address}: {first_line(error)}{token}") from error
+        raise ClusterOutOfReach(f"can't join Ray at {cluster.address}: {first_line(error)}{token}") from error
 
 
 def _init(cluster: Cluster) -> None:

@@ -32,6 +32,7 @@ from raytrain.storage.objects import (
     write_bytes,
     write_file,
 )
+from raytrain.storage.probing import Answer, StoreReport, probe, probe_name
 from raytrain.storage.ranged import RangedFile
 from raytrain.storage.retries import Retries, is_out_of_reach, is_passing, persistently
 from raytrain.storage.stores import Stores, StoreSettings, for_workers, read_stores, use_stores
@@ -50,10 +51,12 @@ from raytrain.storage.uris import (
 
 __all__ = [
     "GDAL_CACHE_BYTES",
+    "Answer",
     "FileInfo",
     "NoRanges",
     "RangedFile",
     "Retries",
+    "StoreReport",
     "StoreSettings",
     "Stores",
     "arrow_filesystem",
@@ -79,6 +82,8 @@ __all__ = [
     "partial_of",
     "path_of",
     "persistently",
+    "probe",
+    "probe_name",
     "read_bytes",
     "read_json",
     "read_listed",

@@ -95,6 +95,20 @@ def _check_profile(settings: StoreSettings) -> None:
         ) from error
 
 
+def plain_client(settings: StoreSettings, connect_s: float, read_s: float) -> tuple[Any, Any]:
+    """Return a session and a client of botocore, which asks each question once; raise `ConfigError` for no profile."""
+    import botocore.session
+    from botocore import UNSIGNED
+    from botocore.config import Config
+
+    _check_profile(settings)
+    session = botocore.session.Session(profile=settings.profile)
+    config = Config(connect_timeout=connect_s, read_timeout=read_s, retries={"max_attempts": 0})
+    unsigned = Config(signature_version=UNSIGNED) if settings.anonymous else None
+    client = session.create_client("s3", config=config.merge(unsigned) if unsigned else config, **_place(settings))
+    return session, client
+
+
 class Gets:
     """Reads from S3 with little around them: botocore says where a key lies, signs and asks.
 
