@@ -156,6 +156,10 @@ class _Questions:
         self.answers[name] = Answer(kind="not-asked" if self._ends else kind)
 
 
+class _NoListing(Exception):
+    """An answer that is well-formed, but no listing of a bucket."""
+
+
 class _Differs(Exception):
     """What was read is not what was written."""
 
@@ -187,7 +191,7 @@ def _probe_store(uri: str, name: str, writes: bool) -> StoreReport:
     payer = {"RequestPayer": "requester"} if settings.requester_pays else {}
     place = {"Bucket": bucket, **payer}
     listing = {**place, "Prefix": f"{prefix}/" if prefix else "", "MaxKeys": 20}
-    page = questions.ask("list", lambda: client.list_objects_v2(**listing))
+    page = questions.ask("list", lambda: _listed(client, listing))
     left_behind, keeps_versions = "", False
     if writes:
         key = f"{prefix}/{name}" if prefix else name
@@ -206,6 +210,13 @@ def _probe_store(uri: str, name: str, writes: bool) -> StoreReport:
         left_behind=left_behind,
         keeps_versions=keeps_versions,
     )
+
+
+def _listed(client: Any, listing: dict[str, Any]) -> Any:
+    page = client.list_objects_v2(**listing)
+    if "Name" not in page:  # a web page, say
+        raise _NoListing
+    return page
 
 
 def _write_read_delete(client: Any, place: dict[str, str], questions: _Questions) -> tuple[str, bool]:
@@ -249,6 +260,9 @@ def _rate(answers: dict[Name, Answer], writes: bool) -> float | None:
     return PROBE_BYTES / read.seconds if writes and read and read.kind == "ok" and read.seconds > 0 else None
 
 
+_REGION = r"[a-z0-9-]{1,40}"
+
+
 class _Wire:
     """What the answers of a store say beside their content."""
 
@@ -257,8 +271,14 @@ class _Wire:
         self.bucket_region = ""
         self.was_redirected = False
 
-    def note(self, response_dict: dict[str, Any] | None = None, **_: Any) -> None:
-        """Look at one answer, also at those that botocore follows to another place."""
+    def note(
+        self,
+        context: dict[str, Any],
+        response_dict: dict[str, Any] | None = None,
+        parsed_response: Any = None,
+        **_: Any,
+    ) -> None:
+        """Look at one answer, also at those that botocore follows to another region."""
         if response_dict is None:
             return
         headers = {str(name).lower(): str(value) for name, value in response_dict["headers"].items()}
@@ -266,8 +286,14 @@ class _Wire:
             # Half a second: the header has whole ones, rounded down.
             self.ahead_s = parsedate_to_datetime(headers["date"]).timestamp() + 0.5 - time.time()
         region = headers.get("x-amz-bucket-region", "")
-        self.bucket_region = region if re.fullmatch(r"[a-z0-9-]{1,40}", region) else self.bucket_region
-        self.was_redirected |= response_dict["status_code"] in (301, 302, 307)
+        self.bucket_region = region if re.fullmatch(_REGION, region) else self.bucket_region
+        if response_dict["status_code"] in (301, 302, 307, 400):
+            self.was_redirected = True
+            named = (parsed_response or {}).get("Error", {}).get("Region")
+            self.bucket_region = self.bucket_region or (named if re.fullmatch(_REGION, str(named)) else "")
+            if not region and not named:
+                # botocore would ask by HEAD where the bucket lies, and of that answer the same, for ever.
+                context.setdefault("s3_redirect", {})["redirected"] = True
 
 
 _SOURCES = {
@@ -336,7 +362,7 @@ def _kind_of(error: BaseException) -> tuple[Kind, str]:
         return "no-profile", ""
     if isinstance(error, (boto.CredentialRetrievalError, boto.TokenRetrievalError, boto.UnauthorizedSSOTokenError)):
         return "no-credentials", f"their source fails ({type(error).__name__})"
-    if isinstance(error, botocore.parsers.ResponseParserError):
+    if isinstance(error, (botocore.parsers.ResponseParserError, _NoListing)):
         return "not-s3", ""
     if isinstance(error, (boto.ConnectTimeoutError, boto.ReadTimeoutError)):
         return "timeout", "no connection" if isinstance(error, boto.ConnectTimeoutError) else "connected, but no answer"
