@@ -13,7 +13,6 @@ import os
 import re
 import signal
 import sys
-import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Annotated, Any, Literal, NoReturn
 import tyro
 from pydantic import Field
 
-from raytrain import __version__, storage
+from raytrain import __version__, logs, storage
 from raytrain.cluster import code
 from raytrain.command import ClusterCommand, Command, listed, local_folder, or_dash, selection
 from raytrain.command_doctor import Doctor
@@ -336,18 +335,25 @@ def job(verb: str) -> int:
         narrator.say(f"raytrain: {code.identity()}; {code.origin(Path.cwd())}")
         return command
 
-    return _guarded([verb, *sys.argv[1:]], on_this_cluster)
+    in_cluster = bool(os.environ.get("RAY_ADDRESS")) and not sys.stderr.isatty()
+    return _guarded([verb, *sys.argv[1:]], on_this_cluster, "json" if in_cluster else "text")
 
 
-def _guarded(arguments: list[str], prepare: Callable[[Command, Narrator], Command]) -> int:
-    """Parse and run; turn what goes wrong into one line and an exit code."""
+def _guarded(
+    arguments: list[str], prepare: Callable[[Command, Narrator], Command], encoding: logs.Encoding = "text"
+) -> int:
+    """Parse and run; turn what goes wrong into one line and an exit code. `encoding` is that of logs unless told."""
     warnings.filterwarnings("ignore", message=".*no geotransform.*")
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    narrator = Narrator()
+    logs.begin(encoding)
+    narrator = Narrator(encoding)
     stop = _Stop()
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        command = prepare(_parse(arguments), narrator)
+        command = _parse(arguments)
+        if command.log is not None:
+            narrator.encoding = command.log
+            logs.begin(command.log)
+        command = prepare(command, narrator)
         command.use_stores()
         return int(command.run(narrator))
     except KeyboardInterrupt:
@@ -372,30 +378,35 @@ class _Stop:
     def told(self, narrator: Narrator) -> int:
         """Say that the work was stopped and return the exit code."""
         terminated = self.number == signal.SIGTERM
-        narrator.say(f"raytrain: {'terminated' if terminated else 'interrupted'}; the same command goes on")
+        narrator.say(
+            f"raytrain: {'terminated' if terminated else 'interrupted'}; the same command goes on", logging.WARNING
+        )
         return EXIT_TERMINATED if terminated else EXIT_INTERRUPTED
 
 
 def _told(error: Exception, narrator: Narrator) -> int:
     """Say in one line what went wrong and return the exit code; a bug of ours shows its traceback before."""
+    code, text = _verdict(error)
+    if code is None:
+        logging.getLogger(logs.LOGGER).error("internal error", exc_info=error)
+        code = EXIT_NOT_FINISHED
+    narrator.say(f"raytrain: {text}", logging.ERROR, event="ended", exit_code=code, error=type(error).__name__)
+    return code
+
+
+def _verdict(error: Exception) -> tuple[int | None, str]:
+    """Return the exit code of an error, None for a bug of ours, and its line."""
     if isinstance(error, RaytrainError):
-        narrator.say(f"raytrain: {error}")
-        return error.exit_code
+        return error.exit_code, str(error)
     if isinstance(error, FileNotFoundError):
-        narrator.say(f"raytrain: no such file, folder or bucket: {error}")
-        return EXIT_CALLERS_MISTAKE
+        return EXIT_CALLERS_MISTAKE, f"no such file, folder or bucket: {error}"
     if isinstance(error, (NotADirectoryError, IsADirectoryError, FileExistsError)):
-        narrator.say(f"raytrain: a file stands where a folder is expected, or the other way round: {error}")
-        return EXIT_CALLERS_MISTAKE
+        return EXIT_CALLERS_MISTAKE, f"a file stands where a folder is expected, or the other way round: {error}"
     if isinstance(error, PermissionError):
-        narrator.say(f"raytrain: no right to it: {error}")
-        return EXIT_CALLERS_MISTAKE
+        return EXIT_CALLERS_MISTAKE, f"no right to it: {error}"
     if storage.is_out_of_reach(error):
-        narrator.say(f"raytrain: can't reach or use a disk or a store: {error}; the same command goes on")
-        return EXIT_NOT_FINISHED
-    traceback.print_exception(error)
-    narrator.say(f"raytrain: internal error: {type(error).__name__}: {error}")
-    return EXIT_NOT_FINISHED
+        return EXIT_NOT_FINISHED, f"can't reach or use a disk or a store: {error}; the same command goes on"
+    return None, f"internal error: {type(error).__name__}: {error}"
 
 
 def _parse(arguments: list[str]) -> Command:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import tyro
 from pydantic import BaseModel, ConfigDict
 
-from raytrain import storage
+from raytrain import logs, storage
 from raytrain.config import parse, toml_changes
 from raytrain.console import Narrator
 from raytrain.errors import ConfigError, DataError
@@ -23,6 +23,9 @@ class Command(BaseModel):
 
     json_output: Annotated[bool, tyro.conf.arg(name="json")] = False
     """Print the results as JSON on stdout."""
+    log: Annotated[logs.Encoding | None, tyro.conf.arg(metavar="text|json")] = None
+    """How progress and warnings are written to stderr, and by workers: for a person, or one JSON object a line. By
+    default JSON in a job of a cluster, text otherwise."""
     stores: str | None = None
     """TOML file (a path or a URI): how stores are asked, by prefix, as [stores."s3://bucket"] anonymous = true."""
 

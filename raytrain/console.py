@@ -5,6 +5,7 @@ Everything goes to stderr but results, so that `--json` leaves stdout to the mac
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from raytrain import logs
 from raytrain.console_runs import LOG_EVERY_S, RunLines, RunRows, Runs, epoch_text
 from raytrain.errors import DataError
 
@@ -29,23 +31,35 @@ class OnProgress(Protocol):
         ...
 
 
-class Narrator:
-    """Tells a person how the work goes, on stderr."""
+_logger = logging.getLogger(logs.LOGGER)
 
-    def __init__(self) -> None:
+
+class Narrator:
+    """Tells how the work goes, on stderr: a person by bars and lines, a collector of logs by records."""
+
+    def __init__(self, encoding: logs.Encoding = "text") -> None:
+        self.encoding = encoding
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
 
-    def say(self, text: str) -> None:
-        """Print a line."""
-        self._console.print(escape(text))
+    @property
+    def _is_live(self) -> bool:
+        return self.encoding == "text" and self._console.is_terminal
+
+    def say(self, text: str, level: int = logging.INFO, **fields: Any) -> None:
+        """Print a line, or write a record of this level that has `fields` beside the text."""
+        if self.encoding == "json":
+            _logger.log(level, "%s", text, extra=logs.fields(**fields))
+        else:
+            self._console.print(escape(text))
 
     @contextmanager
     def step(self, title: str) -> Iterator[OnProgress]:
         """Show the progress of a step while the body runs, which calls what it gets with (done, total)."""
         start = time.monotonic()
-        with self._bar(title) if self._console.is_terminal else self._lines(title) as on_progress:
+        with self._bar(title) if self._is_live else self._lines(title) as on_progress:
             yield on_progress
-        self.say(f"{title}: {time.monotonic() - start:.1f} s")
+        seconds = time.monotonic() - start
+        self.say(f"{title}: {seconds:.1f} s", event="step done", step=title, seconds=round(seconds, 3))
 
     @contextmanager
     def _bar(self, title: str) -> Iterator[OnProgress]:
@@ -72,14 +86,15 @@ class Narrator:
             nonlocal last
             if time.monotonic() - last >= LOG_EVERY_S:
                 last = time.monotonic()
-                self.say(f"{title}: {done} of {total}{f', {text}' if text else ''}")
+                line = f"{title}: {done} of {total}{f', {text}' if text else ''}"
+                self.say(line, event="progress", step=title, done=done, total=total)
 
         yield on_progress
 
     @contextmanager
     def runs(self) -> Iterator[Runs]:
         """Show the progress of runs while the body goes on; any thread may tell of it."""
-        if self._console.is_terminal:
+        if self._is_live:
             with RunRows(self._console) as rows:
                 yield rows
         else:
@@ -93,9 +108,11 @@ class Narrator:
         """Print the list of what was wrong in the data; nothing if it is empty."""
         if not problems:
             return
-        self.say(f"{len(problems)} bad in the data, {consequence}:")
+        count = {"event": "problems", "count": len(problems)}
+        self.say(f"{len(problems)} bad in the data, {consequence}:", logging.WARNING, **count)
         for problem in sorted(problems, key=str):
-            self.say(f"  {problem}")
+            found = {"event": "problem", "subject": problem.subject, "found": problem.found}
+            self.say(f"  {problem}", logging.WARNING, **found)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], note: str = "") -> None:

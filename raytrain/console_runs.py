@@ -42,10 +42,18 @@ class Runs(Protocol):
         """Print a line."""
 
 
+class Say(Protocol):
+    """Told a line, and what a record has beside it."""
+
+    def __call__(self, text: str, **fields: Any) -> None:
+        """Print or write it."""
+        ...
+
+
 class RunLines:
     """Runs in a log: one line for each at most every `LOG_EVERY_S`, and one for each epoch."""
 
-    def __init__(self, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, say: Say, clock: Callable[[], float] = time.monotonic) -> None:
         self._say = say
         self._clock = clock
         self._said: dict[str, float] = {}
@@ -63,19 +71,20 @@ class RunLines:
             if now - self._said.setdefault(progress.run, now) < LOG_EVERY_S:
                 return
             self._said[progress.run] = now
-            self._say(progress_text(progress))
+            self._say(progress_text(progress), event="progress", **_progress_fields(progress))
 
     def epoch(self, run: str, num_epochs: int, metrics: dict[str, Any]) -> None:
         """Print the line of an epoch that is over."""
         with self._lock:
             self._said[run] = self._clock()
-            self._say(epoch_text(run, num_epochs, metrics))
+            found = {**metrics, "epoch": metrics["epoch"] + 1, "epochs": num_epochs}
+            self._say(epoch_text(run, num_epochs, metrics), event="epoch", run=run, **found)
 
     def end(self, run: str, text: str) -> None:
         """Print a line about a run that has ended."""
         with self._lock:
             self._said.pop(run, None)
-            self._say(text)
+            self._say(text, event="run ended", run=run)
 
     def note(self, text: str) -> None:
         """Print a line."""
@@ -153,6 +162,21 @@ class RunRows:
             bar = ProgressBar(total=1, completed=row.done_fraction, width=10)
             table.add_row(escape(name), row.epoch, bar, row.images_per_s, row.wait, row.loss, row.score, row.left)
         return table
+
+
+def _progress_fields(progress: RunProgress) -> dict[str, Any]:
+    numbers = {
+        "epoch": progress.epoch + 1,
+        "epochs": progress.num_epochs,
+        "done": progress.samples_done,
+        "total": progress.num_samples,
+        "images_per_s": round(progress.images_per_s, 3),
+        "wait_fraction": round(progress.wait_fraction, 4),
+        "loss": progress.loss,
+        "score": progress.score,
+        "left_s": None if progress.left_s is None else round(progress.left_s),
+    }
+    return {"run": progress.run, **numbers}
 
 
 @dataclass(frozen=True)

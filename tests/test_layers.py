@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-BASE = ("raytrain", "raytrain.errors", "raytrain.config", "raytrain.storage", "raytrain.recipes")
+BASE = ("raytrain", "raytrain.errors", "raytrain.config", "raytrain.storage", "raytrain.recipes", "raytrain.logs")
 LAYERS = [
     BASE,
     ("raytrain.imagery",),

@@ -10,12 +10,12 @@ import logging
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from raytrain import storage
 from raytrain.cluster.pool import Outcome
-from raytrain.cluster.tracking import ScoringGauges
+from raytrain.cluster.tracking import ScoringMetrics
 from raytrain.errors import StoreOutOfReach, first_line
 from raytrain.scoring import ledger
 from raytrain.scoring.casualties import read_casualties, write_casualties
@@ -49,7 +49,7 @@ class Books:
         self._patience = Patience()
         self.notes: Counter[str] = Counter()
         self.rate = Rate()
-        self._gauges: ScoringGauges | None = None
+        self._metrics: ScoringMetrics | None = None
 
     def add(self, task: Task, text: str, where: dict[str, Any]) -> None:
         """Note what came of a task, in the schedule and in the books."""
@@ -64,14 +64,23 @@ class Books:
             self._roll_later()  # not where something failed: it may be the store that is away
         self._schedule.finished(task, answer)
         progress = self._schedule.progress(self.rate)
-        self._gauges = self._gauges or ScoringGauges(self._destination)  # where Ray runs
-        self._gauges.set(progress)
+        self._told().set(progress)
+        self._told().unit_done(answer.seconds)
         if self._on_progress is not None:
             self._on_progress(progress)
 
     def note_failure(self, task: Task, outcome: Outcome, cause: str, where: dict[str, Any]) -> None:
         """Note an attempt at a task that failed or was lost, and why; `failures` and `deaths` are those before it."""
         self._note(task, outcome, where, cause=cause)
+        self._told().setback(outcome)
+
+    def note_workers(self, states: Mapping[str, int], failing_s: float) -> None:
+        """Note how many workers there are in each state now, and for how long units fail without a success."""
+        self._told().workers(states, failing_s)
+
+    def _told(self) -> ScoringMetrics:
+        self._metrics = self._metrics or ScoringMetrics(self._destination)  # where Ray runs
+        return self._metrics
 
     def note_end(self, where: dict[str, Any]) -> None:
         """Note that a worker is no more: its time ends."""

@@ -22,6 +22,7 @@ from ray.train.v2._internal.execution.scaling_policy import (
 )
 from ray.train.v2.api.config import ScalingConfig
 
+from raytrain import logs
 from raytrain.cluster.board import Noted
 from raytrain.cluster.requests import has_saved_what_was_asked, save_soon
 from raytrain.cluster.session import alive_nodes
@@ -69,6 +70,9 @@ class SavingElasticPolicy(ElasticScalingPolicy):
             if not isinstance(decision, ResizeDecision):
                 return decision
             self._resize, self._asked_at = decision, time.monotonic()
+            now, wanted = len(worker_group_state.workers), decision.num_workers
+            event = logs.fields(event="resize", ranks=now, wanted=wanted)
+            _logger.info("run %s: from %d to %d ranks, once the state is saved", self._run, now, wanted, extra=event)
             first.execute_async(save_soon)
             return NoopDecision()
         if self._is_saved(first) or time.monotonic() - self._asked_at > WAIT_S:

@@ -24,7 +24,7 @@ from ray.train.v2._internal.execution.failure_handling import FailureDecision, F
 from ray.train.v2.api.config import FailureConfig
 from ray.train.v2.api.exceptions import ControllerError, PreemptionError, TrainingFailedError, WorkerGroupError
 
-from raytrain import storage
+from raytrain import logs, storage
 from raytrain.cluster.board import Failed
 from raytrain.cluster.deaths import Cause, Kind, cause_of_death, last_cause, other_code
 from raytrain.errors import RaytrainError, StoreOutOfReach, WorkNotFinished, first_line
@@ -147,7 +147,8 @@ class RunFailurePolicy(FailurePolicy):
         cause = cause_of(training_failed_error)
         is_new = self._look()
         is_retried = self._is_in_reach_again() if cause.kind is Kind.STORE_OUT_OF_REACH else self._count(cause, is_new)
-        _logger.info("run %s: %s: %s; counts: %s", self._run, cause.kind, cause.text, self._counts)
+        event = logs.fields(event="attempt ended", kind=str(cause.kind), is_retried=is_retried, counts=self._counts)
+        _logger.info("run %s: %s: %s; counts: %s", self._run, cause.kind, cause.text, self._counts, extra=event)
         if cause.kind is not Kind.NO_WORKERS:  # no attempt has ended
             self._board.post.remote(Failed(self._run, cause.kind, cause.text, is_retried))
         return FailureDecision.RETRY if is_retried else FailureDecision.RAISE

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
 from collections.abc import Callable
 from typing import Any
 
 import ray
 import ray.exceptions
+from ray.train.constants import RAY_TRAIN_ENABLE_STATE_TRACKING
 from ray.train.torch import TorchConfig
 from ray.train.v2._internal.callbacks.backend_setup import BackendSetupCallback
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.callbacks.state_manager import StateManagerCallback
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.train.v2._internal.execution.controller.state import ReschedulingState, RunningState
 from ray.train.v2._internal.execution.failure_handling import FailurePolicy
@@ -22,11 +26,12 @@ from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
-from raytrain import storage
+from raytrain import logs, storage
 from raytrain.cluster.board import Noted, Placed
 from raytrain.cluster.elastic import SavingElasticPolicy
 from raytrain.cluster.failures import RunFailurePolicy, final_error
 from raytrain.cluster.runs import RESULT_FILE, RUN_FILE, SCORE, RankWork, RunSettings, TrainJob
+from raytrain.cluster.session import has_dashboard
 from raytrain.config import parse
 from raytrain.errors import DataError, WorkNotFinished
 from raytrain.scoring.manifest import TrainedMember
@@ -38,6 +43,7 @@ RESIZE_CHECK_S = 60.0
 """How often an elastic run looks whether it could have another number of ranks."""
 MEETING_LIMIT_S = 600
 """How long ranks wait for each other in one exchange before they take the others for lost."""
+_logger = logging.getLogger(__name__)
 
 
 def fit(
@@ -126,6 +132,9 @@ class _Trainer(TorchTrainer):
     def _create_default_callbacks(self) -> Any:
         # Of ours is the one about the torch backend, in its place; those about datasets serve none, see _Watch.
         found = [each for each in super()._create_default_callbacks() if not isinstance(each, self._left_out)]
+        if RAY_TRAIN_ENABLE_STATE_TRACKING not in os.environ and has_dashboard():
+            # The dashboard's record of runs, in a process on the head; Ray Train keeps one only where it is told to.
+            found.append(StateManagerCallback(datasets={}))
         return [_Backend(self.backend_config) if isinstance(each, BackendSetupCallback) else each for each in found]
 
     def _initialize_and_run_controller(self, **options: Any) -> Any:
@@ -159,12 +168,16 @@ class _Watch(ControllerCallback, WorkerGroupCallback):
 
     def after_controller_start(self, train_run_context: Any) -> None:
         """Say who controls the run, so that an interrupted driver can end it."""
+        logs.begin_worker(run=self._run)
         self._board.set_controller.remote(self._run, ray.get_runtime_context().current_actor)
 
     def after_worker_group_start(self, worker_group: Any) -> None:
         """Say where the ranks are."""
         nodes = tuple((each.metadata.node_id, each.metadata.node_ip) for each in worker_group.get_workers())
         places = worker_group.get_worker_group_state().placement_group_handle.placement_group
+        places_of_ranks = [f"{rank} on {address}" for rank, (_, address) in enumerate(nodes)]
+        event = logs.fields(event="ranks placed", ranks=len(nodes), nodes=[address for _, address in nodes])
+        _logger.info("run %s: ranks placed: %s", self._run, ", ".join(places_of_ranks), extra=event)
         self._board.hold.remote(places, ray.get_runtime_context().current_actor)
         self._board.post.remote(Placed(self._run, nodes))
 
@@ -172,6 +185,7 @@ class _Watch(ControllerCallback, WorkerGroupCallback):
         """Say once that the run waits for nodes, each time that it does."""
         if isinstance(current_state, ReschedulingState) and not self._is_waiting:
             self._is_waiting = True
+            _logger.info("run %s waits for nodes", self._run, extra=logs.fields(event="waits for nodes"))
             self._board.post.remote(Noted(self._run, "waits for nodes with room for its ranks"))
         elif isinstance(current_state, RunningState):
             self._is_waiting = False

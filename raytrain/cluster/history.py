@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 
 import ray.exceptions
 
-from raytrain import storage
-from raytrain.cluster import code
+from raytrain import logs, storage
+from raytrain.cluster import code, metrics
 from raytrain.cluster.board import Begun, Failed, News, Placed, Post, Stepped
 from raytrain.cluster.deaths import Kind
 from raytrain.cluster.runs import HISTORY_FILE
@@ -235,6 +235,8 @@ class Journal:
         history = self.history(begun.run)
         self._keep(begun.run, history.model_copy(update={"restarts": (*history.restarts, restart)}))
         self._on_restart(begun.run, restart)
+        member, _, fold = begun.run.rpartition("-fold")
+        metrics.count("raytrain_restarts", run=begun.run, member=member, fold=fold, cause=str(restart.kind))
         lost = "an unknown number of" if restart.lost_images is None else f"about {restart.lost_images}"
         _logger.info(
             "run %s: attempt %d goes on in epoch %d behind image %d, on %d ranks; %s images are trained on again",
@@ -244,6 +246,15 @@ class Journal:
             begun.position.samples_done,
             begun.num_ranks,
             lost,
+            extra=logs.fields(
+                event="restart",
+                run=begun.run,
+                attempt=begun.attempt,
+                kind=str(restart.kind),
+                cause=restart.cause,
+                lost_images=restart.lost_images,
+                ranks=begun.num_ranks,
+            ),
         )
 
     def _restart(self, begun: Begun, places: _Places) -> Restart | None:

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import ray
 import ray.exceptions
 
+from raytrain import logs
 from raytrain.cluster import session
 from raytrain.cluster.deaths import Cause, Kind, cause_of_death, last_cause
 from raytrain.cluster.vacancies import Vacancies
@@ -51,6 +53,13 @@ OnFailure = Callable[[Task, Outcome, str, dict[str, Any]], None]
 """Told of an attempt at a task that failed or was lost, why, and where, before it counts against the task."""
 OnEnd = Callable[[dict[str, Any]], None]
 """Told where an actor computed that was ready and is no more."""
+
+
+OnWorkers = Callable[[Mapping[str, int], float], None]
+"""Told now and then how many actors there are in each state, and for how long units fail without a success."""
+STATES = ("starting", "busy", "idle", "silent")
+TELL_S = 5.0
+"""How often that is told."""
 _logger = logging.getLogger(__name__)
 
 
@@ -83,6 +92,13 @@ class _Actor:
         return self.is_ready and self.silent_since is None
 
     @property
+    def state(self) -> str:
+        """What an operator calls it."""
+        if self.silent_since is not None:
+            return "silent"
+        return "starting" if not self.is_ready else "busy" if self.tasks else "idle"
+
+    @property
     def has_suspect(self) -> bool:
         """Whether it has a task that must be alone."""
         return any(task.is_suspect for task in self.tasks.values())
@@ -109,9 +125,11 @@ class Pool:
         on_failure: OnFailure = lambda *_: None,
         on_end: OnEnd = lambda _: None,
         on_need: Callable[[int], None] = lambda _: None,
+        on_workers: OnWorkers = lambda *_: None,
     ) -> None:
         self._start, self._room, self._on_failure, self._on_end = start, room, on_failure, on_end
         self._on_need = on_need
+        self._on_workers, self._told_at = on_workers, -TELL_S
         self._actors: list[_Actor] = []
         self._vacancies = Vacancies()
         self._setbacks = Setbacks()
@@ -132,10 +150,20 @@ class Pool:
                 self._wait(schedule, on_answer)
                 self._ask_silent_ones(schedule)
                 self._check_start()
+                self._tell()
         finally:
             for actor in self._actors:
                 ray.kill(actor.handle)
             self._actors = []
+            self._on_workers(dict.fromkeys(STATES, 0), 0.0)
+
+    def _tell(self) -> None:
+        """Tell now and then what the actors do."""
+        if time.monotonic() - self._told_at < TELL_S:
+            return
+        self._told_at = time.monotonic()
+        found = Counter(actor.state for actor in self._actors)
+        self._on_workers({state: found[state] for state in STATES}, self._setbacks.failing_s)
 
     def _renew(self) -> None:
         """End actors that may wait for what a lost node had: they are made anew, for the cluster as it is now."""
@@ -201,7 +229,8 @@ class Pool:
         self, task: Task, actor: _Actor, schedule: Schedule, on_answer: OnAnswer, answer: str, why: str
     ) -> None:
         if why:
-            _logger.warning("unit %s failed: %s", task.unit.unit_id, why)
+            event = logs.fields(event="unit failed", unit=task.unit.unit_id, failures=task.failures + 1, **actor.where)
+            _logger.warning("unit %s failed: %s", task.unit.unit_id, why, extra=event)
             self._setbacks.failed(actor.worker, task.unit.item_ids[0])
             actor.failures += 1
             self._on_failure(task, "failed", why, actor.where)
@@ -240,6 +269,7 @@ class Pool:
             self._bury(actor, _OUT_OF_REACH, schedule)
             return
         self._num_ready += 1
+        _logger.info("a worker is ready on %s", where.get("host"), extra=logs.fields(event="worker ready", **where))
         actor.is_ready, actor.where = True, where
         actor.worker = frozenset({f"worker {self._num_ready}", f"host {where.get('host')}"})
         self._sick_starts = 0
@@ -248,7 +278,8 @@ class Pool:
         """Note that an actor was out of reach: dead with its process, dead with its node, or not dead at all."""
         if actor.silent_since is None:
             actor.silent_since = time.monotonic()
-            _logger.warning("a worker is out of reach (%s)", last_cause(error))
+            event = logs.fields(event="worker silent", **actor.where)
+            _logger.warning("a worker is out of reach (%s)", last_cause(error), extra=event)
         if ref == actor.asked:
             actor.asked = None
         else:
@@ -290,7 +321,8 @@ class Pool:
         ray.kill(actor.handle)  # if it lives after all, it must not do what others will
         blame = _BLAME.get(cause.kind, "task")
         under_way = ", ".join(task.unit.unit_id for task in actor.under_way)
-        _logger.warning("%s, with %s under way", cause.text, under_way or "nothing")
+        event = logs.fields(event="worker lost", kind=str(cause.kind), units=len(actor.under_way), **actor.where)
+        _logger.warning("%s, with %s under way", cause.text, under_way or "nothing", extra=event)
         for task in actor.under_way:
             self._on_failure(task, "lost", cause.text, actor.where)
             schedule.lost(task, cause.text, blame=blame)

@@ -21,11 +21,13 @@ import ray.train
 import ray.train.collective
 import ray.train.torch
 
+from raytrain import logs
 from raytrain.cluster import requests
 from raytrain.cluster.board import Begun, Post, Stepped, Validated
+from raytrain.cluster.metrics import watch_stores
 from raytrain.cluster.plan import tiles_of
 from raytrain.cluster.runs import SCORE, Checkpointing, RankWork, RunSettings
-from raytrain.cluster.tracking import EventFile, Gauges
+from raytrain.cluster.tracking import EventFile, RunMetrics
 from raytrain.errors import DataError, StoreOutOfReach, TrainingDiverged
 from raytrain.tiles.order import Position
 from raytrain.tiles.reader import TileReader
@@ -70,11 +72,19 @@ def train_on_rank(work: RankWork, board: Any, after_epoch: AfterEpoch | None = N
     """
     run, folder = work.run, work.folder
     ranks = ranks_here()
+    subject = {"run": run.name, "member": run.member.name, "fold": run.fold, "rank": ranks.rank}
+    logs.begin_worker(**subject)
+    watch_stores()
+    place = {"ranks": ranks.world_size, "device": str(ranks.device)}
+    _logger.info(
+        "rank %d of %d begins on %s", ranks.rank, *place.values(), extra=logs.fields(event="rank begins", **place)
+    )
     reader = TileReader(run.shards, run.member.bands, work.loader)
     train, validation = (tiles_of(reader, run, part) for part in ("train", "validation"))
     data = TrainingData(reader, train, validation, work.loader)
     if not ranks.leads:
-        name, last = ray.train.collective.broadcast_from_rank_zero(None)
+        name, last, attempt = ray.train.collective.broadcast_from_rank_zero(None)
+        logs.be_about(**subject, attempt=attempt)
         restore = None if name is None else partial(_restore, checkpoint_uri(folder, name), run)
         if after_epoch is not None and last is not None:
             after_epoch(ranks, last, None)
@@ -83,7 +93,8 @@ def train_on_rank(work: RankWork, board: Any, after_epoch: AfterEpoch | None = N
     store = CheckpointStore(folder, work.checkpointing.keep_last)
     start = store.begin()
     last = None if start.metrics is None else start.metrics["epoch"]
-    ray.train.collective.broadcast_from_rank_zero((start.checkpoint and start.checkpoint.name, last))
+    ray.train.collective.broadcast_from_rank_zero((start.checkpoint and start.checkpoint.name, last, start.attempt))
+    logs.be_about(**subject, attempt=start.attempt)
     restore = partial(_apply, start.files, run) if start.checkpoint else None
     num_samples = len(train) * run.member.crops_per_tile
     begun = start.checkpoint.position if start.checkpoint else Position()
@@ -137,7 +148,8 @@ class _Leader:
         self._attempt = start.attempt
         self._torn = tuple(map(str, start.torn))
         self._events = events
-        self._gauges = Gauges(run.name)
+        self._metrics = RunMetrics(run.name, run.member.name, run.fold)
+        self._num_samples = num_samples
         self._interval_s = checkpointing.interval_s
         self._board = board
         give_up_s = max(GIVE_UP_INTERVALS * self._interval_s, GIVE_UP_S)
@@ -156,6 +168,7 @@ class _Leader:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._metrics.end()
         if error is None:
             self._writer.close()
             self._events.publish()
@@ -167,6 +180,16 @@ class _Leader:
         """Tell where this attempt begins."""
         for torn in self._torn:
             _logger.warning("run %s: %s; going on from the checkpoint before", self._run.name, torn)
+        _logger.info(
+            "attempt %d begins in epoch %d of %d behind image %d, on %d ranks",
+            self._attempt,
+            position.epoch + 1,
+            self._run.member.epochs,
+            position.samples_done,
+            num_ranks,
+            extra=logs.fields(event="attempt begins", epoch=position.epoch + 1, ranks=num_ranks),
+        )
+        self._metrics.begin(num_ranks, position.epoch * self._num_samples + position.samples_done)
         begun = Begun(self._run.name, self._attempt, position, num_ranks, self._torn)
         with contextlib.suppress(ray.exceptions.RayError):  # news; they are not worth a run
             ray.get(self._board.post.remote(begun), timeout=TELL_S)
@@ -182,7 +205,13 @@ class _Leader:
         """Save the state and tell what the epoch came to."""
         metrics = _metrics(report)
         progress = self._meter.end_epoch(report.epoch, report.loss, metrics.get(SCORE))
-        self._gauges.set(progress)
+        self._metrics.set(progress)
+        _logger.info(
+            "epoch %d of %d is done",
+            report.epoch + 1,
+            self._run.member.epochs,
+            extra=logs.fields(event="epoch done", **metrics | {"epoch": report.epoch + 1}),
+        )
         self._events.add(progress.images_done, {f"epoch/{name}": metrics[name] for name in CURVES if name in metrics})
         self._save(state, metrics=metrics, is_best=report.is_best)
         self._board.post.remote(Post(self._run.name, self._run.member.epochs, metrics, _best(report)))
@@ -203,7 +232,7 @@ class _Leader:
         if progress is None:
             return
         self._board.post.remote(Stepped(self._run.name, self._attempt, state.position, progress))
-        self._gauges.set(progress)
+        self._metrics.set(progress)
         if time.monotonic() - self._drawn_at < CURVE_S:
             return
         self._drawn_at = time.monotonic()
@@ -219,7 +248,11 @@ class _Leader:
         if not self._is_noticed and requests.is_preempted():
             self._is_noticed = True
             self._interval_s = min(self._interval_s, NOTICE_INTERVAL_S)
-            _logger.warning("run %s: a node will be taken away; the state is saved now", self._run.name)
+            _logger.warning(
+                "run %s: a node will be taken away; the state is saved now",
+                self._run.name,
+                extra=logs.fields(event="drain notice"),
+            )
             return True
         if requests.is_asked() and self._asked is None:
             return True
@@ -235,6 +268,12 @@ class _Leader:
         self._writer.submit(snapshot, metrics=metrics, is_best=is_best, pause_s=self._taken_at - start)
 
     def _on_saved(self, kept: KeptCheckpoint) -> None:
+        took = {"write_s": round(kept.write_s, 3), "pause_s": round(kept.pause_s, 3), "bytes": kept.num_bytes}
+        about = logs.fields(event="checkpoint saved", checkpoint=kept.name, is_best=kept.is_best, **took)
+        _logger.info(
+            "checkpoint %s saved: %.1f MB in %.1f s", kept.name, kept.num_bytes / 1e6, kept.write_s, extra=about
+        )
+        self._metrics.saved(kept)
         if self._asked is not None and kept.position >= self._asked:
             self._asked = None
             requests.set_saved()

@@ -175,7 +175,11 @@ def _run(job: ScoreJob, scoring: Scoring, manifest: EnsembleManifest, schedule: 
     begin = partial(start_actor, job, scoring, manifest, use_gpu=use_gpu)
     needed = partial(resources_of, threads=job.settings.threads, use_gpu=use_gpu)
     with growth.asked_for(needed(schedule.most_workers), use_gpu=use_gpu) as asked:
-        pool = Pool(begin, room, books.note_failure, books.note_end, lambda workers: asked.ask(needed(workers)))
+
+        def on_need(workers: int) -> None:
+            asked.ask(needed(workers))
+
+        pool = Pool(begin, room, books.note_failure, books.note_end, on_need, books.note_workers)
         pool.run(schedule, books.add)
 
 

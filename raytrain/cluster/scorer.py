@@ -10,7 +10,8 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any
 
-from raytrain.cluster import code
+from raytrain import logs
+from raytrain.cluster import code, metrics
 from raytrain.config import parse
 from raytrain.errors import ConfigError, DataError, first_line
 from raytrain.scoring.destination import Scoring
@@ -20,6 +21,9 @@ from raytrain.storage.temporary import remove_folders_of_the_dead
 
 if TYPE_CHECKING:  # it imports torch
     from raytrain.scoring.work import Work
+
+
+_logger = logging.getLogger(__name__)
 
 
 class Scorer:
@@ -37,6 +41,8 @@ class Scorer:
         from raytrain.scoring.ensemble import Ensemble, use_threads
         from raytrain.scoring.work import Work
 
+        logs.begin_worker()
+        metrics.watch_stores()
         remove_folders_of_the_dead()
         loaded = parse(EnsembleManifest, manifest)
         settings = parse(Scoring, scoring).settings
@@ -62,12 +68,16 @@ class Scorer:
         from raytrain.scoring.perform import perform
 
         asked = Unit.model_validate_json(unit)
-        try:
-            answer: Answer = perform(asked, self._work)
-        except Exception as error:  # a unit's bulkhead: the others go on, the driver tries it again
-            logging.getLogger(__name__).warning("unit %s failed", asked.unit_id, exc_info=True)
-            return "", f"{type(error).__name__}: {first_line(error)}"
-        return answer.model_dump_json(), ""
+        with logs.about(unit=asked.unit_id):
+            _logger.info("unit begins, %d items", len(asked.item_ids), extra=logs.fields(event="unit begins"))
+            try:
+                answer: Answer = perform(asked, self._work)
+            except Exception as error:  # a unit's bulkhead: the others go on, the driver tries it again
+                _logger.warning("unit %s failed", asked.unit_id, exc_info=True, extra=logs.fields(event="unit failed"))
+                return "", f"{type(error).__name__}: {first_line(error)}"
+            came_of_it = {"pixels": answer.pixels, "seconds": round(answer.seconds, 3), "bad": len(answer.problems)}
+            _logger.info("unit is done in %.1f s", answer.seconds, extra=logs.fields(event="unit done", **came_of_it))
+            return answer.model_dump_json(), ""
 
     def calibrate(self) -> tuple[float, int]:
         """Return the seconds that a window takes, and the memory of this process with some computed."""

@@ -14,11 +14,13 @@ from typing import Any, Literal, cast
 import ray
 import ray.exceptions
 from ray._private.utils import get_num_cpus
+from ray._private.worker import get_dashboard_url
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raytrain import storage
+from raytrain import logs, storage
 from raytrain.cluster import code
 from raytrain.cluster.deaths import last_cause
+from raytrain.cluster.metrics import watch_stores
 from raytrain.config import Settings
 from raytrain.errors import ConfigError, WorkNotFinished, first_line
 
@@ -62,6 +64,7 @@ def joined(cluster: Cluster, uris: Iterable[str]) -> Iterator[None]:
             if cluster.address != LOCAL:
                 _refuse_other_code()
         _refuse_local_paths(cluster, uris)
+        watch_stores()
         try:
             yield
         except ray.exceptions.RayTaskError:
@@ -117,7 +120,9 @@ def _start(cluster: Cluster) -> None:
 
 def _init(cluster: Cluster) -> None:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    variables = storage.for_workers() | ({} if cluster.address == LOCAL else code.for_workers())
+    variables = storage.for_workers() | logs.for_workers()
+    if cluster.address != LOCAL:
+        variables |= code.for_workers()
     if variables:
         # Beside those of a job, which has other names: Ray joins the two.
         options["runtime_env"] = {"env_vars": variables}
@@ -178,6 +183,11 @@ def _refuse_local_paths(cluster: Cluster, uris: Iterable[str]) -> None:
             f"{local[0]} is a path of one machine, but the cluster {found}; "
             "use s3://..., or say --shared-path if all nodes see it"
         )
+
+
+def has_dashboard() -> bool:
+    """Tell whether this Ray has a dashboard, as clusters do."""
+    return bool(get_dashboard_url())  # type: ignore[no-untyped-call]  # Ray has no annotation there
 
 
 def alive_nodes() -> set[str]:

@@ -15,7 +15,7 @@ from typing import Any
 import ray
 
 from raytrain import storage
-from raytrain.cluster import session
+from raytrain.cluster import metrics, session
 from raytrain.cluster.tasks import run_tasks
 from raytrain.config import Settings, ShardSettings
 from raytrain.errors import ConfigError, DataError, WorkNotFinished
@@ -115,7 +115,10 @@ def _write(
 ) -> ShardReport:
     """Write all shards, then the index, then the manifest."""
     total = _num_shards(job, archive.chips)
-    results = list(run_tasks(_write_on_node, _plan(job, archive.chips, folds, standing), total, on_progress))
+    results = []
+    for part, node in run_tasks(_write_on_node, _plan(job, archive.chips, folds, standing), total, on_progress):
+        _count_chips(job.dst, part)
+        results.append((part, node))
     parts = [part for part, _ in results]
     problems = [*archive.problems, *(DataError(*each) for part in parts for each in part.problems)]
     archive.chips.clear()  # the second list is as large
@@ -131,6 +134,12 @@ def _write(
     source |= {"num_dark": num_dark, "doubt": doubt(num_dark, totals["num_tiles"], job.settings.baseline)}
     manifest = write_manifest(job.dst, job.settings, source, parts, problems, totals)
     return ShardReport(manifest, problems, was_done=False, nodes=frozenset(node for _, node in results))
+
+
+def _count_chips(destination: str, part: ShardPart) -> None:
+    good = 0 if part.record is None else part.record["num_tiles"]
+    metrics.count("raytrain_shard_chips", good, destination=destination, outcome="good")
+    metrics.count("raytrain_shard_chips", len(part.problems), destination=destination, outcome="bad")
 
 
 def _check(

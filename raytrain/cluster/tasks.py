@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 import ray
 
-from raytrain.cluster import growth, session
+from raytrain import logs
+from raytrain.cluster import growth, metrics, session
 from raytrain.cluster.deaths import other_code
 from raytrain.errors import ConfigError
 
@@ -18,6 +19,17 @@ ResultT = TypeVar("ResultT")
 
 IN_FLIGHT_PER_CPU = 2
 RETRIES = 3
+
+
+def _observed(function: Callable[[WorkT], ResultT]) -> Callable[[WorkT], ResultT]:
+    """Return what does the same in a process that logs as the driver does, and tells what it asks of stores."""
+
+    def observed(work: WorkT) -> ResultT:
+        logs.begin_worker()
+        metrics.watch_stores()
+        return function(work)
+
+    return observed
 
 
 def run_tasks(
@@ -32,7 +44,8 @@ def run_tasks(
     again; an error of the function is raised here as it is. `on_done` gets the number of results so far and `total`.
     A cluster that can grow is asked for a CPU for each task that is left.
     """
-    task: Any = ray.remote(num_cpus=1, max_retries=RETRIES, scheduling_strategy="SPREAD")(function)
+    options = {"num_cpus": 1, "max_retries": RETRIES, "scheduling_strategy": "SPREAD", "name": function.__name__}
+    task: Any = ray.remote(_observed(function)).options(**options)
     if total == 0:
         return
     with growth.asked_for(total, use_gpu=False) as asked:

@@ -11,14 +11,15 @@ import time
 from collections.abc import Callable, Mapping
 from io import BytesIO
 
-from ray.util.metrics import Gauge
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import RecordWriter, register_writer_factory
 
 from raytrain import storage
+from raytrain.cluster import metrics
 from raytrain.errors import first_line
 from raytrain.scoring.pace import Progress
+from raytrain.training.checkpoint_files import KeptCheckpoint
 from raytrain.training.progress import RunProgress
 
 FOLDER = "tensorboard"
@@ -91,42 +92,71 @@ class EventFile:
             self._records.write(event.SerializeToString())
 
 
-class Gauges:
-    """Ray's metrics of a run (rank 0 only), each tagged with its name; Prometheus sees them with `ray_` in front."""
+class RunMetrics:
+    """Ray's metrics of a run (rank 0 only); `member` and `fold` are those of its settings."""
 
-    def __init__(self, run: str) -> None:
-        self._images_per_s = _gauge("raytrain_images_per_s", "Images trained a second, over all ranks.", run)
-        self._wait = _gauge("raytrain_data_wait_fraction", "Share of step time spent waiting for samples.", run)
-        self._score = _gauge("raytrain_validation_iou", "Validation IoU, weighted by location.", run)
+    def __init__(self, run: str, member: str, fold: int | None) -> None:
+        self._tags = {"run": run, "member": member, "fold": "none" if fold is None else str(fold)}
+        self._images_done: int | None = None
+
+    def begin(self, num_ranks: int, images_done: int) -> None:
+        """Take that an attempt begins, on so many ranks, behind so many images."""
+        self._images_done = images_done
+        metrics.set_gauge("raytrain_ranks", num_ranks, **self._tags)
+        metrics.set_gauge("raytrain_saved_timestamp_seconds", time.time(), **self._tags)
 
     def set(self, progress: RunProgress) -> None:
         """Take the values of a run's progress; one that is not known yet stays as it is."""
-        self._images_per_s.set(progress.images_per_s)
-        self._wait.set(progress.wait_fraction)
-        self._score.set(progress.score)
+        tags, epochs = self._tags, progress.epoch + progress.samples_done / max(progress.num_samples, 1)
+        if self._images_done is not None:
+            metrics.count("raytrain_images", progress.images_done - self._images_done, **tags)
+        self._images_done = progress.images_done
+        metrics.set_gauge("raytrain_images_per_s", progress.images_per_s, **tags)
+        metrics.set_gauge("raytrain_data_wait_fraction", progress.wait_fraction, **tags)
+        metrics.set_gauge("raytrain_loss", progress.loss, **tags)
+        metrics.set_gauge("raytrain_validation_iou", progress.score, **tags)
+        metrics.set_gauge("raytrain_epoch", epochs, **tags)
+        metrics.set_gauge("raytrain_epochs", progress.num_epochs, **tags)
+        metrics.set_gauge("raytrain_left_seconds", progress.left_s, **tags)
+
+    def saved(self, kept: KeptCheckpoint) -> None:
+        """Take that a checkpoint was saved just now."""
+        metrics.set_gauge("raytrain_saved_timestamp_seconds", time.time(), **self._tags)
+        metrics.set_gauge("raytrain_checkpoint_bytes", kept.num_bytes, **self._tags)
+        metrics.observe("raytrain_checkpoint_seconds", kept.write_s, **self._tags)
+
+    def end(self) -> None:
+        """Take that this process trains the run no longer; it may go on with another one."""
+        metrics.set_gauge("raytrain_ranks", 0, **self._tags)
 
 
-class ScoringGauges:
+class ScoringMetrics:
     """Ray's metrics of a scoring (in its driver), each tagged with the destination."""
 
     def __init__(self, destination: str) -> None:
-        self._megapixels_per_s = _gauge(
-            "raytrain_scored_megapixels_per_s", "Megapixels scored a second, since the start.", destination
-        )
-        self._items_per_h = _gauge("raytrain_scored_items_per_h", "Chips or scenes finished an hour.", destination)
-        self._done = _gauge("raytrain_scored_fraction", "Share of the planned units that is done.", destination)
-        self._casualties = _gauge("raytrain_score_casualties", "Chips or scenes that can't be scored.", destination)
+        self._destination = destination
+        self._last = Progress(units=0, total=0, items=0, casualties=0, megapixels=0, seconds=0)
 
     def set(self, progress: Progress) -> None:
         """Take the values of a scoring's progress."""
-        seconds = max(progress.seconds, 1e-3)
-        self._megapixels_per_s.set(progress.megapixels / seconds)
-        self._items_per_h.set(progress.items * 3600 / seconds)
-        self._done.set(progress.units / max(progress.total, 1))
-        self._casualties.set(progress.casualties)
+        last, self._last = self._last, progress
+        to = {"destination": self._destination}
+        metrics.set_gauge("raytrain_score_units_done", progress.units, **to)
+        metrics.set_gauge("raytrain_score_units_planned", progress.total, **to)
+        metrics.set_gauge("raytrain_score_casualties", progress.casualties, **to)
+        metrics.count("raytrain_scored_items", progress.items - last.items, **to)
+        metrics.count("raytrain_scored_megapixels", progress.megapixels - last.megapixels, **to)
 
+    def unit_done(self, seconds: float) -> None:
+        """Take that a unit is done, which took so long."""
+        metrics.observe("raytrain_score_unit_seconds", seconds, destination=self._destination)
 
-def _gauge(name: str, description: str, run: str) -> Gauge:
-    gauge = Gauge(name, description, tag_keys=("run",))
-    gauge.set_default_tags({"run": run})
-    return gauge
+    def setback(self, outcome: str) -> None:
+        """Take that an attempt at a unit failed, or was lost."""
+        metrics.count("raytrain_score_setbacks", destination=self._destination, outcome=outcome)
+
+    def workers(self, states: Mapping[str, int], failing_s: float) -> None:
+        """Take how many workers there are in each state, and for how long units fail without a success."""
+        for state, number in states.items():
+            metrics.set_gauge("raytrain_score_workers", number, destination=self._destination, state=state)
+        metrics.set_gauge("raytrain_score_failing_seconds", failing_s, destination=self._destination)

@@ -20,8 +20,8 @@ from typing import Any
 import ray
 import ray.exceptions
 
-from raytrain import __version__, storage
-from raytrain.cluster import growth, session
+from raytrain import __version__, logs, storage
+from raytrain.cluster import growth, metrics, session
 from raytrain.cluster.board import News, Planned, Post, follow, start_board
 from raytrain.cluster.fit import finished, fit
 from raytrain.cluster.history import Journal, Restart, history_if_readable
@@ -141,6 +141,7 @@ def _train_left(
                 board,
                 journal,
                 lambda num_waiting: asked.ask(num_waiting * job.most_workers),
+                job.experiment,
             )
         done = conclude(ended)
         _draw(folder, runs, use_gpu=use_gpu)
@@ -291,6 +292,7 @@ def _side_by_side(
     board: Any,
     journal: Journal,
     on_waiting: Callable[[int], None],
+    experiment: str = "",
 ) -> dict[str, _Ended]:
     """Let runs train, by name, as many at once as there is room; return how each ended.
 
@@ -306,10 +308,12 @@ def _side_by_side(
                     journal.begin(name)
                     running[pool.submit(_ending, name, fits[name], stop)] = _Running(name, time.monotonic())
                 on_waiting(len(waiting))
+                _tell_states(experiment, len(waiting), len(running), list(ended.values()))
                 done, _ = wait(running, timeout=ROOM_S, return_when=FIRST_COMPLETED)
                 for future in done:
                     run = running.pop(future)
                     ended[run.name] = each = future.result()
+                    _log_end(run.name, each)
                     journal.end(run.name, each.seconds, None if each.error is None else str(each.error))
         except BaseException:
             stop.set()
@@ -317,13 +321,32 @@ def _side_by_side(
             for run in running.values():
                 journal.leave(run.name, time.monotonic() - run.begun_at)
             raise
+    _tell_states(experiment, 0, 0, list(ended.values()))
     return ended
+
+
+def _tell_states(experiment: str, waiting: int, running: int, ended: list[_Ended]) -> None:
+    failed = sum(each.error is not None for each in ended)
+    states = {"waiting": waiting, "running": running, "done": len(ended) - failed, "failed": failed}
+    for state, number in states.items():
+        metrics.set_gauge("raytrain_runs", number, experiment=experiment, state=state)
+
+
+def _log_end(name: str, ended: _Ended) -> None:
+    about = {"run": name, "seconds": round(ended.seconds, 1)}
+    if ended.error is None:
+        score = None if ended.net is None else ended.net.score
+        _logger.info("run %s is done", name, extra=logs.fields(event="run done", score=score, **about))
+    else:
+        # No error of this process: what the command comes to is told as such when it ends.
+        _logger.info("run %s failed: %s", name, ended.error, extra=logs.fields(event="run failed", **about))
 
 
 def _ending(name: str, run: Callable[[], TrainedMember], stop: threading.Event) -> _Ended:
     """Train a run; begin again, from where it was saved, if its controller is lost."""
     start = time.monotonic()
     lost = 0
+    _logger.info("run %s begins, or goes on", name, extra=logs.fields(event="run begins", run=name))
     while True:
         try:
             return _Ended(run(), None, time.monotonic() - start)

@@ -18,6 +18,7 @@ import ray
 import ray.exceptions
 import ray.tune
 
+from raytrain import logs
 from raytrain.cluster.board import start_board
 from raytrain.cluster.deaths import Kind
 from raytrain.cluster.desk import Desk, Told, TrialWork
@@ -50,6 +51,8 @@ def run_trial(places: Places, work: TrialWork) -> None:
     A result has `what`: each epoch with its metrics; the end with state, cause and what was judged. A trial whose ranks
     fail for good ends so, too: as `failed`, or as `lost` where the cluster or a store failed, and not the setting.
     """
+    logs.begin_worker(run=work.work.run.name)
+    _logger.info("trial %s begins", work.name, extra=logs.fields(event="trial begins", trial=work.name))
     ranks = _ranks_of(places)
     ranks.begin(work)
     try:

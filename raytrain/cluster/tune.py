@@ -16,7 +16,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, get_args
 
 import ray
 import ray.exceptions
@@ -25,7 +25,7 @@ from ray.tune import FailureConfig, PlacementGroupFactory, RunConfig, TuneConfig
 from ray.tune.search import Searcher
 
 from raytrain import storage
-from raytrain.cluster import growth, session
+from raytrain.cluster import growth, metrics, session
 from raytrain.cluster.board import (
     Begun,
     Ended,
@@ -49,7 +49,7 @@ from raytrain.cluster.search_plan import SearchPlan, TuneJob, plan_search
 from raytrain.cluster.trials import RANKS_FOLDER, Places, run_trial
 from raytrain.errors import RaytrainError, WorkNotFinished, first_line
 from raytrain.search.outcome import Results
-from raytrain.search.records import SEARCH_FOLDER, TRIALS_FOLDER, Record
+from raytrain.search.records import SEARCH_FOLDER, TRIALS_FOLDER, Record, State
 from raytrain.search.results import write_best, write_results
 from raytrain.search.search import Search
 from raytrain.search.watchdog import Watchdog
@@ -348,6 +348,14 @@ class _Session:
     def _restarted(self, run: str, restart: Restart) -> None:
         self._search.add_restart(self._plan.trial_name(run), f"{restart.kind}: {restart.cause}")
 
+    def _tell_states(self) -> None:
+        """Set the gauges of the search."""
+        states = Counter(str(trial.state) for trial in self._search.trials)
+        for state in get_args(State):
+            metrics.set_gauge("raytrain_trials", states[state], experiment=self._job.experiment, state=state)
+        scores = [trial.score for trial in self._search.trials if trial.is_usable and trial.score is not None]
+        metrics.set_gauge("raytrain_search_best_score", max(scores, default=None), experiment=self._job.experiment)
+
     def _hear_of_places(self) -> None:
         with contextlib.suppress(ray.exceptions.RayError):  # the board has gone with the cluster: Tune learns of it
             for desk, places, controller in ray.get(self._board.take_held.remote(), timeout=ROOM_S):
@@ -366,6 +374,7 @@ class _Session:
         if time.monotonic() - self._written_at >= WRITE_S:
             self._written_at = time.monotonic()
             write_results(self._plan.folder, self._search, self._job.changes)
+        self._tell_states()
         self._watchdog.look(self._rooms())
         waited_s = self._watchdog.waited_s()
         if waited_s is None or self._search.is_over:

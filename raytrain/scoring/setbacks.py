@@ -43,6 +43,11 @@ class Setbacks:
         self.workers, self.items, self.was_replaced = set(), set(), False
 
     @property
+    def failing_s(self) -> float:
+        """Seconds since the first failure of those without a success; 0 where there is none."""
+        return self._patience.spent_s
+
+    @property
     def is_wait(self) -> bool:
         """Whether what failed, and those on whom something failed, have to wait now."""
         return self._patience.is_wait

@@ -65,8 +65,8 @@ def _refuse_url(uri: str) -> None:
 def exists(uri: str) -> bool:
     """Tell whether an object or a folder stands at `uri`; over HTTP, whether a file does."""
     if is_http(uri):
-        return persistently(uri, lambda: http.exists(normalise(uri)))
-    return persistently(uri, lambda: bool(filesystem(uri).exists(path_of(uri))))
+        return persistently(uri, lambda: http.exists(normalise(uri)), "look")
+    return persistently(uri, lambda: bool(filesystem(uri).exists(path_of(uri))), "look")
 
 
 def is_special(uri: str) -> bool:
@@ -169,8 +169,8 @@ def size_of(uri: str) -> int:
 def _head(uri: str) -> tuple[int | None, str | None]:
     """Return size and ETag of a remote object, without its content; None for what is not said."""
     if is_http(uri):
-        return persistently(uri, lambda: http.head(normalise(uri)))
-    return persistently(uri, lambda: s3.gets(uri).head(path_of(uri)))
+        return persistently(uri, lambda: http.head(normalise(uri)), "look")
+    return persistently(uri, lambda: s3.gets(uri).head(path_of(uri)), "look")
 
 
 def identity(info: FileInfo) -> str:
@@ -232,7 +232,7 @@ def write_bytes(uri: str, data: bytes, *, durably: bool = False) -> None:
     if is_local(uri):
         local.write_bytes(Path(path_of(uri)), data, durably=durably)
     else:
-        persistently(uri, lambda: filesystem(uri).pipe_file(path_of(uri), data))
+        persistently(uri, lambda: filesystem(uri).pipe_file(path_of(uri), data), "write", len(data))
 
 
 def write_file(uri: str, path: Path) -> None:
@@ -240,14 +240,15 @@ def write_file(uri: str, path: Path) -> None:
     if is_local(uri):
         local.move_in(path, Path(path_of(uri)))
     else:
-        persistently(uri, lambda: filesystem(uri).put_file(str(path), path_of(uri)))
+        size = path.stat().st_size
+        persistently(uri, lambda: filesystem(uri).put_file(str(path), path_of(uri)), "write", size)
         path.unlink()
 
 
 def remove(uri: str) -> None:
     """Remove the object at `uri` if there is one."""
     with contextlib.suppress(FileNotFoundError):
-        persistently(uri, lambda: filesystem(uri).rm_file(path_of(uri)))
+        persistently(uri, lambda: filesystem(uri).rm_file(path_of(uri)), "remove")
 
 
 def remove_once(uri: str) -> None:

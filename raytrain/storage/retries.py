@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from raytrain.errors import NoCredentials, StoreOutOfReach, first_line
-from raytrain.storage import stores, uris
+from raytrain.storage import counts, stores, uris
 
 ResultT = TypeVar("ResultT")
 
@@ -49,13 +49,24 @@ class AddressRefused(PermissionError):
     """A host may not be read, since its address is not public; nothing was asked of it."""
 
 
-def persistently(uri: str, operation: Callable[[], ResultT]) -> ResultT:
+def persistently(
+    uri: str, operation: Callable[[], ResultT], kind: counts.Operation = "read", sent_bytes: int = 0
+) -> ResultT:
     """Return what `operation` on the object at `uri` returns; ask again after an error that may pass.
 
-    Raises `StoreOutOfReach` once the attempts are used up, `NoCredentials` where there are no keys for the store,
-    `PermissionError` that names `uri` where the store refuses, and any other error as it comes: a missing object, a
-    wrong request, a local disk.
+    It is counted among those of its `kind`, but not on a local disk, which is asked once. Raises `StoreOutOfReach` once
+    the attempts are used up, `NoCredentials` where there are no keys for the store, `PermissionError` that names `uri`
+    where the store refuses, and any other error as it comes: a missing object, a wrong request, a local disk.
     """
+    if uris.is_local(uri):
+        return operation()
+    with counts.asking(kind) as asked:
+        result = _persistently(uri, operation, asked)
+        asked.num_bytes = sent_bytes + (len(result) if isinstance(result, bytes) else 0)
+        return result
+
+
+def _persistently(uri: str, operation: Callable[[], ResultT], asked: counts.Asked) -> ResultT:
     policy = RETRIES
     start = time.monotonic()
     place = uris.shown(uri)
@@ -63,7 +74,7 @@ def persistently(uri: str, operation: Callable[[], ResultT]) -> ResultT:
         try:
             return operation()
         except Exception as error:
-            if uris.is_local(uri) or isinstance(error, AddressRefused):
+            if isinstance(error, AddressRefused):
                 raise
             if isinstance(error, PermissionError):
                 raise _refused(uri, error) from error
@@ -78,6 +89,7 @@ def persistently(uri: str, operation: Callable[[], ResultT]) -> ResultT:
             wait_s = policy.wait_s(attempt)
             level = logging.INFO if attempt < QUIET_ATTEMPTS else logging.WARNING
             _logger.log(level, "%s: %s; attempt %d, again in %.1f s", place, _short(last), attempt + 1, wait_s)
+            asked.again()
             time.sleep(wait_s)
     spent_s = time.monotonic() - start
     raise StoreOutOfReach(

@@ -229,7 +229,7 @@ def walk(uri: str) -> Iterator[tuple[str, dict[str, Any]]]:
     request: dict[str, Any] = {"Bucket": bucket, "Prefix": f"{key}/" if key else "", "MaxKeys": LISTING_PAGE}
     more = True
     while more:
-        page = persistently(uri, lambda: client(uri).call_s3("list_objects_v2", **request))
+        page = persistently(uri, lambda: client(uri).call_s3("list_objects_v2", **request), "list")
         for each in page.get("Contents", []):
             if not each["Key"].endswith("/"):  # what some tools write to stand for a folder
                 yield f"{bucket}/{each['Key']}", {"size": each["Size"], "ETag": each.get("ETag")}

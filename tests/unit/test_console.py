@@ -65,7 +65,7 @@ def test_a_duration_is_told_in_its_two_largest_units(seconds: float, text: str) 
 def test_a_log_gets_at_most_one_line_in_ten_seconds_for_each_run() -> None:
     lines: list[str] = []
     now_s = 0.0
-    runs = RunLines(lines.append, clock=lambda: now_s)
+    runs = RunLines(lambda text, **fields: lines.append(text), clock=lambda: now_s)
     for now_s in range(31):
         runs.progress(replace(PROGRESS, samples_done=now_s))
         if now_s >= 5:
@@ -77,7 +77,7 @@ def test_a_log_gets_at_most_one_line_in_ten_seconds_for_each_run() -> None:
 def test_a_log_gets_every_epoch_and_note_and_then_some_quiet() -> None:
     lines: list[str] = []
     now_s = 0.0
-    runs = RunLines(lines.append, clock=lambda: now_s)
+    runs = RunLines(lambda text, **fields: lines.append(text), clock=lambda: now_s)
     runs.progress(PROGRESS)
     now_s = 9.5
     runs.epoch(RUN, 10, METRICS)
@@ -150,7 +150,7 @@ def test_rows_can_be_told_of_by_many_threads_at_once() -> None:
 
 def test_a_run_that_has_ended_has_a_line_and_no_row() -> None:
     said: list[str] = []
-    lines = RunLines(said.append)
+    lines = RunLines(lambda text, **fields: said.append(text))
     lines.end("trial", "trial: finished")
     assert said == ["trial: finished"]
     printed = io.StringIO()

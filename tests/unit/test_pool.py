@@ -271,11 +271,7 @@ def test_log_tells_of_each_attempt_that_failed_or_was_lost_where_and_why(cluster
     cluster.scripts = [([], [("", "OSError: no space left"), DIED])]
     plan = schedule([scene("a")])
     books = Books(str(tmp_path), plan, None)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            "raytrain.cluster.books.ScoringGauges", lambda destination: SimpleNamespace(set=lambda found: None)
-        )
-        Pool(cluster.start, lambda: 1, books.note_failure).run(plan, books.add)
+    Pool(cluster.start, lambda: 1, books.note_failure).run(plan, books.add)
     books.roll()
     (log,) = (tmp_path / "log").iterdir()
     lines = [json.loads(line) for line in log.read_text().splitlines()]
@@ -415,7 +411,6 @@ def test_plan_that_is_out_of_reach_for_minutes_is_waited_for_and_for_ever_ends_t
 def test_driver_that_cannot_write_goes_on_and_writes_all_later(
     cluster: FakeCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("raytrain.cluster.books.ScoringGauges", lambda uri: SimpleNamespace(set=lambda found: None))
     monkeypatch.setattr("raytrain.cluster.books.RECORDS_PER_ROLL", 2)
     write, failed = storage.write_bytes, []
 
@@ -522,7 +517,6 @@ class Started:
         monkeypatch.setattr(session, "can_grow_to", lambda resource: 0)
         monkeypatch.setattr(session, "cpus_of_nodes", lambda: [8])
         monkeypatch.setattr(ray, "remote", self.remote)
-        monkeypatch.setattr("raytrain.cluster.books.ScoringGauges", lambda uri: SimpleNamespace(set=lambda found: None))
         record: Any = SimpleNamespace(model_dump=lambda mode: {})
         books = Books(uri, plan, None)
         _run(ScoreJob(src="s", dst=uri, ensemble="e"), record, record, plan, books)

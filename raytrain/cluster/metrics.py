@@ -1,0 +1,169 @@
+"""The metrics that raytrain exports through Ray: the one table of their names, and how a process tells of them.
+
+Prometheus reads them at the metrics port of each node, with `ray_` in front, counters with `_total` behind; the
+dashboard and the alerts below `infra/` are held against this table by a test. Tags name a run, a destination, an
+experiment, a kind: never a unit, a chip or a key, of which there are millions. Must not know what is measured.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import Any, Literal
+
+from ray.util.metrics import Counter, Gauge, Histogram
+
+from raytrain.storage import counts
+
+RUN = ("run", "member", "fold")
+FLUSH_S = 5.0
+"""How often a process tells what it has asked of stores."""
+
+
+@dataclass(frozen=True)
+class Definition:
+    """A metric: its name without `ray_`, what it says and in which unit, its tags, the bounds of a histogram."""
+
+    kind: Literal["gauge", "counter", "histogram"]
+    name: str
+    description: str
+    tags: tuple[str, ...]
+    bounds: tuple[float, ...] = ()
+
+    def exported_names(self) -> tuple[str, ...]:
+        """Return the names that Prometheus has for it."""
+        name = f"ray_{self.name}"
+        if self.kind == "counter":
+            return (f"{name}_total",)
+        return (f"{name}_bucket", f"{name}_sum", f"{name}_count") if self.kind == "histogram" else (name,)
+
+
+def _gauge(name: str, description: str, *tags: str) -> Definition:
+    return Definition("gauge", name, description, tags)
+
+
+def _counter(name: str, description: str, *tags: str) -> Definition:
+    return Definition("counter", name, description, tags)
+
+
+METRICS = {
+    each.name: each
+    for each in (
+        # Training, from rank 0 of each run.
+        _counter("raytrain_images", "Images trained on, over all ranks, those done again included.", *RUN),
+        _gauge("raytrain_images_per_s", "Images trained a second, over all ranks.", *RUN),
+        _gauge("raytrain_data_wait_fraction", "Share of step time spent waiting for samples.", *RUN),
+        _gauge("raytrain_loss", "Mean loss of the epoch so far.", *RUN),
+        _gauge("raytrain_validation_iou", "Validation IoU, weighted by location.", *RUN),
+        _gauge("raytrain_epoch", "Epochs done, with the part of the one that goes on.", *RUN),
+        _gauge("raytrain_epochs", "Epochs that the run has.", *RUN),
+        _gauge("raytrain_left_seconds", "Seconds until the run is done, at its pace.", *RUN),
+        _gauge("raytrain_ranks", "Ranks that train now; 0 once the run's part here is over.", *RUN),
+        _gauge(
+            "raytrain_saved_timestamp_seconds", "When state was saved last (Unix time), or the attempt began.", *RUN
+        ),
+        Definition(
+            "histogram",
+            "raytrain_checkpoint_seconds",
+            "Seconds from a snapshot's turn until it is saved.",
+            RUN,
+            (0.1, 0.3, 1, 3, 10, 30, 100, 300),
+        ),
+        _gauge("raytrain_checkpoint_bytes", "Bytes of the last checkpoint.", *RUN),
+        # Training, from the driver.
+        _gauge("raytrain_runs", "Runs of a command by state: waiting, running, done, failed.", "experiment", "state"),
+        _counter("raytrain_restarts", "Attempts that ended before their run did, by cause.", *RUN, "cause"),
+        # Search, from its driver.
+        _gauge("raytrain_trials", "Trials of a search by state.", "experiment", "state"),
+        _gauge("raytrain_search_best_score", "Best score of a trial so far.", "experiment"),
+        # Scoring, from its driver.
+        _gauge("raytrain_score_units_done", "Planned units of work that are done.", "destination"),
+        _gauge("raytrain_score_units_planned", "Units of work that were planned.", "destination"),
+        _gauge("raytrain_score_casualties", "Chips or scenes that can't be scored.", "destination"),
+        _counter("raytrain_scored_items", "Chips or scenes finished.", "destination"),
+        _counter("raytrain_scored_megapixels", "Megapixels scored.", "destination"),
+        _counter("raytrain_score_setbacks", "Attempts at units that failed, or were lost.", "destination", "outcome"),
+        _gauge("raytrain_score_workers", "Workers: starting, busy, idle, silent.", "destination", "state"),
+        _gauge(
+            "raytrain_score_failing_seconds",
+            "Since when units fail without a success; 0: they are done.",
+            "destination",
+        ),
+        Definition(
+            "histogram",
+            "raytrain_score_unit_seconds",
+            "Seconds that a unit takes on its worker.",
+            ("destination",),
+            (1, 3, 10, 30, 100, 300, 1000, 3000),
+        ),
+        # Sharding, from its driver.
+        _counter(
+            "raytrain_shard_chips", "Chips that were sharded (good), or left out (bad).", "destination", "outcome"
+        ),
+        # Stores, from every process; but for what GDAL and pyarrow ask by themselves, and processes of loaders.
+        _counter("raytrain_store_requests", "Requests to stores that have ended.", "operation"),
+        _counter("raytrain_store_retries", "Requests that were asked again.", "operation"),
+        _counter("raytrain_store_refused", "Requests that a store refused: no right.", "operation"),
+        _counter("raytrain_store_given_up", "Requests without a usable answer, however often asked.", "operation"),
+        _counter("raytrain_store_bytes", "Bytes read and written.", "operation"),
+        _counter("raytrain_store_seconds", "Seconds that requests took, waits between attempts included.", "operation"),
+    )
+}
+
+
+@cache
+def _metric(name: str) -> Any:
+    found = METRICS[name]
+    if found.kind == "histogram":
+        return Histogram(name, found.description, boundaries=list(found.bounds), tag_keys=found.tags)
+    return (Gauge if found.kind == "gauge" else Counter)(name, found.description, tag_keys=found.tags)
+
+
+def set_gauge(name: str, value: float | None, **tags: str) -> None:
+    """Set the gauge of this name; None leaves it as it is."""
+    if value is not None:
+        _metric(name).set(float(value), tags=tags)
+
+
+def count(name: str, amount: float = 1.0, **tags: str) -> None:
+    """Add to the counter of this name; nothing is no event."""
+    if amount > 0:
+        _metric(name).inc(amount, tags=tags)
+
+
+def observe(name: str, value: float, **tags: str) -> None:
+    """Add a value to the histogram of this name."""
+    _metric(name).observe(value, tags=tags)
+
+
+class StoreMeter:
+    """Tells what this process has asked of stores since it was told last: the readers only add to numbers."""
+
+    def __init__(self, tell: Callable[..., None] = count) -> None:
+        self._tell = tell
+        self._told: dict[counts.Operation, counts.Counts] = {}
+
+    def flush(self) -> None:
+        """Tell of what is new."""
+        for operation, now in counts.so_far().items():
+            before = self._told.get(operation, counts.Counts())
+            for each in fields(counts.Counts):
+                more = getattr(now, each.name) - getattr(before, each.name)
+                self._tell(f"raytrain_store_{each.name}", more, operation=operation)
+            self._told[operation] = now
+
+
+@cache
+def watch_stores() -> None:
+    """Begin to tell what this process asks of stores, in a thread of its own, until it ends. Once in a process."""
+    meter = StoreMeter()
+
+    def watch() -> None:
+        while True:
+            time.sleep(FLUSH_S)
+            meter.flush()
+
+    threading.Thread(target=watch, name="store metrics", daemon=True).start()
