@@ -29,14 +29,16 @@ from rasterio.windows import Window
 from raytrain import storage
 from raytrain.errors import DataError, first_line
 from raytrain.imagery.band_names import COMMON_NAMES, known_bands
+from raytrain.imagery.raster_limits import TIFF, check_chip_size, check_claims, check_tiles, files_beside
 from raytrain.storage.temporary import temporary_folder
 
 ResultT = TypeVar("ResultT")
 
+storage.limit_gdal_drivers()  # as it is imported: no thread of ours has anything open yet
+
 LABEL_CLEAR, LABEL_CLOUD, LABEL_IGNORE = 0, 1, 255
 JPEG_2000 = (b"\x00\x00\x00\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
 """How its files and its bare codestreams begin."""
-TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 HEAD_BYTES = 12
 COLOURS = {ColorInterp[name]: COMMON_NAMES[name] for name in ("red", "green", "blue", "nir")}
 MASK_COLOURS = {0: (0, 0, 0, 0), 1: (255, 255, 255, 255), 255: (128, 128, 128, 255)}
@@ -142,6 +144,8 @@ def _read_single_band(name: str, data: bytes) -> _SingleBand:
         with MemoryFile(data, filename=f"{name}.tif") as memory, memory.open(driver="GTiff") as source:
             if source.count != 1:
                 raise DataError(name, f"expected one band in the file, found {source.count}")
+            check_claims(source, name)
+            check_chip_size(source, name)
             return _SingleBand(source.read(1), source.nodata, own_mask(source, 1), georeference_of(source))
     except RasterioError as error:
         raise DataError(name, f"not a readable TIFF, perhaps truncated ({_reason(error)})") from error
@@ -178,6 +182,7 @@ def open_geotiff(uri: str, what: str) -> Iterator[DatasetReader]:
             name = file if isinstance(file, str) else file.name
             try:
                 with _opened(file, driver, uri, what) as source:
+                    check_claims(source, storage.shown(uri))
                     yield source
             except (RasterioError, DataError) as error:
                 if failures:
@@ -221,14 +226,32 @@ def _driver(head: bytes) -> str:
 
 
 def _opened_local(path: str, uri: str, what: str) -> DatasetReader:
-    mask = f"{path}.msk"
-    if os.path.exists(mask) and not _head(mask).startswith(TIFF):  # GDAL would open it as anything
-        raise DataError(mask, f"not a GeoTIFF, expected one that is the mask of {uri}")
+    if path.startswith("/vsi"):  # GDAL's own file systems: archives, addresses, parts of files
+        raise DataError(uri, f"{what} has a name that GDAL takes for an address; move it to another folder")
     with storage.gdal_finds_beside():
-        return _opened(path, _driver(_head(path)), uri, what)
+        for beside in files_beside(path):
+            _check_beside(beside, uri)
+        source = _opened(path, _driver(_head(path)), uri, what)
+        try:
+            check_claims(source, uri)
+        except DataError:
+            source.close()
+            raise
+        return source
+
+
+def _check_beside(path: str, uri: str) -> None:
+    """Raise `DataError` for a file beside the raster at `uri` that is none of its own: GDAL would open anything."""
+    kind = "mask" if path.lower().endswith(".msk") else "smaller copy"
+    if not _head(path).startswith(TIFF):
+        raise DataError(path, f"not a GeoTIFF, expected one that is the {kind} of {uri}")
+    with _opened(path, "GTiff", path, kind) as source:
+        check_claims(source, path)
 
 
 def _opened(name: str | FilePath, driver: str, uri: str, what: str) -> DatasetReader:
+    if driver == "JP2OpenJPEG":
+        check_tiles(str(name), storage.shown(uri))
     try:
         return rasterio.open(name, driver=driver)
     except RasterioError as error:

@@ -238,7 +238,7 @@ def finish_cog(temporary: Path, target: Path, layer: Layer, threads: int = 1) ->
 
 def _add_overviews(path: Path, layer: Layer) -> list[int]:
     """Add the overviews to a file of `create_striped`; return by how much each is smaller."""
-    with rasterio.open(path, "r+") as source:
+    with rasterio.open(path, "r+", driver="GTiff") as source:
         factors = _overview_factors(source.height, source.width)
         if factors:
             source.build_overviews(factors, layer.overviews)
@@ -252,7 +252,7 @@ def _check_written(path: Path) -> None:
     A file that was closed well has all blocks, those that nobody wrote as no data.
     """
     size = path.stat().st_size
-    with rasterio.open(path) as source:
+    with rasterio.open(path, driver="GTiff") as source:
         for i, factor in enumerate([1, *source.overviews(1)]):
             level = {"ovr": i - 1} if i else {}
             for x, y in np.ndindex(_blocks(source.width, factor), _blocks(source.height, factor)):

@@ -207,7 +207,7 @@ def _fetch(folder: str, block: Region, kind: Kind, target: Path) -> None:
 
 def _copy(piece: Path, block: Region, target: Any, layer: Layer, counts: Counts) -> Counts:
     """Copy a block's `layer` into that of its scene, by rows of tiles; return `counts` with it added."""
-    with rasterio.open(piece) as source:
+    with rasterio.open(piece, driver="GTiff") as source:  # its record lies beside it, where others may write, too
         for row in range(0, block.height, ROWS_COPIED):
             rows = min(ROWS_COPIED, block.height - row)
             values = source.read(1, window=Window(0, row, block.width, rows))

@@ -4,7 +4,14 @@ Endpoint and credentials of a store come from the table of stores (`use_stores`)
 Must not know what the bytes mean.
 """
 
-from raytrain.storage.gdal import GDAL_CACHE_BYTES, gdal_environment, gdal_finds_beside, limit_gdal_cache
+from raytrain.storage.gdal import (
+    GDAL_CACHE_BYTES,
+    GDAL_DRIVERS,
+    gdal_environment,
+    gdal_finds_beside,
+    limit_gdal_cache,
+    limit_gdal_drivers,
+)
 from raytrain.storage.http import NoRanges
 from raytrain.storage.objects import (
     FileInfo,
@@ -51,6 +58,7 @@ from raytrain.storage.uris import (
 
 __all__ = [
     "GDAL_CACHE_BYTES",
+    "GDAL_DRIVERS",
     "Answer",
     "FileInfo",
     "NoRanges",
@@ -76,6 +84,7 @@ __all__ = [
     "is_special",
     "join",
     "limit_gdal_cache",
+    "limit_gdal_drivers",
     "name_of",
     "normalise",
     "open_ranged",

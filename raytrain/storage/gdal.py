@@ -1,10 +1,21 @@
-"""How GDAL is set up wherever pixels are read."""
+"""How GDAL is set up wherever pixels are read, and what of it a process of ours has at all.
+
+GDAL opens some 150 formats, by names that may be commands (`vrt://`, `NETCDF:`, `WMS:`), and some of them name further
+files and addresses. Files come from others, so only the formats are there that raytrain reads and writes.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import threading
 from collections.abc import Iterator
 
+GDAL_DRIVERS = frozenset({"GTiff", "COG", "JP2OpenJPEG", "MEM"})
+"""What is read and written; the last is what GDAL keeps a raster in that it is about to write."""
+_NO_ADDRESS = "/vsicurl/none"
+"""The only name that GDAL may ask a network for. Bytes from stores and servers come through this package."""
+_limiting = threading.Lock()
 GDAL_CACHE_BYTES = 128 * 2**20
 """GDAL's own default is 5 % of the machine's memory in every process."""
 
@@ -19,7 +30,9 @@ def gdal_environment() -> Iterator[None]:
     import rasterio
 
     limit_gdal_cache()
-    with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR", GDAL_NUM_THREADS="1"):
+    with rasterio.Env(
+        GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR", GDAL_NUM_THREADS="1", CPL_VSIL_CURL_ALLOWED_FILENAME=_NO_ADDRESS
+    ):
         yield
 
 
@@ -43,3 +56,22 @@ def limit_gdal_cache() -> None:
     from rasterio.env import set_gdal_config
 
     set_gdal_config("GDAL_CACHEMAX", GDAL_CACHE_BYTES)
+
+
+def limit_gdal_drivers() -> None:
+    """Take all formats but `GDAL_DRIVERS` from this process, for good; again is no harm.
+
+    Only before threads open files. GDAL's own way, GDAL_SKIP, wants the names of all that it shall leave out, which a
+    new version adds to; and rasterio has no function for this, so it is asked of the library that rasterio has loaded.
+    """
+    import rasterio
+    import rasterio._env
+
+    with _limiting, rasterio.Env():  # which registers them
+        gdal = ctypes.CDLL(rasterio._env.__file__)
+        gdal.GDALGetDriver.restype = ctypes.c_void_p
+        gdal.GDALGetDescription.restype = ctypes.c_char_p
+        gdal.GDALGetDescription.argtypes = gdal.GDALDeregisterDriver.argtypes = [ctypes.c_void_p]
+        for driver in [gdal.GDALGetDriver(i) for i in range(gdal.GDALGetDriverCount())]:
+            if gdal.GDALGetDescription(driver).decode() not in GDAL_DRIVERS:
+                gdal.GDALDeregisterDriver(driver)
