@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 import tyro
 from pydantic import Field
 
-from raytrain import storage
+from raytrain import logs, storage
 from raytrain.command import ClusterCommand, Command
 from raytrain.config import parse
 from raytrain.console import Narrator, print_table
@@ -19,7 +19,7 @@ from raytrain.errors import EXIT_DONE, EXIT_NOT_FINISHED, ConfigError
 
 ADDRESS = "RAY_API_SERVER_ADDRESS"
 """Ray's own name for where a job API is; `ray job submit` reads it, too."""
-Verb = Literal["shard", "train", "tune", "score", "evaluate", "verify"]
+Verb = Literal["shard", "train", "tune", "score", "evaluate", "verify", "doctor"]
 Request = Literal["status", "logs", "stop"]
 VERBS: tuple[str, ...] = Verb.__args__  # type: ignore[attr-defined]  # typing has no public name for it
 
@@ -106,13 +106,16 @@ class Submit(Command):
     def _watch(self, server: Any, name: str, narrator: Narrator) -> int:
         from raytrain.cluster.submit import exit_code_of
 
+        shown = _Log()
         try:
-            ended = server.follow(name, _write)
+            ended = server.follow(name, shown.write)
         except KeyboardInterrupt:
             narrator.say(
                 f"raytrain: the job goes on; `raytrain submit logs {name}` watches, `submit stop {name}` ends it"
             )
             raise
+        finally:
+            shown.end()
         code = exit_code_of(ended)
         why = f": {ended.message}" if code and ended.exit_code is None else ""
         narrator.say(f"raytrain: {name}: {ended.status.lower()}, exit code {code}{why}")
@@ -154,9 +157,24 @@ def _is_relative(uri: str) -> bool:
     return "://" not in uri and not Path(uri).expanduser().is_absolute()
 
 
-def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
+class _Log:
+    """Shows the log of a job on stdout: as it is, but records as a person reads them on a terminal."""
+
+    def __init__(self) -> None:
+        self._rest = ""
+
+    def write(self, text: str) -> None:
+        """Show the next piece."""
+        if sys.stdout.isatty():
+            *lines, self._rest = f"{self._rest}{text}".split("\n")
+            text = "".join(f"{logs.readable(line)}\n" for line in lines)
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    def end(self) -> None:
+        """Show what has no end of a line."""
+        sys.stdout.write(self._rest)
+        sys.stdout.flush()
 
 
 def _clock(time: datetime | None) -> str:

@@ -72,7 +72,7 @@ def doctor(job: DoctorJob, cluster: session.Cluster, on_progress: OnProgress | N
         if storage.is_http(uri):
             raise ConfigError(f"{storage.shown(uri)}: doctor asks stores (s3://bucket/prefix) and folders")
     try:
-        with session.joined(cluster, []):
+        with session.joined(cluster, [], any_code=True):  # what differs is told of
             return _Examination(job, cluster, on_progress).run()
     except session.ClusterOutOfReach as error:
         return _without_cluster(job, str(error))

@@ -48,11 +48,12 @@ class Cluster(Settings):
 
 
 @contextlib.contextmanager
-def joined(cluster: Cluster, uris: Iterable[str]) -> Iterator[None]:
+def joined(cluster: Cluster, uris: Iterable[str], *, any_code: bool = False) -> Iterator[None]:
     """Run the body on Ray; a session that this process has already is used and left as it is.
 
     `uris` are all inputs and outputs: on more than one node a local path is refused, unless `shared_path` says that all
-    nodes see it. Raises `ConfigError` for that and for an address that can't be joined.
+    nodes see it. So is a cluster whose nodes run another raytrain, unless `any_code` may run there. Raises `ConfigError`
+    for that and for an address that can't be joined.
     """
     check_address(cluster.address)
     with contextlib.ExitStack() as stack:
@@ -60,8 +61,9 @@ def joined(cluster: Cluster, uris: Iterable[str]) -> Iterator[None]:
             _check_stores()
         else:
             stack.callback(ray.shutdown)
-            _start(cluster)
-            if cluster.address != LOCAL:
+            same_code = cluster.address != LOCAL and not any_code
+            _start(cluster, same_code=same_code)
+            if same_code:
                 _refuse_other_code()
         _refuse_local_paths(cluster, uris)
         watch_stores()
@@ -78,7 +80,7 @@ def joined(cluster: Cluster, uris: Iterable[str]) -> Iterator[None]:
 def check_address(address: str) -> None:
     """Raise `ConfigError` for an address at which no Ray can be joined; Ray itself tries one for many minutes."""
     if address.startswith("ray://"):
-        raise ConfigError(f"{address}: Ray Client is not supported; send the work with `ray job submit` instead")
+        raise ConfigError(f"{address}: Ray Client is not supported; send the work with `raytrain submit` instead")
     named = os.environ.get("RAY_ADDRESS", "auto") if address == "auto" else address
     if named in (LOCAL, "auto"):
         return
@@ -105,12 +107,12 @@ def _is_grpc(connection: socket.socket) -> bool:
     return connection.recv(9)[3:4] == b"\x04"
 
 
-def _start(cluster: Cluster) -> None:
+def _start(cluster: Cluster, *, same_code: bool) -> None:
     # Ray's notices are about Ray; those of its workers stand in its log folder.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
         with _own_signals():
-            _init(cluster)
+            _init(cluster, same_code=same_code)
     except (ConnectionError, ValueError, RuntimeError) as error:
         token = (
             "" if os.environ.get("RAY_AUTH_MODE") else "; if it wants a token, set RAY_AUTH_MODE=token and the token"
@@ -118,10 +120,10 @@ def _start(cluster: Cluster) -> None:
         raise ClusterOutOfReach(f"can't join Ray at {cluster.address}: {first_line(error)}{token}") from error
 
 
-def _init(cluster: Cluster) -> None:
+def _init(cluster: Cluster, *, same_code: bool) -> None:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     variables = storage.for_workers() | logs.for_workers()
-    if cluster.address != LOCAL:
+    if same_code:
         variables |= code.for_workers()
     if variables:
         # Beside those of a job, which has other names: Ray joins the two.
