@@ -52,7 +52,7 @@ def joined(cluster: Cluster, uris: Iterable[str], *, any_code: bool = False) -> 
     """Run the body on Ray; a session that this process has already is used and left as it is.
 
     `uris` are all inputs and outputs: on more than one node a local path is refused, unless `shared_path` says that all
-    nodes see it. So is a cluster whose nodes run another raytrain, unless `any_code` may run there. Raises `ConfigError`
+    nodes see it. A cluster whose nodes run another raytrain is refused but with `any_code`. Raises `ConfigError`
     for that and for an address that can't be joined.
     """
     check_address(cluster.address)

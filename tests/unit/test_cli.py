@@ -78,7 +78,7 @@ def test_mistakes_end_with_2_and_one_line(
 
 
 def test_address_of_ray_client_is_refused_with_the_way_out(chips: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "ray job submit" in failed(capsys, "shard", str(chips), "/tmp/never", "--address", "ray://head:10001")
+    assert "raytrain submit" in failed(capsys, "shard", str(chips), "/tmp/never", "--address", "ray://head:10001")
 
 
 def test_address_of_a_web_server_is_refused_at_once(chips: Path, capsys: pytest.CaptureFixture[str]) -> None:
