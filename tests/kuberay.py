@@ -250,6 +250,7 @@ WorkerParams = dict[Literal["num-gpus", "object-store-memory"], str]
 
 class HeadGroup(Strict):
     serviceType: Literal["ClusterIP"]
+    labels: dict[Literal["raytrain.most-gpus", "raytrain.most-cpus"], str]
     rayStartParams: HeadParams
     template: RayTemplate
 

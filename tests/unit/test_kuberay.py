@@ -83,6 +83,8 @@ def of_cluster(spec: ClusterSpec) -> Iterator[str]:
     head = spec.headGroupSpec
     if head.rayStartParams.get("num-cpus") != "0":
         yield "head: takes work"
+    if head.labels != most(spec.workerGroupSpecs):
+        yield f"head: says {head.labels}, the groups grow to {most(spec.workerGroupSpecs)}"
     if head.template.spec.nodeSelector.get("karpenter.sh/capacity-type") != "on-demand":
         yield "head: on a machine that may be taken away"
     yield from of_ports(head.template.spec.containers[0], {"gcs-server": 6379, "dashboard": 8265, "metrics": 8080})
@@ -90,6 +92,13 @@ def of_cluster(spec: ClusterSpec) -> Iterator[str]:
     yield from of_probes(head.template.spec.containers[0], "/api/gcs_healthz", 8265)
     for group in spec.workerGroupSpecs:
         yield from (f"{group.groupName}: {fault}" for fault in of_workers(group))
+
+
+def most(groups: list[WorkerGroup]) -> dict[str, str]:
+    """Return what the cluster can grow to, as raytrain reads it from the labels of its head."""
+    limits = [(group.maxReplicas, group.template.spec.containers[0].resources.limits) for group in groups]
+    gpus, cpus = (sum(n * int(each.get(kind, "0")) for n, each in limits) for kind in ("nvidia.com/gpu", "cpu"))
+    return {"raytrain.most-gpus": str(gpus), "raytrain.most-cpus": str(cpus)}
 
 
 def mounted_by_autoscaler(spec: ClusterSpec) -> set[str]:
@@ -304,6 +313,7 @@ BROKEN: list[tuple[str, Any, str]] = [
     ("RayCluster/raytrain.spec.rayVersion", "2.59.0", "rayVersion 2.59.0"),
     ("RayCluster/raytrain.spec.autoscalerOptions.resources.limits.memory", "2Gi", "autoscaler: requests"),
     (f"{HEAD}.rayStartParams.num-cpus", "4", "takes work"),
+    (f"{HEAD}.labels", {"raytrain.most-gpus": "8", "raytrain.most-cpus": "1"}, "grow to"),
     (f"{HEAD}.template.spec.nodeSelector", {"karpenter.sh/capacity-type": "spot"}, "taken away"),
     (f"{HEAD}.template.spec.serviceAccountName", "default", "no account default"),
     (f"{RAY_HEAD}.image", "registry.example.com/raytrain:latest", "not this version's"),
@@ -326,6 +336,7 @@ BROKEN: list[tuple[str, Any, str]] = [
     (f"{GPU}.rayStartParams.object-store-memory", "9000000000", "within the next"),
     (f"{GPU}.rayStartParams.num-gpus", "4", "other GPUs"),
     (f"{GPU}.template.spec.tolerations", GONE, "tainted"),
+    (f"{GPU}.maxReplicas", 9, "grow to"),
     (f"{GPU}.replicas", 9, "not in order"),
     (f"{JOB}.submitterPodTemplate.spec.containers.0.resources.requests.cpu", "1", "ray-job-submitter: requests"),
     (f"{JOB}.submitterPodTemplate.metadata.labels", {"app": "other"}, "may not ask the head"),
