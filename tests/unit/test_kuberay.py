@@ -39,6 +39,7 @@ UNITS = {"": 1.0, "m": 1e-3, "Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30}
 OPEN_PORTS = {8080: "prometheus", 8265: "raytrain-submitter kuberay-operator"}
 """What of Ray's ports is open to pods that are no Ray nodes, and to which."""
 SPOT_NOTICE_S = 120
+REGISTRY = "111122223333.dkr.ecr.us-west-2.amazonaws.com"
 
 Documents = dict[str, Any]
 
@@ -154,7 +155,7 @@ def of_pod(pod: RayPod, start_params: dict[Any, str], mounted_elsewhere: set[str
 
 
 def of_container(container: Container, *, has_gpu: bool) -> Iterator[str]:
-    if container.image != f"registry.example.com/raytrain:{__version__}-{'gpu' if has_gpu else 'cpu'}":
+    if container.image != f"{REGISTRY}/raytrain:{__version__}-{'gpu' if has_gpu else 'cpu'}":
         yield f"{container.name}: image {container.image} is not this version's"
     if container.resources.requests != container.resources.limits:
         yield f"{container.name}: requests are not limits"
@@ -221,6 +222,10 @@ def of_network(policies: list[NetworkPolicy], submitter: dict[str, str]) -> Iter
     opened = {port.port for rule in entries for port in rule.ports or ()}
     if opened != OPEN_PORTS.keys():
         yield f"open are {sorted(opened)}, expected {sorted(OPEN_PORTS)}"
+    reach = [each for each in policies if any(6379 in {p.port for p in rule.ports or ()} for rule in each.spec.egress)]
+    kinds = sorted(each.spec.podSelector.matchLabels.get("ray.io/node-type", "any") for each in reach)
+    if kinds != ["head", "redis-cleanup"]:
+        yield f"Redis is reached by {kinds}"
     if not any(peer.podSelector and peer.podSelector.matchLabels == submitter for r in entries for peer in r.peers):
         yield "the submitter of the job may not ask the head"
 
@@ -316,14 +321,14 @@ BROKEN: list[tuple[str, Any, str]] = [
     (f"{HEAD}.labels", {"raytrain.most-gpus": "8", "raytrain.most-cpus": "1"}, "grow to"),
     (f"{HEAD}.template.spec.nodeSelector", {"karpenter.sh/capacity-type": "spot"}, "taken away"),
     (f"{HEAD}.template.spec.serviceAccountName", "default", "no account default"),
-    (f"{RAY_HEAD}.image", "registry.example.com/raytrain:latest", "not this version's"),
+    (f"{RAY_HEAD}.image", f"{REGISTRY}/raytrain:latest", "not this version's"),
     (f"{RAY_HEAD}.ports.2.containerPort", 9090, "ray-head: ports"),
     (f"{RAY_HEAD}.env.0.value", "disabled", "RAY_AUTH_MODE"),
     (f"{RAY_HEAD}.env.1", {"name": "RAY_AUTH_TOKEN", "value": "x"}, r"RAY_AUTH_TOKEN.*stand in the manifest"),
     (f"{RAY_HEAD}.readinessProbe.httpGet.port", 8266, "probe asks 8266"),
     (f"{RAY_HEAD}.volumeMounts.1", {"name": "kubernetes-token", "mountPath": "/t"}, "where jobs run"),
     (f"{RAY_HEAD}.volumeMounts.0.name", "other", "mounted are"),
-    (f"{RAY_WORKER}.image", f"registry.example.com/raytrain:{__version__}-cpu", "not this version's"),
+    (f"{RAY_WORKER}.image", f"{REGISTRY}/raytrain:{__version__}-cpu", "not this version's"),
     (f"{RAY_WORKER}.resources.limits.memory", "30Gi", "requests are not limits"),
     (f"{RAY_WORKER}.resources", {"requests": {"cpu": "1"}, "limits": {"cpu": "1"}}, "no limit of"),
     (f"{RAY_WORKER}.livenessProbe.failureThreshold", 3, "taken for a dead one"),
@@ -359,6 +364,7 @@ BROKEN: list[tuple[str, Any, str]] = [
     ("NetworkPolicy/ray-head.spec.ingress.0.ports.0.port", 6379, "open are"),
     ("NetworkPolicy/ray-head.spec.egress.0.ports", GONE, "10.0.0.0/24 by any port"),
     ("NetworkPolicy/ray-nodes.spec.podSelector", {}, "opens every pod"),
+    ("NetworkPolicy/ray-redis-cleanup", GONE, "Redis is reached by"),
     ("Namespace/raytrain.metadata.labels", {"pod-security.kubernetes.io/enforce": "baseline"}, "with privileges"),
     ("ServiceAccount/raytrain-head.metadata.annotations", {"eks.amazonaws.com/role-arn": "AKIA" + "A" * 16}, "a key"),
 ]
