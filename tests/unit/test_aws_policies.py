@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import re
@@ -16,6 +17,7 @@ import pytest
 import yaml
 from botocore.validate import ParamValidator
 from moto import mock_aws
+from moto.backends import get_backend
 from ray.autoscaler import tags
 from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 from ray.autoscaler._private.aws.utils import client_cache, resource_cache
@@ -118,21 +120,39 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, lis
         recorder.note(operation, copy.deepcopy(asked), answer)
         return answer
 
-    with pytest.MonkeyPatch.context() as patch, mock_aws():
+    with pytest.MonkeyPatch.context() as patch, own_aws():
         patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))  # where Ray keeps the key
         patch.delenv("AWS_ENDPOINT_URL", raising=False)
-        for cached in (resource_cache, client_cache):
-            cached.cache_clear()
         config = _own(recorder, yaml.safe_load((ROOT / "cluster.yaml").read_text()))
         patch.setattr(botocore.client.BaseClient, "_make_api_call", noted)
         _live(recorder, config)
         yield recorder.requests
-        for cached in (resource_cache, client_cache):
+
+
+@contextlib.contextmanager
+def own_aws() -> Iterator[None]:
+    """An empty EC2 and IAM in this process. What else moto has stays: other tests' S3 server keeps its objects."""
+
+    def forget() -> None:
+        for cached in (resource_cache, client_cache):  # Ray's clients of another AWS
             cached.cache_clear()
+        for service in ("ec2", "iam"):
+            for account in get_backend(service).values():
+                account.reset()
+
+    aws = mock_aws()
+    forget()
+    aws.start(reset=False)
+    try:
+        yield
+    finally:
+        aws.stop(remove_data=False)
+        forget()
 
 
 def _own(recorder: Recorder, config: dict[str, Any]) -> dict[str, Any]:
-    """Return `config` with a machine image, a security group and profiles that there are."""
+    """Return `config` with a machine image, a security group and profiles that there are, for those it names."""
+    assert config["provider"]["region"] == REGION
     ec2, iam = boto3.client("ec2", REGION), boto3.client("iam", REGION)
     image = ec2.describe_images(Owners=["amazon"])["Images"][0]["ImageId"]
     vpc = ec2.describe_vpcs()["Vpcs"][0]["VpcId"]
@@ -142,6 +162,8 @@ def _own(recorder: Recorder, config: dict[str, Any]) -> dict[str, Any]:
     for name in ("raytrain-head", "raytrain-worker"):
         iam.create_instance_profile(InstanceProfileName=name)
     for each in config["available_node_types"].values():
+        named = each["node_config"]
+        assert (named["ImageId"], named["SecurityGroupIds"]) == (IMAGE, [GROUP])  # as in the policies
         each["node_config"] |= {"ImageId": image, "SecurityGroupIds": [group]}
     return config
 
