@@ -21,6 +21,7 @@ import yaml
 from botocore.validate import ParamValidator
 from moto import mock_aws
 from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
+from ray.autoscaler._private.aws.utils import client_cache, resource_cache
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from raytrain import __version__
@@ -176,6 +177,18 @@ def test_cluster_on_own_machines_is_as_a_careful_operator_wants_it() -> None:
     assert config["docker"]["image"] == f"raytrain:{__version__}-gpu"
 
 
+def test_what_the_readme_puts_in_place_of_ours_leaves_nothing_of_ours(tmp_path: Path) -> None:
+    found = re.search(r"^sed .*?> ~/raytrain\.yaml$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert found
+    own = {"ACCOUNT": "999988887777", "REGION": "eu-central-1", "GROUP": "sg-00000000000000001", "IMAGE": "ami-1"}
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), **own}
+    subprocess.run(["bash", "-c", found.group()], env=environment, cwd=ROOT, check=True)
+    config = read(tmp_path / "raytrain.yaml")
+    ray_accepts(config)
+    assert list(faults_on_aws(config)) == []
+    assert not re.search(r"111122223333|us-west-2|0123456789abcdef0", yaml.safe_dump(config))
+
+
 def put(*path: Any, value: Any) -> Callable[[Config], None]:
     def change(config: Config) -> None:
         place: Any = config
@@ -268,10 +281,14 @@ def asked_of_aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str,
             patch.delenv(name, raising=False)
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             patch.setenv(name, "test")
+        for cached in (resource_cache, client_cache):
+            cached.cache_clear()  # clients of other tests' AWS
         config = edited(boto3.client("ec2", REGION), boto3.client("iam", REGION))
         patch.setattr(botocore.client.BaseClient, "_make_api_call", record)
         up_and_down(config)
         yield asked
+        for cached in (resource_cache, client_cache):
+            cached.cache_clear()
 
 
 def edited(ec2: Any, iam: Any) -> Config:
@@ -281,7 +298,9 @@ def edited(ec2: Any, iam: Any) -> Config:
     vpc = ec2.describe_vpcs()["Vpcs"][0]["VpcId"]
     group = ec2.create_security_group(GroupName="raytrain", Description="raytrain", VpcId=vpc)["GroupId"]
     image = ec2.describe_images()["Images"][0]["ImageId"]
-    config: Config = yaml.safe_load(AWS.read_text().replace("sg-EDIT", group).replace("ami-EDIT", image))
+    config: Config = yaml.safe_load(
+        AWS.read_text().replace("sg-0123456789abcdef0", group).replace("ami-0123456789abcdef0", image)
+    )
     return config
 
 
