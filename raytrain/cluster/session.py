@@ -31,7 +31,11 @@ CODE_CHECK_S = 60
 """How long nodes are waited for to say what they run: each starts a process for it, in the job's environment."""
 Resource = Literal["GPU", "CPU"]
 GROWTH_LABELS: dict[Resource, str] = {"GPU": "raytrain.most-gpus", "CPU": "raytrain.most-cpus"}
-"""Labels of a head that say what its cluster can grow to: no part of Ray tells a driver (`ray start --labels`)."""
+"""Labels of a head that say what its cluster can grow to: no part of Ray tells a driver (`ray start --labels`).
+
+The CPUs are those of nodes without GPUs, where there are such: for work that asks for no GPU, Ray starts nodes with
+GPUs once no other type is left.
+"""
 MIN_LOCAL_CPUS = 2
 """Ray counts at least this many CPUs on one machine: a run's ranks, or an actor and the task that feeds it."""
 

@@ -59,7 +59,8 @@ def _results(
     on_done: Callable[[int, int], None] | None,
     asked: growth.Growth,
 ) -> Iterator[Any]:
-    limit = IN_FLIGHT_PER_CPU * max(session.num_cpus(), session.can_grow_to("CPU"), 1)
+    # Tasks that wait make a cluster grow, by nodes with GPUs once no others are left: only as many as the others hold.
+    limit = session.can_grow_to("CPU") or IN_FLIGHT_PER_CPU * max(session.num_cpus(), 1)
     source = iter(work)
     pending: deque[Any] = deque(task.remote(each) for each in itertools.islice(source, limit))
     done = 0

@@ -109,7 +109,7 @@ class GrowingHead(Head):
 
     def _labels(self) -> str:
         gpus = sum(TYPES[name]["resources"].get("GPU", 0) * TYPES[name]["max_workers"] for name in CPUS)
-        cpus = sum(CPUS[name] * TYPES[name]["max_workers"] for name in CPUS)
+        cpus = CPUS["cpu"] * TYPES["cpu"]["max_workers"]
         return f"raytrain.most-gpus={gpus},raytrain.most-cpus={cpus}"
 
 

@@ -122,7 +122,8 @@ def faults_on_aws(config: Config) -> Iterator[str]:
         yield "head: another image"
     labels = dict(each.split("=") for each in (option(head_start(config), "labels") or "").split(",") if each)
     for resource, label in GROWTH_LABELS.items():
-        most = sum(each["resources"].get(resource, 0) * each["max_workers"] for each in workers.values())
+        of_kind = [each for each in workers.values() if resource == "GPU" or not each["resources"].get("GPU")]
+        most = sum(each["resources"].get(resource, 0) * each["max_workers"] for each in of_kind)
         if labels.get(label) != str(most):
             yield f"{label} is not {most}"
 
@@ -252,6 +253,7 @@ BROKEN = {
     "cpu: another image": cut(*of("cpu", "docker")),
     "head: another image": put("docker", "head_image", value="rayproject/ray:latest"),
     "raytrain.most-gpus is not 12": put(*of("gpu", "max_workers"), value=3),
+    "raytrain.most-cpus is not 80": put(*of("cpu", "max_workers"), value=5),
 }
 
 

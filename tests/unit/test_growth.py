@@ -17,7 +17,7 @@ from raytrain.errors import ConfigError, WorkNotFinished
 class GrowingCluster:
     """A cluster that has `comes_after_s` after each request what it was asked for; its time goes on as it is slept."""
 
-    labels: dict[str, str] = field(default_factory=lambda: {"raytrain.most-gpus": "32", "raytrain.most-cpus": "640"})
+    labels: dict[str, str] = field(default_factory=lambda: {"raytrain.most-gpus": "32", "raytrain.most-cpus": "64"})
     has: dict[str, float] = field(default_factory=dict)
     comes_after_s: float = 300.0
     now: float = 0.0
@@ -123,9 +123,9 @@ def test_work_begins_when_the_least_is_there_and_not_before(
 def test_request_follows_the_need_and_is_made_only_where_it_changes(cluster: GrowingCluster) -> None:
     cluster.has = {"CPU": 16}
     with growth.asked_for(1000, use_gpu=False) as request:
-        for left in (700, 641, 640, 639, 2, 0):
+        for left in (700, 65, 64, 63, 2, 0):
             request.ask(left)
-    assert asked(cluster) == [("CPU", 640), ("CPU", 639), ("CPU", 2), ("none", 0)]
+    assert asked(cluster) == [("CPU", 64), ("CPU", 63), ("CPU", 2), ("none", 0)]
 
 
 def test_request_stands_behind_those_of_runs_that_are_under_way(cluster: GrowingCluster) -> None:
@@ -171,6 +171,7 @@ def test_tasks_ask_for_a_cpu_each_until_they_are_done(cluster: GrowingCluster, m
     results = tasks.run_tasks(lambda each: each * 2, range(100), 100)
     assert next(results) == 0
     assert cluster.now == cluster.comes_after_s  # no CPU was there
-    assert started == list(range(100))  # not two, as for a cluster that has one CPU: what waits makes it grow
+    # Not two, as for a cluster without CPUs: what waits makes it grow. And not more than it has CPUs without GPUs for.
+    assert started == list(range(65))
     assert list(results) == [each * 2 for each in range(1, 100)]
-    assert asked(cluster) == [("CPU", count) for count in range(100, 0, -1)] + [("none", 0)]
+    assert asked(cluster) == [("CPU", count) for count in range(64, 0, -1)] + [("none", 0)]
