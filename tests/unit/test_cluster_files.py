@@ -111,6 +111,10 @@ def faults_on_aws(config: Config) -> Iterator[str]:
         yield "work on the head"
     if "security_group" in config["provider"]:
         yield "Ray makes a security group, with SSH for all the world"
+    if not any(
+        "/opt/raytrain/spot-notice.sh $RAY_HEAD_IP:6379" in each for each in config["worker_start_ray_commands"]
+    ):
+        yield "nobody tells Ray that a spot machine goes"
     for name, each in types.items():
         yield from faults_of_type(name, each, is_head=each is head)
     for name, each in workers.items():
@@ -237,6 +241,7 @@ BROKEN = {
     "the limits of the types do not add up": put("max_workers", value=10),
     "something runs that nobody asked for": put(*of("gpu", "min_workers"), value=1),
     "stopped instances stay": put("provider", "cache_stopped_nodes", value=True),
+    "nobody tells Ray": swap("worker_start_ray_commands", "spot-notice", "spot"),
     "work on the head": swap("head_start_ray_commands", "--num-cpus=0", ""),
     "Ray makes a security group": put("provider", "security_group", value={"GroupName": "raytrain"}),
     "cpu: another profile": cut(*of("cpu", "node_config", "IamInstanceProfile")),
@@ -415,3 +420,40 @@ def test_first_blank_disk_of_the_instance_is_formatted_and_no_other(tmp_path: Pa
 def test_machine_without_disks_of_its_own_has_a_folder(tmp_path: Path) -> None:
     assert mount_cache(tmp_path, disks=["/dev/nvme0n1 Amazon Elastic Block Store"], parts=["/dev/nvme0n1"]) == []
     assert "mkdir -p /mnt/cache" in (tmp_path / "log").read_text()
+
+
+# The notice of a spot machine's end.
+
+SPOT_FAKES = {
+    "flock": "exit ${LOCKED:-0}",
+    # The loop's clock: its end is that of the test.
+    "sleep": 'echo x >> "$STATE/sleeps"; [ "$(wc -l < "$STATE/sleeps")" -le 4 ]',
+    "curl": """
+case "$*" in
+  *--request\\ PUT*api/token) echo session ;;
+  *"token: session "*spot/instance-action) [ "$(wc -l < "$STATE/sleeps")" -ge "${NOTICE_AT:-99}" ] || exit 22 ;;
+  *) exit 22 ;;
+esac""",
+    "ray": 'echo "$RAY_ADDRESS $*" >> "$STATE/drained"; [ "$(wc -l < "$STATE/drained")" -ge "${ACCEPTED_AT:-1}" ]',
+}
+
+
+def watch(folder: Path, **state: str) -> list[str]:
+    """Run the script that watches for the notice, for 4 looks; return what it told Ray."""
+    (folder / "sleeps").write_text("")
+    (folder / "drained").write_text("")
+    for name, body in SPOT_FAKES.items():
+        (folder / name).write_text(f"#!/bin/bash\n{body}\n")
+        (folder / name).chmod(0o755)
+    environment = {"PATH": f"{folder}:{os.environ['PATH']}", "STATE": str(folder), **state}
+    script = ROOT / "infra" / "spot-notice.sh"
+    subprocess.run([script, "10.0.0.1:6379"], env=environment, timeout=30, check=False, capture_output=True)
+    return (folder / "drained").read_text().splitlines()
+
+
+def test_ray_hears_once_that_a_spot_machine_goes(tmp_path: Path) -> None:
+    assert watch(tmp_path) == []
+    (told,) = watch(tmp_path, NOTICE_AT="2")
+    assert told.startswith("10.0.0.1:6379 drain-node --address 10.0.0.1:6379 --reason DRAIN_NODE_REASON_PREEMPTION ")
+    assert len(watch(tmp_path, NOTICE_AT="2", ACCEPTED_AT="3")) == 3  # a head that does not answer is told again
+    assert watch(tmp_path, NOTICE_AT="2", LOCKED="1") == []  # another one watches already
