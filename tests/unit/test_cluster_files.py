@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import os
 import re
+import shlex
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import boto3
 import botocore.client
 import botocore.session
+import click
 import pytest
 import yaml
 from botocore.validate import ParamValidator
@@ -164,6 +166,19 @@ def disks(node: Config) -> list[Config]:
 @pytest.mark.parametrize("path", [AWS, LOCAL], ids=lambda path: path.name)
 def test_ray_takes_the_file(path: Path) -> None:
     ray_accepts(read(path))
+
+
+@pytest.mark.parametrize("path", [AWS, LOCAL], ids=lambda path: path.name)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what Ray's commands import
+def test_ray_start_takes_the_options_that_it_is_given(path: Path) -> None:
+    from ray.scripts.scripts import start  # Ray Serve comes with it
+
+    given = [each for each in commands(read(path)) if "ray start" in each]
+    assert len(given) == 2
+    for command in given:
+        start.make_context("start", shlex.split(command.partition("ray start")[2]))
+    with pytest.raises(click.NoSuchOption, match="--num-cpu"):
+        start.make_context("start", ["--head", "--num-cpu=0"])
 
 
 @pytest.mark.parametrize("path", [AWS, LOCAL], ids=lambda path: path.name)
