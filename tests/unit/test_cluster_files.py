@@ -200,7 +200,7 @@ def test_cluster_on_own_machines_is_as_a_careful_operator_wants_it() -> None:
 def test_what_the_readme_puts_in_place_of_ours_leaves_nothing_of_ours(tmp_path: Path) -> None:
     found = re.search(r"^sed .*?> ~/raytrain\.yaml$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
     assert found
-    own = {"ACCOUNT": "999988887777", "REGION": "eu-central-1", "GROUP": "sg-00000000000000001", "IMAGE": "ami-1"}
+    own = {"ACCOUNT": "999988887777", "AWS_REGION": "eu-central-1", "GROUP": "sg-00000000000000001", "IMAGE": "ami-1"}
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), **own}
     subprocess.run(["bash", "-c", found.group()], env=environment, cwd=ROOT, check=True)
     config = read(tmp_path / "raytrain.yaml")
