@@ -47,11 +47,12 @@ def begin(encoding: Encoding, *, level: int | None = None) -> None:
     formatter = JsonLines() if encoding == "json" else TextLines()
     root = logging.getLogger()
     for each in list(root.handlers):
-        if getattr(each, "stream", None) in (sys.stderr, sys.stdout, sys.__stderr__, sys.__stdout__):
+        stream = getattr(each, "stream", None)
+        if isinstance(each, ToStderr) or stream in (sys.stderr, sys.stdout, sys.__stderr__, sys.__stdout__):
             root.removeHandler(each)
         elif type(each).__name__ == "SessionFileHandler":
             each.setFormatter(JsonLines())
-    handler = logging.StreamHandler()
+    handler = ToStderr()
     handler.setFormatter(formatter)
     root.addHandler(handler)
     root.setLevel(logging.WARNING)
@@ -97,6 +98,18 @@ def fields(**values: Any) -> dict[str, Any]:
     Numbers carry their unit in the name, as everywhere.
     """
     return {_EXTRA: values}
+
+
+class ToStderr(logging.Handler):
+    """Writes to what stderr is as it writes: above the bars where there are any, to who redirects it in tests."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record, by one call."""
+        try:
+            sys.stderr.write(f"{self.format(record)}\n")
+            sys.stderr.flush()
+        except Exception:  # noqa: BLE001  # what can't be logged ends nothing, as with every handler of Python
+            self.handleError(record)
 
 
 def _checked(subject: Mapping[str, Any]) -> dict[str, Any]:

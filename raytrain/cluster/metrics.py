@@ -34,11 +34,11 @@ class Definition:
     bounds: tuple[float, ...] = ()
 
     def exported_names(self) -> tuple[str, ...]:
-        """Return the names that Prometheus has for it."""
+        """Return the names that Prometheus has for it, but the sum of a histogram: Ray makes it of middles of bins."""
         name = f"ray_{self.name}"
         if self.kind == "counter":
             return (f"{name}_total",)
-        return (f"{name}_bucket", f"{name}_sum", f"{name}_count") if self.kind == "histogram" else (name,)
+        return (f"{name}_bucket", f"{name}_count") if self.kind == "histogram" else (name,)
 
 
 def _gauge(name: str, description: str, *tags: str) -> Definition:

@@ -83,7 +83,7 @@ def test_metrics_are_exported_with_their_names_and_values(s3: str) -> None:
         ("ray_raytrain_score_units_done", to, 1.0),
         ("ray_raytrain_score_casualties", to, 2.0),
         ("ray_raytrain_score_setbacks_total", to | {"outcome": "failed"}, 1.0),
-        ("ray_raytrain_score_unit_seconds_sum", to, 5.0),
+        ("ray_raytrain_score_unit_seconds_count", to, 1.0),
         ("ray_raytrain_score_workers", to | {"state": "busy"}, 3.0),
         ("ray_raytrain_score_failing_seconds", to, 7.5),
     ]

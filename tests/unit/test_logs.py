@@ -140,7 +140,9 @@ def test_a_process_says_nothing_twice_and_leaves_files_of_others_alone(tmp_path:
     logs.begin("json")
     logs.begin("json")
     to_terminal = [each for each in root.handlers if getattr(each, "stream", None) is sys.stderr]
-    assert [type(each.formatter) for each in to_terminal] == [logs.JsonLines]
+    assert to_terminal == []
+    ours = [each for each in root.handlers if isinstance(each, logs.ToStderr)]
+    assert [type(each.formatter) for each in ours] == [logs.JsonLines]
     assert file in root.handlers
     file.close()
 
