@@ -82,6 +82,11 @@ def be_about(**subject: Any) -> None:
     _process = _checked(subject)
 
 
+def subject() -> dict[str, Any]:
+    """Return what all records of this process are about, for a process that works for it."""
+    return dict(_process)
+
+
 @contextlib.contextmanager
 def about(**subject: Any) -> Iterator[None]:
     """Say what the records of this thread are about while the body runs, beside what was said before."""

@@ -175,9 +175,6 @@ class _Watch(ControllerCallback, WorkerGroupCallback):
         """Say where the ranks are."""
         nodes = tuple((each.metadata.node_id, each.metadata.node_ip) for each in worker_group.get_workers())
         places = worker_group.get_worker_group_state().placement_group_handle.placement_group
-        places_of_ranks = [f"{rank} on {address}" for rank, (_, address) in enumerate(nodes)]
-        event = logs.fields(event="ranks placed", ranks=len(nodes), nodes=[address for _, address in nodes])
-        _logger.info("run %s: ranks placed: %s", self._run, ", ".join(places_of_ranks), extra=event)
         self._board.hold.remote(places, ray.get_runtime_context().current_actor)
         self._board.post.remote(Placed(self._run, nodes))
 

@@ -194,6 +194,10 @@ class Journal:
             _logger.info("run %s: attempt ended: %s: %s", news.run, news.kind, news.cause)
         elif isinstance(news, Placed):
             self._placed[news.run] = news.nodes
+            addresses = [address for _, address in news.nodes]
+            places = ", ".join(f"rank {rank} on {address}" for rank, address in enumerate(addresses))
+            event = logs.fields(event="ranks placed", run=news.run, ranks=len(addresses), nodes=addresses)
+            _logger.info("run %s: %s", news.run, places, extra=event)
         elif isinstance(news, Begun):
             self._look_again(news.run)
             self._begun(news)

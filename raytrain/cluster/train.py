@@ -343,10 +343,15 @@ def _log_end(name: str, ended: _Ended) -> None:
 
 
 def _ending(name: str, run: Callable[[], TrainedMember], stop: threading.Event) -> _Ended:
+    with logs.about(run=name):
+        return _trained(name, run, stop)
+
+
+def _trained(name: str, run: Callable[[], TrainedMember], stop: threading.Event) -> _Ended:
     """Train a run; begin again, from where it was saved, if its controller is lost."""
     start = time.monotonic()
     lost = 0
-    _logger.info("run %s begins, or goes on", name, extra=logs.fields(event="run begins", run=name))
+    _logger.info("run %s begins, or goes on", name, extra=logs.fields(event="run begins"))
     while True:
         try:
             return _Ended(run(), None, time.monotonic() - start)

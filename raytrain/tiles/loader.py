@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, cast
 
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from raytrain import logs
 from raytrain.config import LoaderSettings
 from raytrain.errors import RaytrainError
 from raytrain.tiles.dataset import Key, TileDataset
@@ -87,8 +89,14 @@ class SampleLoader(Generic[SampleT]):
             # A process with threads, as every rank is, must not be forked.
             multiprocessing_context="forkserver",
             persistent_workers=True,
+            worker_init_fn=partial(_begin_process, logs.subject()),
             prefetch_factor=BATCHES_AHEAD_OF_PROCESS,
         )
+
+
+def _begin_process(subject: dict[str, Any], number: int) -> None:
+    """Have a loader process log as the rank that it works for."""
+    logs.begin_worker(**subject)
 
 
 def _stacked(futures: Sequence[Future[SampleT]]) -> SampleT:

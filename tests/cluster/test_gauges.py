@@ -21,6 +21,7 @@ EXPORT_S = 90
 """A worker hands its metrics to its node's agent every 10 s; the machine may be busy."""
 PROGRESS = RunProgress("a-fold0", 2, 10, 120, 480, 0.4, images_per_s=45.5, wait_fraction=0.25, score=0.75, left_s=60)
 DESTINATION = "s3://b/masks"
+DATA = b"0123456789"
 BEFORE = 2 * 480 + 20
 """Images that were done as the attempt began."""
 
@@ -67,7 +68,7 @@ def test_metrics_are_exported_with_their_names_and_values(s3: str) -> None:
     scoring.setback("failed")
     scoring.unit_done(5.0)
     scoring.workers({"busy": 3}, 7.5)
-    storage.write_bytes(storage.join(s3, "gauges"), b"0123456789")
+    storage.write_bytes(storage.join(s3, "gauges"), DATA)
     run, to = {"run": "a-fold0", "member": "a", "fold": "0"}, {"destination": DESTINATION}
     wanted = [
         ("ray_raytrain_images_per_s", run, 45.5),
@@ -88,15 +89,16 @@ def test_metrics_are_exported_with_their_names_and_values(s3: str) -> None:
         ("ray_raytrain_score_failing_seconds", to, 7.5),
     ]
     until = time.monotonic() + EXPORT_S
-    left = list(wanted)
-    while left and time.monotonic() < until:
+    left, written_bytes = list(wanted), 0.0
+    while (left or written_bytes < len(DATA)) and time.monotonic() < until:
         time.sleep(0.5)
         series = exported()
         left = [(name, tags, value) for name, tags, value in left if value_of(series, name, **tags) != value]
+        # What this process asks of the store is told by a thread.
+        written_bytes = value_of(series, "ray_raytrain_store_bytes_total", operation="write") or 0.0
     assert left == []
+    assert written_bytes >= len(DATA)
+    assert (value_of(series, "ray_raytrain_store_requests_total", operation="write") or 0) >= 1
     saved = value_of(series, "ray_raytrain_saved_timestamp_seconds", **run)
     assert saved is not None
     assert abs(saved - time.time()) < EXPORT_S
-    # What this process has asked of the store is flushed by a thread.
-    assert (value_of(series, "ray_raytrain_store_bytes_total", operation="write") or 0) >= 10
-    assert (value_of(series, "ray_raytrain_store_requests_total", operation="write") or 0) >= 1
