@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import ray
 
-from raytrain.cluster import growth, session, tasks
+from raytrain.cluster import growth, session, tasks, train
+from raytrain.cluster.room import resources_of
 from raytrain.errors import ConfigError, WorkNotFinished
 
 
@@ -175,3 +176,21 @@ def test_tasks_ask_for_a_cpu_each_until_they_are_done(cluster: GrowingCluster, m
     assert started == list(range(65))
     assert list(results) == [each * 2 for each in range(1, 100)]
     assert asked(cluster) == [("CPU", count) for count in range(64, 0, -1)] + [("none", 0)]
+
+
+def test_training_asks_for_the_runs_that_wait_and_for_none_once_all_have_begun() -> None:
+    rooms, waiting, begun = iter([1, 1, 1, 2, 2, 2, 2, 2]), [], []
+    journal: Any = SimpleNamespace(begin=begun.append, end=lambda *anything: None)
+    net: Any = object()
+    fits = {f"run{i}": lambda: net for i in range(3)}
+    ended = train._side_by_side(fits, lambda: next(rooms), None, journal, waiting.append)
+    assert [each.net for each in ended.values()] == [net] * 3
+    assert begun == ["run0", "run1", "run2"]
+    assert waiting[0] == 2
+    assert waiting[-1] == 0
+    assert waiting == sorted(waiting, reverse=True)
+
+
+@pytest.mark.parametrize(("use_gpu", "count"), [(True, 5), (False, 11)])
+def test_scoring_asks_for_a_gpu_a_worker_or_its_threads_and_a_cpu_beside(use_gpu: bool, count: int) -> None:
+    assert resources_of(5, threads=2, use_gpu=use_gpu) == count

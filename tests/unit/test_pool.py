@@ -203,6 +203,17 @@ def run(cluster: FakeCluster, plan: Schedule, actors: int = 1) -> list[Task]:
     return found
 
 
+def test_pool_tells_for_how_many_workers_there_is_something_to_do(cluster: FakeCluster) -> None:
+    """Nodes are asked for by this: not one for each actor that there is room for."""
+    plan, needs = schedule([scene("a"), scene("b"), scene("c")]), []
+
+    def finished(task: Task, text: str, where: dict[str, Any]) -> None:
+        plan.finished(task, Answer.model_validate_json(text))
+
+    Pool(cluster.start, lambda: 1, on_need=needs.append).run(plan, finished)
+    assert needs[0] == 3
+
+
 @pytest.mark.parametrize("end", [DIED, OUT_OF_MEMORY], ids=["killed", "out of memory"])
 def test_unit_whose_actor_dies_is_done_by_another_one_and_is_suspect(cluster: FakeCluster, end: Exception) -> None:
     cluster.scripts = [([], [end])]

@@ -130,6 +130,19 @@ def test_a_running_trial_is_not_given_out_twice_and_keeps_the_search_from_being_
     assert search.is_over
 
 
+def test_no_trial_can_begin_while_the_last_ones_run(tmp_path: Path) -> None:
+    """Nodes are asked for by this: a cluster would grow for nobody."""
+    search = make(tmp_path, Clock(), {"trials": 2})
+    assert search.has_next
+    first = search.next(1)
+    assert search.has_next
+    search.next(1)
+    assert not search.has_next
+    assert first is not None
+    search.put_back(first.name)
+    assert search.has_next
+
+
 def test_a_search_that_was_killed_goes_on_where_its_record_stands(tmp_path: Path) -> None:
     """Killed after any write of its record, it draws the same points as one that was not."""
     undisturbed = make(tmp_path / "whole", Clock(), {"trials": 14})
