@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import ray
+import ray.exceptions
 from ray._private.ray_constants import DEBUG_AUTOSCALING_ERROR, DEBUG_AUTOSCALING_STATUS
 from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.autoscaler.v2.utils import is_autoscaler_v2
@@ -23,6 +24,13 @@ LOOK = "look at `ray status` on the head and at monitor.log: capacity, quota, th
 
 def check_autoscaler() -> list[Finding]:
     """Return what the autoscaler of this cluster says; nothing where it has none, or none that says anything."""
+    try:
+        return _asked()
+    except (ray.exceptions.RayError, OSError, ValueError) as error:
+        return [_finding("unchecked", f"it can't be asked: {type(error).__name__}", "ray status")]
+
+
+def _asked() -> list[Finding]:
     if is_autoscaler_v2(fetch_from_server=True):
         status = get_cluster_status(ray.get_runtime_context().gcs_address, timeout=TIMEOUT_S)
         failed = [f"{each.count} x {each.ray_node_type_name}" for each in status.failed_launches]

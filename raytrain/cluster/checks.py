@@ -6,6 +6,7 @@ how these were got.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -48,7 +49,7 @@ class Node(Settings):
 
 @dataclass(frozen=True)
 class Seen:
-    """A node and what it said of itself; its clock less that of the command, which is known to `uncertain_s`.
+    """A node and what it said of itself; its clock less that of the command, known to `uncertain_s` (inf: not at all).
 
     `gpu` is what a task with one of its GPUs saw, None where none ran: `gpu_unchecked` says why.
     """
@@ -161,7 +162,8 @@ def check_clocks(all_seen: Sequence[Seen]) -> list[Finding]:
     def fine(good: Sequence[Seen]) -> str:
         return f"within {max(abs(seen.ahead_s) + seen.uncertain_s for seen in good):.1f} s of this command's"
 
-    return judged("clock", all_seen, judge, fine) if len(all_seen) > 1 else []
+    known = [seen for seen in all_seen if math.isfinite(seen.uncertain_s)]
+    return judged("clock", known, judge, fine) if len(known) > 1 else []
 
 
 def clock_finding(check: str, ahead_s: float, uncertain_s: float, other: str) -> Finding | None:

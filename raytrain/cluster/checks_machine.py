@@ -16,7 +16,7 @@ LEAST_OPEN_FILES = 4096
 """Below that Ray calls the limit too low for production."""
 _IN_MEMORY = ("tmpfs", "ramfs")
 _OVER_A_NETWORK = ("nfs", "nfs4", "cifs", "smb3", "lustre", "ceph", "9p", "virtiofs")
-_OTHER_USES = {"temporary": "the folder for temporary files", "session": "Ray's session folder"}
+_OTHER_USES = {"temporary": "the folder for temporary files", "session": "Ray's folder"}
 
 
 def _of(check: str, verdict: Verdict, seen: Seen, found: str, remedy: str) -> Finding:
@@ -107,7 +107,10 @@ def _room(name: str) -> Callable[[Sequence[Seen]], str]:
         least = min((seen.report.disks[name] for seen in good), key=lambda disk: disk.free_bytes)
         kinds = ", ".join(sorted({seen.report.disks[name].filesystem for seen in good}))
         more = "at least " if len(good) > 1 else ""
-        return f"{least.path} ({kinds}): {more}{size_text(least.free_bytes)} free of {size_text(least.total_bytes)}"
+        use = f"{_OTHER_USES[name]}, " if name in _OTHER_USES else ""
+        return (
+            f"{use}{least.path} ({kinds}): {more}{size_text(least.free_bytes)} free of {size_text(least.total_bytes)}"
+        )
 
     return fine
 
@@ -181,10 +184,9 @@ def _shm_of(seen: Seen) -> list[Finding]:
 
 def _shm_fine(good: Sequence[Seen]) -> str:
     least = min(good, key=lambda seen: (seen.report.memory.shm_bytes or 0) - seen.node.object_store_bytes)
-    return (
-        f"/dev/shm of {size_text(least.report.memory.shm_bytes or 0)} holds Ray's object store of "
-        f"{size_text(least.node.object_store_bytes)}"
-    )
+    wanted = least.node.object_store_bytes
+    holds = f" holds Ray's object store of {size_text(wanted)}" if wanted else ""
+    return f"/dev/shm of {size_text(least.report.memory.shm_bytes or 0)}{holds}"
 
 
 def _usable_bytes(seen: Seen) -> int:

@@ -80,7 +80,10 @@ def doctor(job: DoctorJob, cluster: session.Cluster, on_progress: OnProgress | N
 
 def _without_cluster(job: DoctorJob, problem: str) -> DoctorReport:
     """Return what can be said of this machine where there is no Ray to ask."""
-    remedy = "check address, security group and token; what stands below is about the machine of this command"
+    remedy = (
+        "check the address, the security group, and whether the token here is the cluster's; what stands below is "
+        "about the machine of this command"
+    )
     found = [Finding(check="cluster", verdict="failed", nodes=(), found=problem, remedy=remedy)]
     report = node_look.look(address="", is_head=False, cache=job.cache, session=None, dashboard=None, counts_gpus=False)
     seen = [Seen(Node(name=THIS_MACHINE, address=""), report)]
@@ -295,7 +298,7 @@ class _Examination:
 
     def _report(self) -> DoctorReport:
         seen = [
-            Seen(each.node, each.report, each.ahead_s, min(each.uncertain_s, 3600.0), each.gpu, each.gpu_unchecked)
+            Seen(each.node, each.report, each.ahead_s, each.uncertain_s, each.gpu, each.gpu_unchecked)
             for each in self._answers
             if each.report is not None
         ]

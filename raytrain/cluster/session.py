@@ -117,7 +117,7 @@ def _start(cluster: Cluster, *, same_code: bool) -> None:
     try:
         with _own_signals():
             _init(cluster, same_code=same_code)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
         token = (
             "" if os.environ.get("RAY_AUTH_MODE") else "; if it wants a token, set RAY_AUTH_MODE=token and the token"
         )

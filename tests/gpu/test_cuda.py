@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from raytrain.cluster.node_look import gpus, look_at_gpu
 from raytrain.config import MemberSettings, Normalisation, ScoreSettings, ShardSettings, change
 from raytrain.recipes import members
 from raytrain.scoring.ensemble import Ensemble
@@ -131,3 +132,12 @@ def test_window_on_a_gpu_does_not_depend_on_the_others_or_the_run(precision: str
     for window, one, two in zip(windows, together, again, strict=True):
         np.testing.assert_array_equal(one, two)
         np.testing.assert_array_equal(one, score([window], precision=precision)[0])
+
+
+def test_the_doctor_sees_a_gpu_that_computes() -> None:
+    found = look_at_gpu()
+    assert not found.problem
+    assert found.memory_bytes > 0
+    assert found.nccl
+    assert found.driver != "unknown"
+    assert gpus(counts_gpus=True).seen == torch.cuda.device_count()

@@ -128,7 +128,7 @@ BAD: dict[str, tuple[Seen, str, str, str, str]] = {
         seen("b", report(disks__session__free_bytes=80 * GB)),
         "disk",
         "warning",
-        "/tmp/ray, Ray's session folder, is 92% full",
+        "/tmp/ray, Ray's folder, is 92% full",
         "free room",
     ),
     "a read-only disk": (
