@@ -15,6 +15,9 @@ from raytrain.config import parse, toml_changes
 from raytrain.console import Narrator
 from raytrain.errors import ConfigError, DataError
 
+TOML_BYTES = 2**20
+"""Of a file of settings that a person wrote."""
+
 
 class Command(BaseModel):
     """Base of the commands: frozen options and `run`, which returns the exit code."""
@@ -38,7 +41,8 @@ class Command(BaseModel):
         storage.use_stores(storage.Stores())
         if self.stores is not None:
             where = storage.normalise(self.stores)
-            storage.use_stores(storage.read_stores(storage.read_text(where, "file of stores"), storage.shown(where)))
+            text = storage.read_text(where, "file of stores", TOML_BYTES)
+            storage.use_stores(storage.read_stores(text, storage.shown(where)))
 
     def uris(self) -> list[str]:
         """Return the URIs among the options, as they were given."""
@@ -76,9 +80,11 @@ def load_changes(uri: str | Path) -> dict[str, Any]:
     """Return `{dotted path: value}` from the TOML file of settings at a path or a URI."""
     where = storage.normalise(str(uri))
     try:
-        return toml_changes(storage.read_bytes(where).decode(), storage.shown(where))
+        return toml_changes(storage.read_bytes(where, TOML_BYTES).decode(), storage.shown(where))
     except FileNotFoundError as error:
         raise ConfigError(f"no such settings file: {storage.shown(where)}") from error
+    except storage.TooLarge as error:
+        raise ConfigError(f"{error}, of settings") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{storage.shown(where)}: not a TOML file: {error}") from error
 

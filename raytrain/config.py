@@ -27,6 +27,12 @@ LayerEncoding = Literal["none", "uint8", "float32"]
 MemberName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
 """What a member is called: a plain name, since keys in stores are made of it."""
 
+PLAIN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$"
+PlainName = Annotated[str, Field(pattern=PLAIN_NAME)]
+"""What can be the name of one file anywhere, and leads nowhere else; see `storage.is_plain_name`."""
+PlainKey = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}(/[A-Za-z0-9][A-Za-z0-9._-]{0,199})*$")]
+"""Plain names joined by '/': a key that stays below the prefix that it is joined to."""
+
 
 def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(names)) != len(names):
@@ -345,7 +351,7 @@ def toml_changes(text: str, source: str) -> dict[str, Any]:
     """Return `{dotted path: value}` from a TOML text of settings; raise `ConfigError`, which names its `source`."""
     try:
         tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"{source}: not a TOML file: {error}") from error
     return dict(_flatten(tree))
 

@@ -71,7 +71,7 @@ class Books:
 
     def note_failure(self, task: Task, outcome: Outcome, cause: str, where: dict[str, Any]) -> None:
         """Note an attempt at a task that failed or was lost, and why; `failures` and `deaths` are those before it."""
-        self._note(task, outcome, where, cause=cause)
+        self._note(task, outcome, where, cause=storage.without_queries(cause))
         self._told().setback(outcome)
 
     def note_workers(self, states: Mapping[str, int], failing_s: float) -> None:

@@ -172,8 +172,9 @@ class Journal:
         with self._lock:
             self._look_again(run)
             self._begun_at.pop(run, None)
+            told = None if failed is None else storage.without_queries(failed)
             history = self.history(run)
-            self._keep(run, history.model_copy(update={"seconds": history.seconds + seconds, "failed": failed}))
+            self._keep(run, history.model_copy(update={"seconds": history.seconds + seconds, "failed": told}))
         self._write()
         self._on_end(run, failed)
 
@@ -288,7 +289,7 @@ class Journal:
         return Restart(
             attempt=begun.attempt - 1,
             kind=kind,
-            cause=cause,
+            cause=storage.without_queries(cause),
             reached=reached,
             resumed=begun.position,
             lost_images=lost,

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from raytrain.config import Fraction, LoaderSettings, MemberSettings, Settings
+from raytrain.config import Fraction, LoaderSettings, MemberSettings, PlainName, Settings
 from raytrain.training.encoder_files import EncoderFile
 
 SCORE = "iou_location_weighted"
@@ -70,7 +70,7 @@ class TrainJob(Settings):
 
     shards: str
     out: str
-    experiment: str = "main"
+    experiment: PlainName = "main"
     members: tuple[str, ...] = ("all",)
     fold: int | Literal["all", "none"] = 0
     workers: int | tuple[int, int] = 1

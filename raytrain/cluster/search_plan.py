@@ -10,7 +10,7 @@ from pydantic import Field
 from raytrain import storage
 from raytrain.cluster.plan import check_member, encoder_files, pinned, plan_runs, tiles_of, with_hashes
 from raytrain.cluster.runs import Checkpointing, RunSettings, TrainJob
-from raytrain.config import Fraction, LoaderSettings, MemberSettings, Settings
+from raytrain.config import Fraction, LoaderSettings, MemberSettings, PlainName, Settings
 from raytrain.errors import ConfigError
 from raytrain.search.budget import Budget
 from raytrain.search.finals import Finals
@@ -39,7 +39,7 @@ class TuneJob(Settings):
     shards: str
     out: str
     member: str
-    experiment: str = "main"
+    experiment: PlainName = "main"
     fold: int = 0
     kept_back: int | None = None
     workers: int = Field(default=1, ge=1)

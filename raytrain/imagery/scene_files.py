@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 from pydantic import Field
 
-from raytrain.config import Settings
+from raytrain.config import PlainName, Settings
 
 ALL_BANDS = "*"
 """Stands for the name of the band where one file holds several, which its own descriptions name."""
@@ -46,7 +46,7 @@ class SceneSource(Settings):
     item lies, by its own word; else the document that it is, or the document that it is in, `#` and its id.
     """
 
-    scene_id: str
+    scene_id: PlainName
     files: dict[str, BandFile]
     identity: str
     versions: dict[str, FileVersion] = Field(default_factory=dict)

@@ -34,13 +34,19 @@ class Losses:
 
 
 def write_casualties(uri: str, rows: Sequence[Sequence[str]]) -> None:
-    """Write the table of a destination, in the order of ids; without rows there is none. Endless causes are cut."""
+    """Write the table of a destination, in the order of ids; without rows there is none.
+
+    Endless causes are cut, and no query of an address is left in them, which may be a signature.
+    """
     target = storage.join(uri, CASUALTIES)
     if not rows:
         storage.remove(target)
         return
     text = io.StringIO()
-    written = [[*places, cause[:LONGEST_CAUSE]] for *places, cause in sorted(rows, key=lambda row: row[0])]
+    written = [
+        [*map(storage.without_queries, places), storage.without_queries(cause)[:LONGEST_CAUSE]]
+        for *places, cause in sorted(rows, key=lambda row: row[0])
+    ]
     csv.writer(text, lineterminator="\n").writerows([COLUMNS, *written])
     storage.write_bytes(target, text.getvalue().encode())
 

@@ -26,6 +26,8 @@ from raytrain.scoring.destination import LOG
 
 READERS = 8
 """Files that are read, and held, at a time."""
+FILE_BYTES = 256 * 2**20
+"""Of a file of the log, which has some thousand lines."""
 MOST_BINS = 240
 """Intervals of time that pixels are counted by; as the work goes on, each becomes twice as long."""
 _COLUMNS = pa.schema(
@@ -196,9 +198,11 @@ def _tables(uri: str, names: Sequence[str], pool: ThreadPoolExecutor, course: Co
 def _read(uri: str) -> tuple[pa.Table, int]:
     """Return the lines of a file of the log, and how many more can't be read."""
     try:
-        data = storage.read_bytes(uri)
+        data = storage.read_bytes(uri, FILE_BYTES)
     except FileNotFoundError:
         return _COLUMNS.empty_table(), 0
+    except storage.TooLarge:
+        return _COLUMNS.empty_table(), 1
     try:
         return _whole(_parsed(data))
     except pa.ArrowInvalid:
@@ -217,7 +221,7 @@ def _parsed(data: bytes) -> pa.Table:
 def _parsed_line(line: bytes) -> pa.Table | None:
     try:
         return _parsed(line) if isinstance(json.loads(line), dict) else None
-    except (ValueError, pa.ArrowInvalid):
+    except (ValueError, RecursionError, pa.ArrowInvalid):
         return None
 
 

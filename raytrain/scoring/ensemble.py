@@ -35,6 +35,8 @@ from raytrain.storage.temporary import temporary_folder
 from raytrain.training.models import load_weights
 
 STRAIGHT, FLIPPED = False, True
+LARGEST_WEIGHTS_BYTES = 4 * 2**30
+"""Of the weights of a member: a thousand million parameters."""
 
 
 @dataclass(frozen=True)
@@ -288,7 +290,9 @@ def _one_thread_each() -> None:
 
 def _read_weights(uri: str, member: str) -> bytes:
     try:
-        return storage.read_bytes(uri)
+        return storage.read_bytes(uri, LARGEST_WEIGHTS_BYTES)
+    except storage.TooLarge as error:
+        raise ConfigError(str(error)) from error
     except FileNotFoundError as error:
         raise ConfigError(f"{uri}: no such file, but the ensemble names it as the weights of {member}") from error
 

@@ -34,6 +34,9 @@ READ_TOGETHER = 4 * READERS
 RECORDS_AT_ONCE = 100_000
 """Records that compaction holds; the tables are rewritten for each such lot."""
 
+TABLE_BYTES = 2 * 2**30
+"""Of a table as it is stored, one of sixteen: those of a million items have 10 MB each."""
+
 _OUTPUT = pa.struct([("kind", pa.string()), ("key", pa.string()), ("sha256", pa.string()), ("num_bytes", pa.int64())])
 SCHEMA = pa.schema(
     [
@@ -150,7 +153,9 @@ def read_table(uri: str, digit: str, columns: Sequence[str] | None = None) -> pa
     """Return the canonical table of one digit, empty where there is none; raise `DamagedTable`."""
     target = _table_uri(uri, digit)
     try:
-        data = storage.read_bytes(target)
+        data = storage.read_bytes(target, TABLE_BYTES)
+    except storage.TooLarge as error:
+        raise DamagedTable(target, error.found) from error
     except FileNotFoundError:
         table = SCHEMA.empty_table()
         return table if columns is None else table.select(columns)
@@ -297,8 +302,8 @@ def _read_loose(uri: str, names: Sequence[str]) -> Iterator[pa.Table]:
 
     def read(name: str) -> pa.Table | None:
         try:
-            data = storage.read_bytes(storage.join(uri, LEDGER, name))
-        except FileNotFoundError:
+            data = storage.read_bytes(storage.join(uri, LEDGER, name), TABLE_BYTES)
+        except (FileNotFoundError, storage.TooLarge):
             return None
         try:
             if name.startswith("rolled/"):
@@ -345,15 +350,16 @@ def _to_parquet(table: pa.Table) -> bytes:
 
 def _from_parquet(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
     """Return the table, or some columns of it, of the bytes of `_to_parquet`; raise for damaged ones."""
-    file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+    source = pa.BufferReader(data)
+    found = storage.open_parquet(source).schema_arrow
     names = SCHEMA.names if columns is None else list(columns)
-    if file.schema_arrow.equals(_SCHEMA_BEFORE):  # of the footer, which has no checksum
-        table = file.read(columns=[name for name in names if name != _ADDED])
-        table = table.append_column(SCHEMA.field(_ADDED), pa.nulls(table.num_rows, pa.float64()))
-    elif file.schema_arrow.equals(SCHEMA):
-        table = file.read(columns=names)
-    else:
+    if not (found.equals(SCHEMA) or found.equals(_SCHEMA_BEFORE)):  # of the footer, which has no checksum
         raise ValueError("other columns than the ledger has")
+    is_before = found.equals(_SCHEMA_BEFORE)
+    wanted = [name for name in names if not (is_before and name == _ADDED)]
+    table = storage.read_parquet(source, wanted, page_checksum_verification=True)
+    if is_before:
+        table = table.append_column(SCHEMA.field(_ADDED), pa.nulls(table.num_rows, pa.float64()))
     table.validate(full=True)
     return table.select(names)
 

@@ -37,6 +37,8 @@ from raytrain.scoring.seen import SeenNames
 
 Json = Mapping[str, Any]
 
+DOCUMENT_BYTES = 256 * 2**20
+"""Of one document: collections of ten thousand items have 200 MB."""
 NO_DATA_ROLES = {"thumbnail", "overview", "preview", "visual", "metadata"}
 _PICTURE_KEY = re.compile(r"(^|[_-])(visual|preview|overview|thumbnail|tci|pvi)([_-]|$)", re.IGNORECASE)
 _PICTURE_FILE = re.compile(r"(^|[_-])(TCI|PVI)([_.-]|$)")
@@ -52,7 +54,7 @@ def read_document(uri: str) -> dict[str, Any]:
     """Return the JSON object at `uri`; raise `DataError` for anything else."""
     try:
         refuse_special(uri)
-        document = json.loads(storage.read_bytes(uri))
+        document = json.loads(storage.read_bytes(uri, DOCUMENT_BYTES))
     except FileNotFoundError as error:
         raise DataError(shown(uri), "no such file") from error
     except IsADirectoryError as error:

@@ -19,7 +19,6 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from raytrain import storage
 from raytrain.errors import ConfigError, DataError, StoreOutOfReach, first_line
@@ -227,6 +226,8 @@ def _lines(uri: str) -> Iterator[bytes]:
         for block in _blocks(uri):
             *lines, rest = (rest + block).split(b"\n")
             yield from lines
+            if len(rest) > LIST_BYTES:
+                raise ConfigError(f"{shown(uri)}: a line of more than {LIST_BYTES} bytes, expected a list of URIs")
         yield rest
     except FileNotFoundError as error:
         raise ConfigError(f"no such list: {shown(uri)}") from error
@@ -243,7 +244,14 @@ def _blocks(uri: str) -> Iterator[bytes]:
                 yield block
                 start += len(block)
         except storage.NoRanges:
-            yield storage.read_bytes(uri)[start:]
+            yield _whole(uri)[start:]
+
+
+def _whole(uri: str) -> bytes:
+    try:
+        return storage.read_bytes(uri, storage.objects.TEXT_BYTES)
+    except storage.TooLarge as error:
+        raise ConfigError(f"{error}, a list of URIs") from error
 
 
 def _unreadable_list(uri: str, error: OSError) -> ConfigError:
@@ -253,20 +261,20 @@ def _unreadable_list(uri: str, error: OSError) -> ConfigError:
 def _parquet_rows(uri: str) -> Iterator[Row | DataError]:
     try:
         with storage.open_ranged(uri) as file:
-            table = pq.ParquetFile(file)
-            names = [name for name in ("uri", "id", "datetime") if name in table.schema_arrow.names]
+            known = storage.open_parquet(file).schema_arrow.names
+            names = [name for name in ("uri", "id", "datetime") if name in known]
             if "uri" not in names:
-                found = ", ".join(table.schema_arrow.names)
+                found = ", ".join(known)
                 raise ConfigError(f"{shown(uri)}: a list needs a column uri (found: {found})")
             number = 0
-            for batch in table.iter_batches(batch_size=LIST_ROWS, columns=names):
+            for batch in storage.iter_parquet(file, names, rows=LIST_ROWS):
                 for row in _rows_of(batch):
                     number += 1
                     place = f"{shown(uri)}, row {number}"
                     yield DataError(place, row) if isinstance(row, str) else _parquet_row(place, row)
     except FileNotFoundError as error:
         raise ConfigError(f"no such list: {shown(uri)}") from error
-    except pa.ArrowException as error:
+    except (pa.ArrowException, storage.ParquetBomb) as error:
         raise ConfigError(f"{shown(uri)}: not a readable Parquet file: {first_line(error)}") from error
     except OSError as error:
         raise _unreadable_list(uri, error) from error

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from raytrain import storage
-from raytrain.config import MemberName, MemberSettings, Settings, parse
+from raytrain.config import MemberName, MemberSettings, PlainKey, Settings, parse
 from raytrain.errors import ConfigError
 
 ENSEMBLE_FILE = "ensemble.json"
@@ -23,7 +23,7 @@ class TrainedMember(Settings):
 
     name: MemberName
     fold: int | None
-    weights: str
+    weights: PlainKey
     sha256: str
     settings: MemberSettings
     score: float | None

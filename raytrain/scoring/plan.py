@@ -19,6 +19,8 @@ from raytrain.scoring.units import Unit
 
 PLAN, STARTED = "plan", "started"
 UNITS_PER_PART = 1000
+PART_BYTES = 256 * 2**20
+"""Of a part as it is stored: units have some kilobytes, those of scenes shared by many blocks more."""
 _logger = logging.getLogger(__name__)
 _SCHEMA = pa.schema([("unit_id", pa.string()), ("unit", pa.string())])
 
@@ -68,7 +70,7 @@ class _Parts(Iterator[list[Unit]]):
             return []
         part = _part_uri(self._uri, self._run, self._numbers[0])
         try:
-            data = storage.read_listed(part)
+            data = storage.read_listed(part, PART_BYTES)
         except FileNotFoundError as error:
             raise WorkNotFinished(
                 f"{part}: the plan is gone; does another command score to {self._uri}? Only one may: "
@@ -84,7 +86,7 @@ class _Parts(Iterator[list[Unit]]):
             return []
         self._patience.succeeded()
         self._numbers.popleft()
-        table = pq.read_table(pa.BufferReader(data))
+        table = storage.read_parquet(pa.BufferReader(data))
         return [Unit.model_validate_json(text) for text in table["unit"].to_pylist()]
 
 

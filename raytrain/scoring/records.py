@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from raytrain.config import Settings
+from raytrain.config import PlainKey, PlainName, Settings
 
 
 class Output(Settings):
     """One file of the destination: its key below it, the hash of its bytes, how many they are."""
 
-    key: str
+    key: PlainKey
     sha256: str
     num_bytes: int
 
@@ -26,7 +26,7 @@ class Record(Settings):
     [0, 0.5]; None without that layer, without a valid pixel, and in records of before it was kept.
     """
 
-    item_id: str
+    item_id: PlainName
     kind: Literal["chip", "scene"]
     source_uri: str
     source_item_uri: str | None = None

@@ -37,6 +37,8 @@ if TYPE_CHECKING:  # it imports torch, which the driver does without
     from raytrain.scoring.work import Work
 
 BLOCKS = "blocks"
+RECORD_BYTES = 2**20
+"""Of the record of a block: a hash of each layer."""
 ROWS_COPIED = 512
 """Rows of a block in memory at a time, as it is put into its scene: those of a tile."""
 
@@ -200,7 +202,8 @@ def _fetch(folder: str, block: Region, kind: Kind, target: Path) -> None:
     uri, record_uri = (storage.join(folder, f"{_block_name(block)}{end}") for end in (f"-{kind}.tif", ".json"))
     with storage.open_ranged(uri) as source, target.open("wb") as file:
         shutil.copyfileobj(source, file, storage.ranged.BLOCK_BYTES)
-    if _sha256(target) != BlockRecord.model_validate_json(storage.read_bytes(record_uri)).layers.get(kind):
+    record = storage.read_bytes(record_uri, RECORD_BYTES)
+    if _sha256(target) != BlockRecord.model_validate_json(record).layers.get(kind):
         storage.remove(record_uri)
         raise FileNotFoundError(f"{uri}: damaged, not what its record says; the block is done again")
 

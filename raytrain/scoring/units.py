@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from raytrain import storage
-from raytrain.config import Settings
+from raytrain.config import PlainName, Settings
 from raytrain.errors import encodable
 from raytrain.imagery.scene_files import FileVersion, SceneSource
 from raytrain.scoring.blending import Region
@@ -31,7 +31,7 @@ class ChipSource(Settings):
     `versions` are what its files were, by URI, where these are local; of others `identity` is a listing's.
     """
 
-    chip_id: str
+    chip_id: PlainName
     files: dict[str, str]
     identity: str
     versions: dict[str, FileVersion] = Field(default_factory=dict)

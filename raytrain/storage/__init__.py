@@ -15,6 +15,7 @@ from raytrain.storage.gdal import (
 from raytrain.storage.http import NoRanges
 from raytrain.storage.objects import (
     FileInfo,
+    TooLarge,
     arrow_filesystem,
     exists,
     filesystem,
@@ -39,6 +40,7 @@ from raytrain.storage.objects import (
     write_bytes,
     write_file,
 )
+from raytrain.storage.parquet import ParquetBomb, iter_parquet, open_parquet, read_parquet
 from raytrain.storage.probing import Answer, StoreReport, probe, probe_name
 from raytrain.storage.ranged import RangedFile
 from raytrain.storage.retries import Retries, is_out_of_reach, is_passing, persistently
@@ -46,6 +48,7 @@ from raytrain.storage.stores import Stores, StoreSettings, for_workers, read_sto
 from raytrain.storage.uris import (
     is_http,
     is_local,
+    is_plain_key,
     is_plain_name,
     join,
     name_of,
@@ -62,11 +65,13 @@ __all__ = [
     "Answer",
     "FileInfo",
     "NoRanges",
+    "ParquetBomb",
     "RangedFile",
     "Retries",
     "StoreReport",
     "StoreSettings",
     "Stores",
+    "TooLarge",
     "arrow_filesystem",
     "exists",
     "filesystem",
@@ -80,13 +85,16 @@ __all__ = [
     "is_local",
     "is_out_of_reach",
     "is_passing",
+    "is_plain_key",
     "is_plain_name",
     "is_special",
+    "iter_parquet",
     "join",
     "limit_gdal_cache",
     "limit_gdal_drivers",
     "name_of",
     "normalise",
+    "open_parquet",
     "open_ranged",
     "partial_of",
     "path_of",
@@ -96,6 +104,7 @@ __all__ = [
     "read_bytes",
     "read_json",
     "read_listed",
+    "read_parquet",
     "read_range",
     "read_stores",
     "read_text",

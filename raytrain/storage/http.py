@@ -63,10 +63,10 @@ def part(url: str, start: int, end: int) -> bytes:
         )
 
 
-def whole(url: str) -> bytes:
-    """Return all bytes of what stands at `url`."""
+def whole(url: str, limit_bytes: int | None = None) -> bytes:
+    """Return all bytes of what stands at `url`; raise `timely.OverLimit` for more than `limit_bytes`."""
     with _answer("GET", url, {}) as answer:
-        return _body(answer)
+        return _body(answer, limit_bytes)
 
 
 def hashed(url: str) -> tuple[int, str]:
@@ -114,10 +114,10 @@ def _content_range(headers: Mapping[str, str]) -> tuple[int | None, int | None]:
     return (int(match[1]) if match[1] else None), (None if match[2] == "*" else int(match[2]))
 
 
-def _body(answer: BaseHTTPResponse) -> bytes:
+def _body(answer: BaseHTTPResponse, limit_bytes: int | None = None) -> bytes:
     if answer.status != 200:
         raise PassingAnswer(f"status {answer.status} to a plain GET")
-    data = timely.read(answer)
+    data = timely.read(answer, limit_bytes)
     length = _length(answer.headers)
     if length is not None and len(data) != length:
         raise PassingAnswer(f"{len(data)} of {length} bytes")

@@ -22,8 +22,8 @@ import fsspec
 import pyarrow.fs
 from fsspec import AbstractFileSystem
 
-from raytrain.errors import ConfigError
-from raytrain.storage import http, local, ranged, retries, s3
+from raytrain.errors import ConfigError, DataError, first_line
+from raytrain.storage import http, local, ranged, retries, s3, timely
 from raytrain.storage.ranged import RangedFile
 from raytrain.storage.retries import persistently
 from raytrain.storage.uris import is_http, is_local, join, normalise, path_of, shown
@@ -33,6 +33,14 @@ LISTED_ATTEMPTS = 4
 """How often an object that a listing named is asked for while the store says that there is none."""
 HASHED_BYTES = 8 * 2**20
 """What is held of an object whose content is hashed."""
+JSON_BYTES = 64 * 2**20
+"""Of one JSON object of ours: the manifest of ten million tiles has 25 MB. Parsed it can take twenty times as much."""
+TEXT_BYTES = 2**30
+"""Of a text that people made: the metadata of a million chips have 100 MB."""
+
+
+class TooLarge(DataError):
+    """An object has more bytes than were expected of its kind; what is beyond the limit was not read."""
 
 
 @cache
@@ -80,18 +88,39 @@ def is_special(uri: str) -> bool:
     return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
-def read_bytes(uri: str) -> bytes:
-    """Return the whole object; raise `FileNotFoundError` where there is none."""
-    if is_local(uri):
-        return bytes(_local().cat_file(path_of(uri)))
-    if is_http(uri):
-        return persistently(uri, lambda: http.whole(normalise(uri)))
-    return persistently(uri, lambda: s3.gets(uri).whole(path_of(uri)))
+def read_bytes(uri: str, limit_bytes: int | None = None) -> bytes:
+    """Return the whole object; raise `FileNotFoundError` where there is none, `TooLarge` for more than `limit_bytes`.
+
+    A limit belongs to whoever reads what others wrote, and then parses it.
+    """
+    try:
+        if is_local(uri):
+            return _local_bytes(path_of(uri), limit_bytes)
+        if is_http(uri):
+            return persistently(uri, lambda: http.whole(normalise(uri), limit_bytes))
+        return persistently(uri, lambda: s3.gets(uri).whole(path_of(uri), limit_bytes))
+    except timely.OverLimit as error:
+        found = f"{error.args[0]} bytes or more, expected at most {limit_bytes} of such a file; it was not read"
+        raise TooLarge(shown(uri), found) from error
 
 
-def read_listed(uri: str) -> bytes:
-    """Return the whole object that a listing named: a store's 404 is asked again a few times before it counts."""
-    return _as_listed(uri, lambda: read_bytes(uri))
+def _local_bytes(path: str, limit_bytes: int | None) -> bytes:
+    if limit_bytes is None:
+        return bytes(_local().cat_file(path))
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        data = b"" if size > limit_bytes else file.read(limit_bytes + 1)  # a pipe has no size
+    if max(size, len(data)) > limit_bytes:
+        raise timely.OverLimit(max(size, len(data)))
+    return data
+
+
+def read_listed(uri: str, limit_bytes: int | None = None) -> bytes:
+    """Return the whole object that a listing named: a store's 404 is asked again a few times before it counts.
+
+    Raises `TooLarge` for more than `limit_bytes`.
+    """
+    return _as_listed(uri, lambda: read_bytes(uri, limit_bytes))
 
 
 def _as_listed(uri: str, operation: Callable[[], bytes]) -> bytes:
@@ -106,10 +135,12 @@ def _as_listed(uri: str, operation: Callable[[], bytes]) -> bytes:
     raise AssertionError("the last attempt returns or raises")
 
 
-def read_text(uri: str, what: str) -> str:
+def read_text(uri: str, what: str, limit_bytes: int = TEXT_BYTES) -> str:
     """Return the text of a small UTF-8 file that a person made; raise `ConfigError` that calls it a `what`."""
     try:
-        return read_bytes(uri).decode("utf-8-sig")
+        return read_bytes(uri, limit_bytes).decode("utf-8-sig")
+    except TooLarge as error:
+        raise ConfigError(f"{error}; expected a {what}") from error
     except FileNotFoundError as error:
         raise ConfigError(f"no such {what}: {shown(uri)}") from error
     except IsADirectoryError as error:
@@ -118,12 +149,14 @@ def read_text(uri: str, what: str) -> str:
         raise ConfigError(f"{shown(uri)}: not a UTF-8 text file, expected a {what}") from error
 
 
-def read_json(uri: str) -> dict[str, Any]:
+def read_json(uri: str, limit_bytes: int = JSON_BYTES) -> dict[str, Any]:
     """Return the JSON object that stands at `uri`; raise `FileNotFoundError`, or `ConfigError` for anything else."""
     try:
-        values = json.loads(read_bytes(uri))
-    except ValueError as error:
-        raise ConfigError(f"{shown(uri)}: damaged, not a JSON file: {error}") from error
+        values = json.loads(read_bytes(uri, limit_bytes))
+    except TooLarge as error:
+        raise ConfigError(str(error)) from error
+    except (ValueError, RecursionError) as error:  # the latter for lists in lists without end
+        raise ConfigError(f"{shown(uri)}: damaged, not a JSON file: {first_line(error)}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{shown(uri)}: damaged, expected a JSON object")
     return values

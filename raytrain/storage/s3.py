@@ -152,11 +152,18 @@ class Gets:
             return b""
         return bytes(client(f"s3://{path}").cat_file(path, start=start, end=end))
 
-    def whole(self, path: str) -> bytes:
-        """Return all bytes of `bucket/key`, held against the MD5 that its ETag is, where it is one."""
-        status, headers, data = self._ask("GET", path, {})
+    def whole(self, path: str, limit_bytes: int | None = None) -> bytes:
+        """Return all bytes of `bucket/key`, held against the MD5 that its ETag is, where it is one.
+
+        Raises `timely.OverLimit` for more than `limit_bytes`.
+        """
+        status, headers, data = self._ask("GET", path, {}, limit_bytes)
         if status != 200:
-            return bytes(client(f"s3://{path}").cat_file(path))
+            more = None if limit_bytes is None else limit_bytes + 1
+            data = bytes(client(f"s3://{path}").cat_file(path, end=more))
+            if limit_bytes is not None and len(data) > limit_bytes:
+                raise timely.OverLimit(len(data))
+            return data
         etag = headers.get("ETag", "").strip('"')
         encrypted = headers.get("x-amz-server-side-encryption", "").startswith("aws:kms")
         if not encrypted and re.fullmatch("[0-9a-f]{32}", etag) and _md5(data) != etag:
@@ -171,10 +178,12 @@ class Gets:
             return int(info["size"]), info.get("ETag")
         return int(headers["Content-Length"]), headers.get("ETag")
 
-    def _ask(self, method: str, path: str, headers: dict[str, str]) -> tuple[int, Mapping[str, str], bytes]:
+    def _ask(
+        self, method: str, path: str, headers: dict[str, str], limit_bytes: int | None = None
+    ) -> tuple[int, Mapping[str, str], bytes]:
         """Return status, headers and body of the answer, or raise what an error means."""
         answer = self._session.send(self._signed(method, self._urls.get(path) or self._place(path), headers))
-        data = timely.read(answer.raw)
+        data = timely.read(answer.raw, limit_bytes)
         code = re.search(rb"<Code>(\w+)</Code>", data) if answer.status_code >= 400 else None
         text = f"{answer.status_code} {code[1].decode() if code else ''}".strip()
         if answer.status_code == 404:

@@ -131,5 +131,5 @@ def read_stores(text: str, source: str) -> Stores:
     """Return the table of a TOML text; raise `ConfigError`, which names its `source`."""
     try:
         return parse(Stores, tomllib.loads(text), source)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"{source}: not a TOML file: {error}") from error

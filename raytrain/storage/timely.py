@@ -18,6 +18,10 @@ LEAST_BYTES_PER_S = 10_000
 PIECE_BYTES = 1 << 20
 
 
+class OverLimit(Exception):
+    """A body has more bytes than were allowed: so many are known of."""
+
+
 def pieces(answer: BaseHTTPResponse) -> Iterator[bytes]:
     """Yield the body of an answer as it comes, in pieces of at most `PIECE_BYTES`.
 
@@ -40,6 +44,20 @@ def pieces(answer: BaseHTTPResponse) -> Iterator[bytes]:
         raise
 
 
-def read(answer: BaseHTTPResponse) -> bytes:
-    """Return the whole body of an answer; raise `PassingAnswer` as `pieces` does."""
-    return b"".join(pieces(answer))
+def read(answer: BaseHTTPResponse, limit_bytes: int | None = None) -> bytes:
+    """Return the whole body of an answer; raise `PassingAnswer` as `pieces` does.
+
+    Raises `OverLimit` for one of more than `limit_bytes`, by what it says of itself or by what comes.
+    """
+    length = answer.headers.get("Content-Length", "")
+    if limit_bytes is not None and length.isdecimal() and int(length) > limit_bytes:
+        answer.close()
+        raise OverLimit(int(length))
+    found, received = [], 0
+    for piece in pieces(answer):
+        received += len(piece)
+        if limit_bytes is not None and received > limit_bytes:
+            answer.close()
+            raise OverLimit(received)
+        found.append(piece)
+    return b"".join(found)

@@ -13,7 +13,7 @@ from raytrain.errors import ConfigError
 
 HTTP_SCHEMES = ("http", "https")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _QUERY = re.compile(
     r"(https?://[^\s?#'\"]+)[?#][^\s'\"]*|([a-z][a-z0-9+.-]{0,30}://[^\s?'\"]+)\?[^\s'\"]*", re.IGNORECASE
 )
@@ -95,8 +95,16 @@ def name_of(uri: str) -> str:
 
 
 def is_plain_name(text: str) -> bool:
-    """Tell whether `text` can be the name of one file anywhere: letters, digits, '.', '_', '-', no dot in front."""
+    """Tell whether `text` can be the name of one file anywhere: letters, digits, '.', '_', '-', no dot in front.
+
+    At most 200 of them: a name has 255 bytes on a disk, some of which are endings and those of a half-written file.
+    """
     return bool(_PLAIN_NAME.fullmatch(text))
+
+
+def is_plain_key(text: str) -> bool:
+    """Tell whether `text` is plain names joined by '/': a key that stays below the prefix that it is joined to."""
+    return all(map(is_plain_name, text.split("/")))
 
 
 def partial_of(name: str) -> str | None:

@@ -21,6 +21,8 @@ from raytrain.tiles.metadata import MetadataRow, read_metadata
 _FEATURE = re.compile(r"^(?P<base>(?:[^/]+/)?)(?P<split>[^/]+)_features/(?P<chip>[^/]+)/(?P<band>[^/]+)\.tif$")
 _LABEL = re.compile(r"^(?P<base>(?:[^/]+/)?)(?P<split>[^/]+)_labels/(?P<chip>.+)\.tif$")
 _IDENTITY_BYTES = 16
+FILE_BYTES = 256 * 2**20
+"""Of a file of a chip, which is read as a whole: twice what its pixels may take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +229,7 @@ def read_chip(chip_id: str, bands: Mapping[str, str]) -> rasters.Raster:
     Raises `DataError` that names chip and band for what can't be used.
     """
     try:
-        return rasters.read_chip({band: storage.read_listed(uri) for band, uri in bands.items()})
+        return rasters.read_chip({band: storage.read_listed(uri, FILE_BYTES) for band, uri in bands.items()})
     except DataError as error:
         raise DataError(chip_id, str(error)) from error
     except FileNotFoundError as error:

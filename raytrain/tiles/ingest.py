@@ -29,13 +29,15 @@ from raytrain.errors import ConfigError, DataError, WorkNotFinished
 from raytrain.imagery import rasters
 from raytrain.imagery.baseline import is_dark, to_reflectance
 from raytrain.tiles import format as shards
-from raytrain.tiles.archive import Chip, read_chip
+from raytrain.tiles.archive import FILE_BYTES, Chip, read_chip
 from raytrain.tiles.reader import INDEX, MANIFEST, is_ours
 
 PARTS = "unfinished"
 """The folder of the parts, which goes when the manifest is written."""
 ROWS_AT_ONCE = 65536
 """Rows of a row group of the index, and what of it is in memory."""
+PART_BYTES = 256 * 2**20
+"""Of a part: some hundred rows of the index."""
 _PART_KEY = b"raytrain.part"
 _WRITTEN = re.compile(rf"^({PARTS}/)?shard-\d{{5,}}\.parquet$|^({re.escape(INDEX)}|{re.escape(MANIFEST)})$")
 LIVE_S = 3600
@@ -146,7 +148,7 @@ def read_tile(chip: Chip, baseline: Baseline) -> tuple[shards.Tile, bool]:
     cloud_fraction = None
     if chip.label is not None:
         try:
-            found = rasters.read_label("label", storage.read_listed(chip.label), raster)
+            found = rasters.read_label("label", storage.read_listed(chip.label, FILE_BYTES), raster)
         except DataError as error:
             raise DataError(chip.chip_id, str(error)) from error
         except FileNotFoundError as error:
@@ -175,7 +177,8 @@ def _standing_part(work: ShardWork) -> ShardPart | None:
         return None
     try:
         part, _ = _read_part(work.dst, work.name)
-    except (FileNotFoundError, pa.ArrowException, ValueError, KeyError):  # damaged: the shard is written again
+    except (FileNotFoundError, pa.ArrowException, ValueError, LookupError, TypeError, storage.TooLarge):
+        # Damaged: the shard is written again.
         return None
     whole = work.standing_bytes == (part.record["bytes"] if part.record else None)
     return part if whole and part.work == work.digest() else None
@@ -190,7 +193,7 @@ def _write_part(work: ShardWork, part: ShardPart, rows: list[dict[str, Any]]) ->
 
 
 def _read_part(dst: str, name: str) -> tuple[ShardPart, pa.Table]:
-    table = pq.read_table(pa.BufferReader(storage.read_listed(storage.join(dst, PARTS, name))))
+    table = storage.read_parquet(pa.BufferReader(storage.read_listed(storage.join(dst, PARTS, name), PART_BYTES)))
     values = json.loads(table.schema.metadata[_PART_KEY])
     return ShardPart(**{**values, "problems": [(subject, found) for subject, found in values["problems"]]}), table
 

@@ -15,7 +15,6 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raytrain import storage
@@ -26,6 +25,10 @@ from raytrain.tiles.cache import ShardCache
 
 MANIFEST, INDEX = "manifest.json", "index.parquet"
 _MANIFEST_NAMES = {"bands", "cell_encoding", "shards", "index", "settings", "source", "left_out"}
+INDEX_BYTES = 4 * 2**30
+"""Of an index as it is stored: that of a million tiles has 100 MB."""
+LARGEST_TILE_BYTES = 128 * 2**20
+"""Of a band of a tile, decoded or as it is stored; a chip has no more (`raster_limits.LARGEST_CHIP_BYTES`)."""
 _FETCHES = 4
 """How often a tile is asked of a store that answers, but not with the bytes that the index names."""
 _logger = logging.getLogger(__name__)
@@ -45,6 +48,11 @@ def read_manifest(uri: str) -> dict[str, Any]:
         raise ConfigError(
             f"{uri}: {MANIFEST} is damaged, or of an older raytrain: it has no {', '.join(sorted(missing))}"
         )
+    try:
+        names = [str(record["name"]) for record in manifest["shards"]]
+    except (TypeError, LookupError) as error:
+        raise ConfigError(f"{uri}: {MANIFEST} is damaged: its shards have no names") from error
+    _check_names(storage.join(uri, MANIFEST), names)
     return manifest
 
 
@@ -62,23 +70,33 @@ def read_index(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
     path = storage.join(uri, INDEX)
     try:
         # Of a local file no more is read than the columns.
-        source = storage.path_of(path) if storage.is_local(path) else pa.BufferReader(storage.read_bytes(path))
-        table = pq.ParquetFile(source, read_dictionary=["location", "shard"]).read(columns)
+        is_local = storage.is_local(path)
+        source = storage.path_of(path) if is_local else pa.BufferReader(storage.read_bytes(path, INDEX_BYTES))
+        table = storage.read_parquet(source, columns, dictionaries=("location", "shard"))
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file, but {MANIFEST} stands beside it") from error
-    except pa.ArrowException as error:
+    except (pa.ArrowException, ValueError, storage.TooLarge) as error:
         raise ConfigError(f"{path}: damaged: {first_line(error)}") from error
     missing = sorted(set(columns or ()) - set(table.column_names))
     if missing:
         raise ConfigError(f"{path}: damaged, it has no column {', '.join(missing)}")
+    if "shard" in table.column_names:
+        _check_names(path, [str(name) for name in table["shard"].unique().to_pylist()])
     return table
+
+
+def _check_names(path: str, names: Sequence[str]) -> None:
+    """Raise `ConfigError` for a shard's name in the file at `path` that leads out of its folder."""
+    for name in names:
+        if not storage.is_plain_name(name):
+            raise ConfigError(f"{path}: damaged: {name!r} is no name of a shard; was it changed by others?")
 
 
 def is_ours(uri: str) -> bool:
     """Tell whether the file at `uri` is a shard or an index, of any version of the format."""
     try:
-        schema = pq.read_schema(pa.BufferReader(storage.read_bytes(uri)))
-    except pa.ArrowInvalid:
+        schema = storage.open_parquet(pa.BufferReader(storage.read_bytes(uri))).schema_arrow
+    except (pa.ArrowException, ValueError, OSError):
         return False
     return shards.VERSION_KEY.encode() in (schema.metadata or {})
 
@@ -119,6 +137,7 @@ class TileReader:
         self.bands = tuple(bands)
         self._encoding: CellEncoding = manifest["cell_encoding"]
         self._cells = ("label", *bands)
+        self._num_cells = 1 + len(manifest["bands"])  # those that are not asked for may lie between
         parts = ("offset", "bytes", "crc32")
         numbers = ["height", "width", "fold", *(f"{cell}_{part}" for cell in self._cells for part in parts)]
         index = read_index(uri, [*numbers, "tile_id", "location", "shard"])
@@ -130,7 +149,30 @@ class TileReader:
         for name in numbers:
             self._numbers[name] = index[name].fill_null(0).to_numpy()
             index = index.drop_columns([name])  # a million tiles are 100 MB, which need not be there twice
+        self._check_numbers()
         self._cache = _open_cache(loader, manifest) if loader is not None else None
+
+    def _check_numbers(self) -> None:
+        """Raise `ConfigError` for tiles, or places of cells, of which no reader could hold one."""
+        numbers = {name: values.astype(np.int64, copy=False) for name, values in self._numbers.items()}
+        if not len(self):
+            return
+        height, width = numbers["height"], numbers["width"]
+        sizes = np.stack([numbers[f"{cell}_bytes"] for cell in self._cells])
+        starts = np.stack([numbers[f"{cell}_offset"] for cell in self._cells])
+        is_cell = sizes > 0
+        first = np.where(is_cell, starts, np.iinfo(np.int64).max).min(0)
+        span = np.where(is_cell.any(0), np.where(is_cell, starts + sizes, 0).max(0) - first, 0)
+        bad = (height < 1) | (width < 1) | (height > LARGEST_TILE_BYTES) | (width > LARGEST_TILE_BYTES)
+        bad |= 2 * height * width > LARGEST_TILE_BYTES
+        bad |= (sizes < 0).any(0) | (sizes > LARGEST_TILE_BYTES).any(0) | (starts < 0).any(0) | (span < 0)
+        bad |= span > self._num_cells * LARGEST_TILE_BYTES
+        if bad.any():
+            i = int(np.flatnonzero(bad)[0])
+            raise ConfigError(
+                f"{storage.join(self.uri, INDEX)}: damaged: {self.subject(i)} claims {width[i]} x {height[i]} px in "
+                f"{span[i]} bytes, expected at most {LARGEST_TILE_BYTES >> 20} MiB a band"
+            )
 
     def __len__(self) -> int:
         return len(self._tile_ids)

@@ -18,11 +18,14 @@ from typing import Any
 from raytrain import storage
 from raytrain.errors import ConfigError, DataError, first_line
 from raytrain.tiles.order import Position
+from raytrain.training import WEIGHTS_FILE
 
 MOMENTUM_FILE, STATE_FILE = "momentum.safetensors", "state.json"
 CHECKPOINTS_FOLDER = "checkpoints"
 _INDEX = re.compile(r"attempt-(\d{4,})\.json")
 FORMAT_VERSION = 3
+INDEX_BYTES, LARGEST_FILE_BYTES = 16 * 2**20, 8 * 2**30
+"""Of an index, which has some checkpoints, and of a file of one: weights of two thousand million parameters."""
 _logger = logging.getLogger(__name__)
 
 
@@ -90,10 +93,13 @@ def read_index(run_folder: str) -> CheckpointIndex:
 
 def _parse_index(uri: str) -> CheckpointIndex:
     try:
-        found = json.loads(storage.read_listed(uri))
-        kept = (KeptCheckpoint(**each | {"position": Position(**each["position"])}) for each in found["kept"])
-        return CheckpointIndex(found["attempt"], found["owner"], tuple(kept))
-    except (ValueError, TypeError, KeyError) as error:
+        found = json.loads(storage.read_listed(uri, INDEX_BYTES))
+        kept = tuple(KeptCheckpoint(**each | {"position": Position(**each["position"])}) for each in found["kept"])
+        for each in kept:
+            if not storage.is_plain_name(each.name):  # what counts no longer is removed by its name
+                raise ValueError(f"{each.name!r} is no name of a checkpoint")
+        return CheckpointIndex(found["attempt"], found["owner"], kept)
+    except (ValueError, TypeError, KeyError, RecursionError, storage.TooLarge) as error:
         raise DataError(uri, f"damaged: {error!r}; remove it to go on from the attempt before") from error
 
 
@@ -126,6 +132,8 @@ def read_checkpoint(folder: str) -> dict[str, bytes]:
     name = storage.name_of(folder)
     files = {STATE_FILE: _read_file(folder, STATE_FILE)}
     for file, digest in record_of(files, name)["sha256"].items():
+        if file not in (WEIGHTS_FILE, MOMENTUM_FILE):
+            raise DataError(f"checkpoint {name}", f"{STATE_FILE} names a file {file!r}, which no checkpoint has")
         files[file] = _read_file(folder, file)
         if hashlib.sha256(files[file]).hexdigest() != digest:
             raise DataError(f"checkpoint {name}", f"{file} is not as it was written ({len(files[file])} bytes)")
@@ -134,9 +142,11 @@ def read_checkpoint(folder: str) -> dict[str, bytes]:
 
 def _read_file(folder: str, name: str) -> bytes:
     try:
-        return storage.read_listed(storage.join(folder, name))
+        return storage.read_listed(storage.join(folder, name), LARGEST_FILE_BYTES)
     except FileNotFoundError as error:
         raise DataError(f"checkpoint {storage.name_of(folder)}", f"{name} is absent") from error
+    except storage.TooLarge as error:
+        raise DataError(f"checkpoint {storage.name_of(folder)}", f"{name}: {error.found}") from error
 
 
 def record_of(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
@@ -146,7 +156,7 @@ def record_of(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
     """
     try:
         record: dict[str, Any] = json.loads(files[STATE_FILE])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"checkpoint {name}", f"{STATE_FILE} is cut off") from error
     version = record.get("format_version")
     if version != FORMAT_VERSION:

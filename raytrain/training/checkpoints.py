@@ -14,12 +14,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from raytrain import storage
 from raytrain.config import MemberSettings, differences, parse
-from raytrain.errors import ConfigError
+from raytrain.errors import ConfigError, DataError, first_line
 from raytrain.tiles.order import Position
 from raytrain.training import WEIGHTS_FILE
 from raytrain.training.checkpoint_files import FORMAT_VERSION, MOMENTUM_FILE, STATE_FILE, digest_of, record_of
@@ -138,7 +139,7 @@ def restore_state(files: Mapping[str, bytes], state: TrainingState, settings: Me
             f"{state.num_samples}: the tiles are others"
         )
     load_weights(files, state.net)
-    buffers = load(files[MOMENTUM_FILE])
+    buffers = _tensors(files, MOMENTUM_FILE)
     for name, parameter in state.net.named_parameters():
         if name in buffers:
             # On the parameter's device, and of its layout in memory, which arithmetic on both goes by.
@@ -154,7 +155,14 @@ def restore_state(files: Mapping[str, bytes], state: TrainingState, settings: Me
 
 def load_weights(files: Mapping[str, bytes], net: nn.Module) -> None:
     """Give `net` the weights of the checkpoint of these files."""
-    net.load_state_dict(load(files[WEIGHTS_FILE]))
+    net.load_state_dict(_tensors(files, WEIGHTS_FILE))
+
+
+def _tensors(files: Mapping[str, bytes], name: str) -> dict[str, Tensor]:
+    try:
+        return load(files[name])
+    except SafetensorError as error:
+        raise DataError(name, f"not a safetensors file ({len(files[name])} bytes): {first_line(error)}") from error
 
 
 def _momentum(state: TrainingState) -> dict[str, Tensor]:

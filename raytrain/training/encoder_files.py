@@ -13,6 +13,8 @@ from raytrain.config import RANDOM_WEIGHTS, TIMM_WEIGHTS, MemberSettings, Settin
 from raytrain.errors import ConfigError, WorkNotFinished, first_line
 
 SUFFIX = ".safetensors"
+LARGEST_BYTES = 4 * 2**30
+"""Of the weights of an encoder: a thousand million parameters."""
 HUB_FILE = "model.safetensors"
 """The name of the weights in each repository of timm's organisation on the hub."""
 
@@ -74,7 +76,9 @@ def fetch(file: EncoderFile) -> bytes:
 
 def _from_store(uri: str) -> bytes:
     try:
-        return storage.read_bytes(uri)
+        return storage.read_bytes(uri, LARGEST_BYTES)
+    except storage.TooLarge as error:
+        raise ConfigError(str(error)) from error
     except FileNotFoundError as error:
         raise ConfigError(f"no such file of encoder weights: {uri}") from error
     except IsADirectoryError as error:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pydantic import Field
 
 from raytrain import __version__, storage
-from raytrain.config import TIMM_WEIGHTS, MemberSettings, Settings, parse
+from raytrain.config import TIMM_WEIGHTS, MemberSettings, PlainName, Settings, parse
 from raytrain.errors import ConfigError
 from raytrain.training.encoder_files import SUFFIX, EncoderFile, fetch, file_of, refuse_pickled
 
@@ -23,7 +23,7 @@ FORMAT_VERSION = 1
 class MirroredWeights(Settings):
     """One encoder's file in a mirror: its name there, hash and size, timm's tag, and where it was taken from."""
 
-    file: str
+    file: PlainName
     sha256: str
     bytes: int
     timm_tag: str

@@ -8,6 +8,7 @@ from typing import cast
 
 import segmentation_models_pytorch as smp
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -54,7 +55,13 @@ def load_weights(settings: MemberSettings, path: Path, sha256: str) -> nn.Module
     if found != sha256:
         raise ConfigError(f"weights of member {settings.name}: sha256 is {found}, but the ensemble names {sha256}")
     net = build_model(settings, with_encoder_weights=False)
-    net.load_state_dict(load_file(path))
+    try:
+        net.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError) as error:
+        raise ConfigError(
+            f"weights of member {settings.name}: not a safetensors file of its net ({path.stat().st_size} bytes): "
+            f"{first_line(error)}; train it again, or bring back the file"
+        ) from error
     return net.eval()
 
 

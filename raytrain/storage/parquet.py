@@ -1,0 +1,128 @@
+"""Parquet files that others may have written: what they claim is looked at before it is decoded.
+
+A few kilobytes may stand for gigabytes: of one value that is repeated, of zeros, of a footer that says so. What is
+decoded is bounded here: by the footer where it tells the truth, and by what has been decoded so far where it does not.
+Must not know what columns mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+LARGEST_TABLE_BYTES = 4 * 2**30
+"""Decoded: the index of a million tiles has 0.5 GB, a table of the ledger of as many items 0.1."""
+MOST_VALUES = 2**28
+"""Of a column, with those in its lists."""
+MOST_COLUMNS, MOST_ROW_GROUPS = 10_000, 100_000
+FOOTER_STRING_BYTES, FOOTER_VALUES = 64 * 2**20, 4_000_000
+"""The limits of Thrift, by which a footer is coded: of one text in it, and of one list."""
+ROWS_AT_ONCE = 8192
+
+
+class ParquetBomb(ValueError):
+    """A file that claims, or decodes to, more than any that raytrain writes or reads."""
+
+
+def open_parquet(source: Any, limit_bytes: int = LARGEST_TABLE_BYTES, **options: Any) -> pq.ParquetFile:
+    """Return the Parquet file in `source`; raise `ParquetBomb` for one that claims too much, or what pyarrow raises."""
+    file = pq.ParquetFile(
+        source,
+        thrift_string_size_limit=FOOTER_STRING_BYTES,
+        thrift_container_size_limit=FOOTER_VALUES,
+        **options,
+    )
+    check_claims(file.metadata, limit_bytes)
+    return file
+
+
+def check_claims(metadata: pq.FileMetaData, limit_bytes: int = LARGEST_TABLE_BYTES) -> None:
+    """Raise `ParquetBomb` if the footer of a file claims more values, columns or decoded bytes than there may be."""
+    if metadata.num_columns > MOST_COLUMNS or metadata.num_row_groups > MOST_ROW_GROUPS:
+        found = f"claims {metadata.num_columns} columns in {metadata.num_row_groups} row groups"
+        raise ParquetBomb(f"{found}, expected at most {MOST_COLUMNS} and {MOST_ROW_GROUPS}")
+    if not 0 <= metadata.num_rows <= MOST_VALUES:
+        raise ParquetBomb(f"claims {metadata.num_rows} rows, expected at most {MOST_VALUES}")
+    num_bytes, values = 0, [0] * metadata.num_columns
+    for i in range(metadata.num_row_groups):
+        group = metadata.row_group(i)
+        for k in range(metadata.num_columns):
+            column = group.column(k)
+            num_bytes += max(0, column.total_uncompressed_size)
+            values[k] += max(0, column.num_values)
+    if num_bytes > limit_bytes:
+        raise ParquetBomb(f"claims {num_bytes} bytes decoded, expected at most {limit_bytes}")
+    if max(values, default=0) > MOST_VALUES:
+        raise ParquetBomb(f"claims {max(values)} values of a column, expected at most {MOST_VALUES}")
+
+
+def iter_parquet(
+    source: Any,
+    columns: Sequence[str] | None = None,
+    *,
+    dictionaries: Sequence[str] = (),
+    limit_bytes: int = LARGEST_TABLE_BYTES,
+    rows: int = ROWS_AT_ONCE,
+    **options: Any,
+) -> Iterator[pa.RecordBatch]:
+    """Yield a Parquet file, or `columns` of it, by `rows`; `dictionaries` are columns of texts that repeat.
+
+    Raises `ParquetBomb` for a file that claims more than `limit_bytes`, and before so many are held of one batch, or
+    what pyarrow raises.
+    """
+    schema = open_parquet(source, limit_bytes).schema_arrow
+    names = schema.names if columns is None else [name for name in schema.names if name in set(columns)]
+    # Texts come as what the file has of each value once: a repeated one takes no more, however long it is.
+    texts = [name for name in names if _is_text(schema.field(name).type)]
+    file = open_parquet(source, limit_bytes, read_dictionary=texts, **options)
+    kept = pa.schema([_kept(schema.field(name), dictionaries) for name in names], metadata=schema.metadata)
+    for batch in file.iter_batches(batch_size=rows, columns=names):
+        if sum(map(_plain_bytes, batch.columns)) > limit_bytes:
+            raise ParquetBomb(f"{batch.num_rows} rows decode to more than {limit_bytes} bytes")
+        arrays = [batch.column(field.name).cast(field.type) for field in kept]
+        yield pa.RecordBatch.from_arrays(arrays, schema=kept)
+
+
+def read_parquet(
+    source: Any,
+    columns: Sequence[str] | None = None,
+    *,
+    dictionaries: Sequence[str] = (),
+    limit_bytes: int = LARGEST_TABLE_BYTES,
+    **options: Any,
+) -> pa.Table:
+    """Return what `iter_parquet` yields as one table; `limit_bytes` is that of all of it."""
+    batches: list[pa.RecordBatch] = []
+    num_bytes = 0
+    for batch in iter_parquet(source, columns, dictionaries=dictionaries, limit_bytes=limit_bytes, **options):
+        num_bytes += sum(map(_plain_bytes, batch.columns))
+        if num_bytes > limit_bytes:
+            raise ParquetBomb(f"decodes to more than {limit_bytes} bytes")
+        batches.append(batch)
+    if batches:
+        return pa.Table.from_batches(batches)
+    schema = open_parquet(source, limit_bytes).schema_arrow
+    names = schema.names if columns is None else [name for name in schema.names if name in set(columns)]
+    fields = [_kept(schema.field(name), dictionaries) for name in names]
+    return pa.schema(fields, metadata=schema.metadata).empty_table()
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_binary(kind))
+
+
+def _kept(field: pa.Field, dictionaries: Sequence[str]) -> pa.Field:
+    is_dictionary = field.name in dictionaries and _is_text(field.type)
+    return field.with_type(pa.dictionary(pa.int32(), field.type)) if is_dictionary else field
+
+
+def _plain_bytes(array: pa.Array) -> int:
+    """Return how many bytes an array takes once its values are no dictionary any more."""
+    if not pa.types.is_dictionary(array.type):
+        return int(array.nbytes)
+    lengths = pc.binary_length(array.dictionary).take(array.indices)
+    return 4 * len(array) + int(pc.sum(lengths.cast(pa.int64())).as_py() or 0)
