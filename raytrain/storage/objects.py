@@ -109,10 +109,15 @@ def _local_bytes(path: str, limit_bytes: int | None) -> bytes:
         return bytes(_local().cat_file(path))
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
-        data = b"" if size > limit_bytes else file.read(limit_bytes + 1)  # a pipe has no size
-    if max(size, len(data)) > limit_bytes:
-        raise timely.OverLimit(max(size, len(data)))
-    return data
+        if size > limit_bytes:
+            raise timely.OverLimit(size)
+        pieces, received = [], 0
+        while piece := file.read(HASHED_BYTES):  # as much as asked for is allocated; a pipe has no size
+            received += len(piece)
+            if received > limit_bytes:
+                raise timely.OverLimit(received)
+            pieces.append(piece)
+    return b"".join(pieces)
 
 
 def read_listed(uri: str, limit_bytes: int | None = None) -> bytes:

@@ -676,7 +676,7 @@ def test_an_item_without_a_uri_of_its_own_is_named_within_its_document(
     for item in items:
         item["links"] = [{"rel": "self", "href": href}] if href else []
     search = json.dumps({"type": "FeatureCollection", "features": items}).encode()
-    monkeypatch.setattr(listed_stac.storage, "read_bytes", lambda uri: search)
+    monkeypatch.setattr(listed_stac.storage, "read_bytes", lambda uri, limit_bytes: search)
     found = listed("https://api/search?sig=secret")
     assert {each: shown_source(scene) for each, scene in found.items()} == {
         "a": "https://api/search#a",
@@ -1065,7 +1065,7 @@ def test_an_item_of_a_store_that_lists_nothing_is_read(tmp_path: Path, monkeypat
 
     item = json.dumps(make_item({"B02": {"href": "https://h/B02.tif"}}, "a")).encode()
     monkeypatch.setattr(storage, "walk", walk)
-    monkeypatch.setattr(storage, "read_bytes", lambda uri: item)
+    monkeypatch.setattr(storage, "read_bytes", lambda uri, limit_bytes: item)
     assert list(listed(put(tmp_path / "list.txt", "s3://bucket/items/a"))) == ["a"]
 
 
@@ -1307,7 +1307,7 @@ def test_documents_are_read_from_anywhere_by_storage_alone(monkeypatch: pytest.M
         "https://api/search?limit=1": page("", ["a"], {"href": "/search?limit=1&token=2"}),
         "https://api/search?limit=1&token=2": page("", ["b"], None),
     }
-    monkeypatch.setattr(listed_stac.storage, "read_bytes", lambda uri: json.dumps(pages[uri]).encode())
+    monkeypatch.setattr(listed_stac.storage, "read_bytes", lambda uri, limit_bytes: json.dumps(pages[uri]).encode())
     found = listed("https://api/search?limit=1")
     assert list(found) == ["a", "b"]
     assert found["a"].files["B02"].uri == "https://api/a.tif"

@@ -399,7 +399,7 @@ def test_items_that_fail_every_time_become_casualties_and_the_work_ends_well(
 def test_plan_that_is_out_of_reach_for_minutes_is_waited_for_and_for_ever_ends_the_work(
     slow: SlowCluster, tmp_path: Path
 ) -> None:
-    def read(uri: str) -> bytes:
+    def read(uri: str, limit_bytes: int | None = None) -> bytes:
         if 100 <= slow.now < back:
             slow.now += 40  # asked again and again before
             raise StoreOutOfReach(f"{uri}: out of reach")
