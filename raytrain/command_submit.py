@@ -70,7 +70,7 @@ class Submit(Command):
         for each in files:
             if ".." in Path(each).parts or not Path(each).is_file():
                 raise ConfigError(f"{each}: expected a file below this folder, to be sent along, or s3://...")
-        meaning = work.model_dump(mode="json", exclude={"json_output", "address", "shared_path"})
+        meaning = work.model_dump(mode="json", exclude={"json_output", "log", "address", "shared_path"})
         return self.model_copy(update={"arguments": arguments, "meaning": meaning, "files": files})
 
     def run(self, narrator: Narrator) -> int:
