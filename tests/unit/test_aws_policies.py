@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import re
@@ -16,14 +15,12 @@ import botocore.session
 import pytest
 import yaml
 from botocore.validate import ParamValidator
-from moto import mock_aws
-from moto.backends import get_backend
 from ray.autoscaler import tags
 from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
-from ray.autoscaler._private.aws.utils import client_cache, resource_cache
 from ray.autoscaler._private.commands import _bootstrap_config
 from ray.autoscaler._private.util import prepare_config
 
+from tests.own_aws import own_aws
 from tests.policies import ACCOUNT, BUCKET, FOLDER, REGION, Request, items, judge, read
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -127,27 +124,6 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, lis
         patch.setattr(botocore.client.BaseClient, "_make_api_call", noted)
         _live(recorder, config)
         yield recorder.requests
-
-
-@contextlib.contextmanager
-def own_aws() -> Iterator[None]:
-    """An empty EC2 and IAM in this process. What else moto has stays: other tests' S3 server keeps its objects."""
-
-    def forget() -> None:
-        for cached in (resource_cache, client_cache):  # Ray's clients of another AWS
-            cached.cache_clear()
-        for service in ("ec2", "iam"):
-            for account in get_backend(service).values():
-                account.reset()
-
-    aws = mock_aws()
-    forget()
-    aws.start(reset=False)
-    try:
-        yield
-    finally:
-        aws.stop(remove_data=False)
-        forget()
 
 
 def _own(recorder: Recorder, config: dict[str, Any]) -> dict[str, Any]:

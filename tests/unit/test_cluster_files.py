@@ -21,13 +21,12 @@ import click
 import pytest
 import yaml
 from botocore.validate import ParamValidator
-from moto import mock_aws
 from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
-from ray.autoscaler._private.aws.utils import client_cache, resource_cache
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from raytrain import __version__
 from raytrain.cluster.session import GROWTH_LABELS
+from tests.own_aws import own_aws
 
 ROOT = Path(__file__).resolve().parents[2]
 AWS, LOCAL = ROOT / "cluster.yaml", ROOT / "infra" / "cluster-local.yaml"
@@ -297,20 +296,16 @@ def asked_of_aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str,
         asked.setdefault(name, []).append(copy.deepcopy(parameters))
         return call(self, name, parameters)
 
-    with pytest.MonkeyPatch.context() as patch, mock_aws():
+    with pytest.MonkeyPatch.context() as patch, own_aws():
         patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
         for name in ("AWS_ENDPOINT_URL", "AWS_PROFILE"):
             patch.delenv(name, raising=False)
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             patch.setenv(name, "test")
-        for cached in (resource_cache, client_cache):
-            cached.cache_clear()  # clients of other tests' AWS
         config = edited(boto3.client("ec2", REGION), boto3.client("iam", REGION))
         patch.setattr(botocore.client.BaseClient, "_make_api_call", record)
         up_and_down(config)
         yield asked
-        for cached in (resource_cache, client_cache):
-            cached.cache_clear()
 
 
 def edited(ec2: Any, iam: Any) -> Config:

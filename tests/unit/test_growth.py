@@ -165,8 +165,9 @@ def test_request_is_made_again_before_it_is_forgotten(cluster: GrowingCluster, m
 def test_tasks_ask_for_a_cpu_each_until_they_are_done(cluster: GrowingCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[int] = []
 
-    def remote(**options: Any) -> Any:
-        return lambda function: SimpleNamespace(remote=lambda each: started.append(each) or function(each))
+    def remote(function: Any) -> Any:
+        task = SimpleNamespace(remote=lambda each: started.append(each) or function(each))
+        return SimpleNamespace(options=lambda **options: task)
 
     monkeypatch.setattr(ray, "remote", remote)
     results = tasks.run_tasks(lambda each: each * 2, range(100), 100)
@@ -181,7 +182,7 @@ def test_tasks_ask_for_a_cpu_each_until_they_are_done(cluster: GrowingCluster, m
 def test_training_asks_for_the_runs_that_wait_and_for_none_once_all_have_begun() -> None:
     rooms, waiting, begun = iter([1, 1, 1, 2, 2, 2, 2, 2]), [], []
     journal: Any = SimpleNamespace(begin=begun.append, end=lambda *anything: None)
-    net: Any = object()
+    net: Any = SimpleNamespace(score=0.5)
     fits = {f"run{i}": lambda: net for i in range(3)}
     ended = train._side_by_side(fits, lambda: next(rooms), None, journal, waiting.append)
     assert [each.net for each in ended.values()] == [net] * 3

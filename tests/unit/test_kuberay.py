@@ -18,6 +18,7 @@ from ray._private.ray_constants import DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 
 from raytrain import __version__, cli
+from raytrain.cluster.session import GROWTH_LABELS
 from tests.kuberay import (
     KINDS,
     ClusterSpec,
@@ -96,10 +97,14 @@ def of_cluster(spec: ClusterSpec) -> Iterator[str]:
 
 
 def most(groups: list[WorkerGroup]) -> dict[str, str]:
-    """Return what the cluster can grow to, as raytrain reads it from the labels of its head."""
+    """Return what the cluster can grow to, as raytrain reads it from the labels of its head.
+
+    CPUs of nodes with GPUs don't count: tasks that take a CPU each would start them.
+    """
     limits = [(group.maxReplicas, group.template.spec.containers[0].resources.limits) for group in groups]
-    gpus, cpus = (sum(n * int(each.get(kind, "0")) for n, each in limits) for kind in ("nvidia.com/gpu", "cpu"))
-    return {"raytrain.most-gpus": str(gpus), "raytrain.most-cpus": str(cpus)}
+    gpus = sum(count * int(each.get("nvidia.com/gpu", "0")) for count, each in limits)
+    cpus = sum(count * int(each["cpu"]) for count, each in limits if "nvidia.com/gpu" not in each)
+    return {GROWTH_LABELS["GPU"]: str(gpus), GROWTH_LABELS["CPU"]: str(cpus)}
 
 
 def mounted_by_autoscaler(spec: ClusterSpec) -> set[str]:

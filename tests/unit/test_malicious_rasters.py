@@ -316,7 +316,9 @@ def main(folder: Path) -> None:
             pair = Pair("x", "place", str(path), (Prediction(str(good)),))
             print(f"label {name}: {said(lambda pair=pair: count_pair(pair, [Reading()], 5))}")
             print(f"beside {name}: {said(lambda name=name: small(str(folder / f'beside-{name}')))}")
-    print(f"peak MiB {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}")
+    # Not `ru_maxrss`, which begins with what the process had that started this one.
+    status = Path("/proc/self/status").read_text()
+    print(f"peak MiB {int(status.split('VmHWM:')[1].split()[0]) // 1024}")
 
 
 def said(operation: object) -> str:
