@@ -28,7 +28,7 @@ from raytrain.command import ClusterCommand, Command, listed, local_folder, or_d
 from raytrain.command_doctor import Doctor
 from raytrain.command_evaluate import Evaluate, print_scores
 from raytrain.command_score import Score
-from raytrain.command_submit import VERBS, Submit, check_paths_of_job
+from raytrain.command_submit import REQUESTS, VERBS, Submit, check_paths_of_job
 from raytrain.command_train import Train, Weights
 from raytrain.command_tune import Tune
 from raytrain.config import (
@@ -162,6 +162,10 @@ class Shard(ClusterCommand):
         result["warning"] = report.warning
         self._print(result, [f"{text}: {job.dst}{again}"] if report.manifest else [])
         return EXIT_DATA_WRONG if report.problems else EXIT_DONE
+
+    def writes_to(self) -> str:
+        """Return the destination."""
+        return storage.normalise(self.dst)
 
     def uris(self) -> list[str]:
         """Return source, destination and the CSV files."""
@@ -411,8 +415,8 @@ def _verdict(error: Exception) -> tuple[int | None, str]:
 
 def _parse(arguments: list[str]) -> Command:
     """Return the command of a command line; what follows the verb of `submit` is the verb's own."""
-    at = next((i for i, word in enumerate(arguments) if word in VERBS), 0)
-    if arguments[:1] != ["submit"] or at == 0:
+    at = next((i for i, word in enumerate(arguments) if word in (*VERBS, *REQUESTS)), 0)
+    if arguments[:1] != ["submit"] or arguments[at] not in VERBS:
         return _parsed(arguments)
     submit, rest = _parsed(arguments[: at + 1]), arguments[at + 1 :]
     assert isinstance(submit, Submit)

@@ -48,6 +48,10 @@ class Command(BaseModel):
         """Return the URIs among the options, as they were given."""
         return []
 
+    def writes_to(self) -> str | None:
+        """Return what the command makes, and no other may make at the same time; None where there is no such thing."""
+        return None
+
     def read_by_driver(self) -> list[str]:
         """Return the files of settings among the options, as they were given: no worker reads them."""
         return [self.stores] if self.stores else []

@@ -84,6 +84,10 @@ class Evaluate(ClusterCommand):
         self._print(found.model_dump(mode="json"), lines)
         return EXIT_DATA_WRONG if report.problems else EXIT_DONE
 
+    def writes_to(self) -> str:
+        """Return the destination."""
+        return storage.normalise(self.out)
+
     def uris(self) -> list[str]:
         """Return the inputs and the destination."""
         named = (self.predictions, self.labels, self.metadata, self.out)

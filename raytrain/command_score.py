@@ -94,6 +94,10 @@ class Score(ClusterCommand):
             print_table(f"To score {storage.shown(job.src)}", ["", ""], rows)
         return EXIT_DATA_WRONG if plan.problems else EXIT_DONE
 
+    def writes_to(self) -> str:
+        """Return the destination."""
+        return storage.normalise(self.dst)
+
     def uris(self) -> list[str]:
         """Return source, destination, ensemble and metadata."""
         return [uri for uri in (self.src, self.dst, self.ensemble, self.metadata) if uri]

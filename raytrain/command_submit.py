@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import tyro
 from pydantic import Field
 
 from raytrain import logs, storage
-from raytrain.command import ClusterCommand, Command
+from raytrain.command import Command
 from raytrain.config import parse
 from raytrain.console import Narrator, print_table
 from raytrain.errors import EXIT_DONE, EXIT_NOT_FINISHED, ConfigError
@@ -21,7 +22,9 @@ ADDRESS = "RAY_API_SERVER_ADDRESS"
 """Ray's own name for where a job API is; `ray job submit` reads it, too."""
 Verb = Literal["shard", "train", "tune", "score", "evaluate", "verify", "doctor"]
 Request = Literal["status", "logs", "stop"]
-VERBS: tuple[str, ...] = Verb.__args__  # type: ignore[attr-defined]  # typing has no public name for it
+VERBS: tuple[str, ...] = get_args(Verb)
+REQUESTS: tuple[str, ...] = get_args(Request)
+_USER = re.compile(r"://[^/\s]*@")
 
 
 class Submit(Command):
@@ -50,28 +53,30 @@ class Submit(Command):
     """The VERB's own."""
     meaning: Annotated[dict[str, Any], tyro.conf.Suppress] = Field(default_factory=dict)
     """What these say, options that are not given among it."""
+    writes: Annotated[str | None, tyro.conf.Suppress] = None
+    """What two jobs at a time would spoil for each other."""
     files: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
     """Those that are sent along."""
 
     def of(self, arguments: tuple[str, ...], work: Command) -> Self:
         """Return this command for a `work` that has these arguments; raise `ConfigError` for what no job can do."""
-        if isinstance(work, ClusterCommand) and work.address != "local":
-            raise ConfigError(
-                f"--address {work.address}: a job runs on the cluster it is sent to; say it before the verb"
-            )
+        if any(each.partition("=")[0] == "--address" for each in arguments):
+            raise ConfigError("--address: a job runs on the cluster it is sent to; say where that is before the verb")
         if any(storage.without_queries(each) != each for each in arguments):
             raise ConfigError(
                 "an address with a query may be signed, and a cluster shows the command of a job to all who see its "
                 "dashboard; put such addresses into a list in a store and name that"
             )
+        if any(_USER.search(each) for each in arguments):
+            raise ConfigError("an address with a user or a password in it: a cluster shows the command of a job")
         files = tuple(each for each in work.read_by_driver() if _is_relative(each))
         if not any("://" in each for each in work.read_by_driver()):  # no store is asked from here
             check_paths_of_job(work)
         for each in files:
             if ".." in Path(each).parts or not Path(each).is_file():
                 raise ConfigError(f"{each}: expected a file below this folder, to be sent along, or s3://...")
-        meaning = work.model_dump(mode="json", exclude={"json_output", "log", "address", "shared_path"})
-        return self.model_copy(update={"arguments": arguments, "meaning": meaning, "files": files})
+        more = {"meaning": _meaning(work), "writes": work.writes_to(), "files": files}
+        return self.model_copy(update={"arguments": arguments, **more})
 
     def run(self, narrator: Narrator) -> int:
         """Send the work, or ask for it."""
@@ -95,7 +100,7 @@ class Submit(Command):
         from raytrain.cluster.submit import Work
 
         fields = {"verb": self.what, "arguments": self.arguments, "meaning": self.meaning, "files": self.files}
-        found = server.submit(parse(Work, {**fields, "ships": self.code}))
+        found = server.submit(parse(Work, {**fields, "writes": self.writes, "ships": self.code}))
         how = "runs already, begun by another submission; attached" if found.is_joined else "submitted"
         narrator.say(f"raytrain: {found.id}: {how}; attempt {found.attempt}, raytrain {found.raytrain}")
         if self.detach:
@@ -117,7 +122,7 @@ class Submit(Command):
         finally:
             shown.end()
         code = exit_code_of(ended)
-        why = f": {ended.message}" if code and ended.exit_code is None else ""
+        why = f": {ended.message}" if code == EXIT_NOT_FINISHED and ended.exit_code != code else ""
         narrator.say(f"raytrain: {name}: {ended.status.lower()}, exit code {code}{why}")
         return code
 
@@ -144,6 +149,20 @@ class Submit(Command):
             ]
             print_table("Submissions", ["id", "status", "begun", "ended", "exit code"], rows)
         return EXIT_DONE
+
+
+def _meaning(work: Command) -> dict[str, Any]:
+    """Return what the options of a command say, whatever their order and form: the same work has the same."""
+    found = work.model_dump(mode="json", exclude={"json_output", "log", "address", "shared_path"})
+    if "set" in found:  # the last of a path counts
+        found["set"] = dict(each.partition("=")[::2] for each in found["set"])
+    return {name: _plain(value) for name, value in found.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    return storage.normalise(value) if isinstance(value, str) and value.startswith(("s3://", "/", "~")) else value
 
 
 def check_paths_of_job(work: Command) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from typing import Annotated, Any
 
@@ -112,7 +113,8 @@ class Train(TrainingCommand):
         lines += [f"model card: {report.card_uri}"] if report.card_uri else []
         self._print(result, lines)
         for name, reason in report.failed.items():
-            narrator.say(f"raytrain: {name} is not finished: {reason}; the same command goes on")
+            told = f"raytrain: {name} is not finished: {reason}; the same command goes on"
+            narrator.say(told, logging.ERROR, event="ended", run=name, exit_code=EXIT_NOT_FINISHED)
         return EXIT_NOT_FINISHED if report.failed else EXIT_DONE
 
     def _job(self) -> Any:
@@ -120,21 +122,28 @@ class Train(TrainingCommand):
 
         if not (self.fold.isdecimal() or self.fold in ("all", "none")):
             raise ConfigError(f"--fold: expected a number, all or none, found {self.fold!r}")
-        return TrainJob(
-            shards=storage.normalise(self.shards),
-            out=storage.normalise(self.out),
-            experiment=self.experiment,
-            members=self.members,
-            fold=int(self.fold) if self.fold.isdecimal() else "all" if self.fold == "all" else "none",
-            workers=self.workers[0] if len(self.workers) == 1 else (self.workers[0], self.workers[1]),
-            changes=self._changes(),
-            weights=self._mirror(),
-            mlflow=self.mlflow,
-            checkpointing=parse(
-                Checkpointing, {"interval_s": 60 * self.checkpoint_minutes, "keep_last": self.keep_checkpoints}
-            ),
-            loader=self._loader(),
+        return parse(
+            TrainJob,
+            {
+                "shards": storage.normalise(self.shards),
+                "out": storage.normalise(self.out),
+                "experiment": self.experiment,
+                "members": self.members,
+                "fold": int(self.fold) if self.fold.isdecimal() else "all" if self.fold == "all" else "none",
+                "workers": self.workers[0] if len(self.workers) == 1 else (self.workers[0], self.workers[1]),
+                "changes": self._changes(),
+                "weights": self._mirror(),
+                "mlflow": self.mlflow,
+                "checkpointing": parse(
+                    Checkpointing, {"interval_s": 60 * self.checkpoint_minutes, "keep_last": self.keep_checkpoints}
+                ),
+                "loader": self._loader(),
+            },
         )
+
+    def writes_to(self) -> str:
+        """Return the experiment and its members: others of it may be trained meanwhile."""
+        return f"{storage.join(storage.normalise(self.out), self.experiment)} ({', '.join(sorted(self.members))})"
 
     def uris(self) -> list[str]:
         """Return the shards, the destination, and what encoders start from where it is a mirror or a file."""

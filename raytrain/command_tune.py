@@ -121,6 +121,10 @@ class Tune(TrainingCommand):
         }
         return parse(TuneJob, values)
 
+    def writes_to(self) -> str:
+        """Return the experiment."""
+        return storage.join(storage.normalise(self.out), self.experiment)
+
     def uris(self) -> list[str]:
         """Return the shards, the destination, and what encoders start from where it is a mirror or a file."""
         return [self.shards, self.out, *self._weights_uris()]

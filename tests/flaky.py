@@ -12,7 +12,7 @@ from typing import Self
 class FlakyProxy:
     """Forwards to `upstream` (host, port) within a `with`; `good_s` long, then it is away for `away_s`, and so on.
 
-    As it goes away, every connection is reset; while it is away none is taken. `num_cut` counts what was reset.
+    As it goes away, every connection ends; while it is away none is taken. `num_cut` counts what was ended.
     """
 
     def __init__(self, upstream: tuple[str, int], good_s: float, away_s: float) -> None:

@@ -18,7 +18,7 @@ import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -32,7 +32,10 @@ import raytrain
 from raytrain.cluster import code, token
 from raytrain.config import Settings
 from raytrain.errors import (
+    EXIT_CALLERS_MISTAKE,
+    EXIT_DATA_WRONG,
     EXIT_DONE,
+    EXIT_INTERRUPTED,
     EXIT_NOT_FINISHED,
     EXIT_TERMINATED,
     ConfigError,
@@ -52,12 +55,14 @@ CONNECT_S, READ_S = 10.0, 120.0
 """How long one request may take; a package of a few MB goes with one."""
 LAST_LINES_S = 60.0
 """How long the log of a job that has ended is asked for; its node may be gone with it."""
-SILENCE_S = 30.0
+SILENCE_S = 60.0
 """After so long without a line the job is asked for, and the connection made anew: it may be dead without a word."""
 STOP_S = 120
 """How long a job that is to stop may take to end as an interrupted command does; Ray's own limit is 3 s."""
 NAME = re.compile(r"raytrain-([a-z]+)-([0-9a-f]{12})-(\d+)")
-logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # it tells of each connection that ends
+for _name in ("dashboard.modules.job.sdk", "dashboard.modules.dashboard_sdk", "_private.runtime_env.packaging"):
+    logging.getLogger(f"ray.{_name}").setLevel(logging.WARNING)  # they tell of each connection and package
+OWN_CODES = (EXIT_DATA_WRONG, EXIT_CALLERS_MISTAKE, EXIT_NOT_FINISHED, EXIT_INTERRUPTED, EXIT_TERMINATED)
 ENDED = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
 
 
@@ -71,12 +76,14 @@ class Server(Settings):
 class Work(Settings):
     """What a job does: a verb of `jobs/`, its arguments, and what they mean, for the digest.
 
-    `files` are local files that it reads, at the same relative paths in its folder. `ships` is whose raytrain runs.
+    `writes` is what no other job may make at the same time. `files` are local files that it reads, at the same relative
+    paths in its folder. `ships` is whose raytrain runs.
     """
 
     verb: str
     arguments: tuple[str, ...]
     meaning: dict[str, Any]
+    writes: str | None = None
     files: tuple[str, ...] = ()
     ships: Literal["tree", "image"] = "tree"
 
@@ -95,6 +102,7 @@ class Submission(Settings):
     verb: str
     attempt: int
     raytrain: str
+    writes: str = ""
     begun: datetime | None = None
     ended: datetime | None = None
     exit_code: int | None = None
@@ -173,15 +181,20 @@ class JobServer:
         self._client: _Client | None = None
 
     def submit(self, work: Work) -> Submission:
-        """Send `work` and return its submission, or that of an attempt that runs already (`is_joined`)."""
+        """Send `work` and return its submission, or that of an attempt that runs already (`is_joined`).
+
+        Raises `ConfigError` where other work of its verb runs that makes the same.
+        """
         stem = f"raytrain-{work.verb}-{work.digest()}"
         # As digests are asked for by many, the answer to a submission may be lost on its way: this tells whose it was.
         mark = secrets.token_hex(8)
         while True:
-            before = [each for each in self.submissions() if each.id.rpartition("-")[0] == stem]
+            known = self.submissions()
+            before = [each for each in known if each.id.rpartition("-")[0] == stem]
             running = [each for each in before if not each.has_ended]
             if running:
                 return running[-1].model_copy(update={"is_joined": True})
+            _refuse_beside_others(work, known)
             attempt = max((each.attempt for each in before), default=0) + 1
             name = f"{stem}-{attempt}"
             taken = self._send(work, name, attempt, mark)
@@ -195,6 +208,7 @@ class JobServer:
             "raytrain_sha256": code.digest() if work.ships == "tree" else "of the image",
             "raytrain_attempt": str(attempt),
             "raytrain_mark": mark,
+            "raytrain_writes": work.writes or "",
         }
         with tempfile.TemporaryDirectory(prefix="raytrain-") as folder:
             pack(work, Path(folder))
@@ -217,7 +231,7 @@ class JobServer:
 
     def submissions(self) -> list[Submission]:
         """Return what was submitted by us and the cluster still knows, by their beginnings."""
-        found = self._ask(lambda client: client.list_jobs())
+        found = self._answer(lambda client: client.list_jobs())
         ours = [each for each in found if NAME.fullmatch(each.submission_id or "")]
         return [_submission(each) for each in sorted(ours, key=lambda each: each.start_time or 0)]
 
@@ -244,7 +258,7 @@ class JobServer:
         """Ask a job to end, wait until it has, and return what became of it."""
         found = self.submission(name)
         if not found.has_ended:
-            self._ask(lambda client: client.stop_job(name))
+            self._answer(lambda client: client.stop_job(name))
         deadline = time.monotonic() + STOP_S + 30
         while not found.has_ended and time.monotonic() < deadline:
             time.sleep(1)
@@ -268,6 +282,8 @@ class JobServer:
             fruitless = fruitless + 1 if trouble and lines.count == seen else 0
             if fruitless == 1:
                 self._say(f"raytrain: the log of {name} broke off ({trouble}); joining it again")
+            if fruitless > 1 and not found.has_ended:  # perhaps nothing lets WebSockets through
+                self._pass_on_the_rest(name, lines)
             if not found.has_ended:
                 time.sleep(min(MOST_WAIT_S, 0.5 * 2.0**fruitless))
         self._pass_on_the_rest(name, lines)
@@ -294,7 +310,7 @@ class JobServer:
         return ""
 
     def _pass_on_the_rest(self, name: str, lines: _Lines) -> None:
-        """Pass on what no connection brought of the log of a job that has ended: this answer is whole or none."""
+        """Pass on what no connection brought of the log so far, all of it if the job has ended: whole, or nothing."""
         try:
             whole = self._ask(lambda client: client.get_job_logs(name), patience_s=LAST_LINES_S)
         except (WorkNotFinished, _Refused) as error:
@@ -309,6 +325,13 @@ class JobServer:
             self._client = _Client(self._address, headers, uses_environment=not self._is_local)
         return self._client
 
+    def _answer(self, request: Callable[[_Client], ResultT]) -> ResultT:
+        """Return what `_ask` does; an answer of none of success is unfinished work."""
+        try:
+            return self._ask(request)
+        except _Refused as error:
+            raise WorkNotFinished(f"{self._address}: {error}") from error
+
     def _ask(self, request: Callable[[_Client], ResultT], patience_s: float | None = None) -> ResultT:
         """Return the answer of the job API; ask again, with growing waits, while there is none.
 
@@ -321,23 +344,27 @@ class JobServer:
                 return request(self._connected())
             except _NotAllowed as error:
                 raise ConfigError(self._refusal(error.status)) from None
+            except RuntimeError as error:  # Ray's, of a server that is another one, or of a Ray too old
+                raise ConfigError(f"no job API of Ray at {self._address}: {first_line(error)}") from error
             except (requests.RequestException, OSError, _Refused) as error:
                 passing = (
                     not isinstance(error, _Refused)
                     or error.status == 429
                     or (error.status >= 500 and "already exists" not in error.text)
                 )
+                if not passing and self._client is None:
+                    raise ConfigError(f"no job API of Ray at {self._address}: {error}") from error
                 if not passing:
                     raise
-                cause = first_line(error)
+                cause = _innermost(error)
             waited_s = time.monotonic() - begun
             if self._client is None and waited_s > FIRST_ANSWER_S:
                 tunnel = "is the tunnel there (`ray dashboard cluster.yaml`)?"
                 raise ConfigError(f"no job API answers at {self._address} ({cause}); {tunnel}")
             if waited_s > (PATIENCE_S if patience_s is None else patience_s):
                 raise WorkNotFinished(
-                    f"the job API at {self._address} does not answer any more ({cause}); what runs there goes on, and "
-                    "the same command attaches to it"
+                    f"the job API at {self._address} does not answer any more ({cause}); if the cluster is there, its "
+                    "jobs go on and the same command attaches; if its head was lost, the next attempt begins with it"
                 )
             if not told:
                 self._say(f"raytrain: no answer from {self._address} ({cause}); asking again")
@@ -396,14 +423,33 @@ def pack(work: Work, folder: Path) -> None:
         shutil.copy(name, folder / name)
 
 
+def _refuse_beside_others(work: Work, known: Sequence[Submission]) -> None:
+    for each in known:
+        if work.writes and (each.verb, each.writes) == (work.verb, work.writes) and not each.has_ended:
+            raise ConfigError(
+                f"{each.id} makes {work.writes} now, with other options; wait for it "
+                f"(`raytrain submit logs {each.id}`), or end it (`raytrain submit stop {each.id}`)"
+            )
+
+
 def exit_code_of(ended: Submission) -> int:
-    """Return what a command ends with that watched a job to its end: what the job's own did."""
+    """Return what a command ends with that watched a job to its end: what the job's own did.
+
+    One that a signal killed is not finished, and so is one that could not be started or was lost with its node.
+    """
     if ended.status == JobStatus.SUCCEEDED:
         return EXIT_DONE
     if ended.status == JobStatus.STOPPED:
         return EXIT_TERMINATED
-    # Below 0: ended by a signal. None: the job's process could not be started, or was lost with its node.
-    return ended.exit_code if ended.exit_code and ended.exit_code > 0 else EXIT_NOT_FINISHED
+    # A shell that starts the job's process says 128 and the number of the signal.
+    return ended.exit_code if ended.exit_code in OWN_CODES else EXIT_NOT_FINISHED
+
+
+def _innermost(error: BaseException) -> str:
+    """Return the first line of what an error of requests came from: theirs quote all that is around it."""
+    while error.args and isinstance(cause := getattr(error.args[0], "reason", error.args[0]), BaseException):
+        error = cause
+    return first_line(error)
 
 
 def _told_version(work: Work) -> str:
@@ -421,10 +467,11 @@ def _submission(details: JobDetails) -> Submission:
         verb=match[1],
         attempt=int(match[3]),
         raytrain=(details.metadata or {}).get("raytrain", "unknown"),
+        writes=(details.metadata or {}).get("raytrain_writes", ""),
         begun=_time(details.start_time),
         ended=_time(details.end_time),
         exit_code=details.driver_exit_code,
-        message=(details.message or "").strip(),
+        message=(details.message or "").strip().partition("\n")[0],
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,6 +66,45 @@ def test_same_work_attaches_while_an_attempt_runs_and_begins_the_next_one_after_
 
 def test_other_work_is_another_submission(server: JobServer) -> None:
     assert server.submit(work("s3://b/x")).id != server.submit(work("s3://b/y")).id
+
+
+def test_other_options_for_what_a_job_makes_now_are_refused_until_it_has_ended(api: JobApi, server: JobServer) -> None:
+    one, other = work("s3://b/x", writes="s3://b/out"), work("s3://b/y", writes="s3://b/out")
+    first = server.submit(one)
+    with pytest.raises(ConfigError, match=f"{first.id} makes s3://b/out now, with other options"):
+        server.submit(other)
+    assert server.submit(one).is_joined
+    assert not server.submit(work("s3://b/z", writes="s3://b/elsewhere")).is_joined
+    api.end(first.id, "FAILED", 3)
+    assert server.submit(other).attempt == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "writes"),
+    [
+        (("shard", "s3://b/a", "s3://b/s/"), "s3://b/s"),
+        (("score", "s3://b/a", "s3://b/m", "--ensemble", "s3://b/r"), "s3://b/m"),
+        (("tune", "--shards", "s3://b/s", "--out", "s3://b/t", "--member", "x", "--trials", "2"), "s3://b/t/main"),
+        (("train", "--shards", "s3://b/s", "--out", "s3://b/r", "--members", "b", "a"), "s3://b/r/main (a, b)"),
+        (("verify", "s3://b/s"), None),
+    ],
+)
+def test_what_a_job_makes_is_known_before_it_runs(arguments: tuple[str, ...], writes: str | None) -> None:
+    assert parsed(*arguments).writes == writes
+
+
+def test_plain_submission_of_a_clone_packs_code_and_settings_alone(tmp_path: Path) -> None:
+    from ray._private.runtime_env.packaging import create_package
+
+    clone = tmp_path / "clone"
+    for name in (".env", "key.pem", "masks/a.tif", "raytrain/cli.py", "jobs/train.py", "own.toml", "tests/a.py"):
+        (clone / name).parent.mkdir(parents=True, exist_ok=True)
+        (clone / name).write_text("")
+    for name in (".rayignore", ".gitignore"):
+        shutil.copy(Path(submit.raytrain.__file__).parents[1] / name, clone)
+    create_package(str(clone), tmp_path / "package.zip", include_gitignore=True)
+    names = {name for name in zipfile.ZipFile(tmp_path / "package.zip").namelist() if not name.endswith("/")}
+    assert names == {"raytrain/cli.py", "jobs/train.py", "own.toml"}
 
 
 def test_digest_depends_on_what_options_mean_and_files_hold_but_not_on_their_order_or_code(
@@ -227,7 +267,7 @@ def test_server_that_stays_away_is_unfinished_work(
     name = server.submit(work("s3://b/x")).id
     monkeypatch.setattr(submit, "PATIENCE_S", 0.2)
     api.before = lambda method, path: web.Response(status=502)
-    with pytest.raises(WorkNotFinished, match="attaches to it"):
+    with pytest.raises(WorkNotFinished, match="same command attaches"):
         server.submission(name)
 
 
@@ -247,6 +287,9 @@ def test_head_that_lost_its_jobs_is_unfinished_work(api: JobApi, server: JobServ
         ("FAILED", 2, 2),
         ("FAILED", None, 3),
         ("FAILED", -9, 3),
+        ("FAILED", 137, 3),
+        ("FAILED", 130, 130),
+        ("FAILED", 143, 143),
         ("STOPPED", None, 143),
     ],
 )
@@ -285,7 +328,24 @@ def test_no_server_is_the_callers_mistake(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_token_is_not_sent_after_a_redirect(api: JobApi, server: JobServer) -> None:
     api.before = lambda method, path: web.Response(status=307, headers={"Location": "http://192.0.2.1/"})
-    with pytest.raises(submit._Refused, match="redirect"):
+    with pytest.raises(ConfigError, match="a redirect; the token is not sent elsewhere"):
+        server.submissions()
+    assert len(api.requests) == 1
+
+
+def test_server_that_is_no_job_api_is_the_callers_mistake_in_one_line(
+    api: JobApi, capfd: pytest.CaptureFixture[str]
+) -> None:
+    api.before = lambda method, path: web.Response(status=404, text="<html>")
+    assert main(["submit", "--address", api.address, "status"]) == 2
+    (line,) = capfd.readouterr().err.strip().splitlines()
+    assert f"no job API of Ray at {api.address}" in line
+
+
+def test_answer_of_a_job_api_that_can_not_serve_is_unfinished_work(api: JobApi, server: JobServer) -> None:
+    assert server.submissions() == []
+    api.before = lambda method, path: web.Response(status=400, text="no")
+    with pytest.raises(WorkNotFinished, match="status 400"):
         server.submissions()
 
 
@@ -377,6 +437,11 @@ def test_order_and_printing_are_no_part_of_the_work() -> None:
     one = parsed("verify", "s3://b/x", "--json")
     other = parsed("verify", "s3://b/x")
     assert one.meaning == other.meaning
+    assert parsed("verify", "s3://b/x/", "--log", "json").meaning == other.meaning
+    where = ["train", "--shards", "s3://b/x", "--out", "s3://b/r"]
+    sets = [["epochs=3", "optimiser.lr=0.01"], ["optimiser.lr=0.01", "epochs=3"], ["epochs=4", "optimiser.lr=0.01"]]
+    first, same, changed = (parsed(*where, "--set", *each).meaning for each in sets)
+    assert first == same != changed
     two = parsed("score", "s3://b/a", "s3://b/m", "--ensemble", "s3://b/r", "--max-failures", "3")
     three = parsed("score", "s3://b/a", "s3://b/m", "--max-failures", "3", "--ensemble", "s3://b/r")
     assert two.meaning == three.meaning
@@ -388,6 +453,8 @@ def test_order_and_printing_are_no_part_of_the_work() -> None:
         (("verify",), "URI"),
         (("verify", "shards"), "a job needs s3://"),
         (("verify", "s3://b/x", "--address", "10.0.0.1:6379"), "before the verb"),
+        (("verify", "s3://b/x", "--address=local"), "before the verb"),
+        (("verify", "https://me:secretword@h/x"), "a user or a password"),
         (("verify", "https://h/x?X-Amz-Signature=abc"), "may be signed"),
         (("verify", "s3://b/x", "--stores", "none.toml"), "expected a file below this folder"),
         (("verify", "s3://b/x", "--stores", "../pyproject.toml"), "expected a file below this folder"),
@@ -398,6 +465,7 @@ def test_what_no_job_can_do_is_refused_before_anything_is_sent(arguments: tuple[
     with pytest.raises(ConfigError, match=told) as raised:
         parsed(*arguments)
     assert "X-Amz-Signature=abc" not in str(raised.value)
+    assert "secretword" not in str(raised.value)
 
 
 def test_command_watches_to_the_end_and_ends_as_the_job_did(
@@ -432,6 +500,11 @@ def test_detached_submission_is_asked_for_and_stopped_by_its_id(
     assert main(["submit", "logs", name]) == 143
     assert main(["submit", "status", name]) == 0
     assert "status: STOPPED" in capfd.readouterr().out
+
+
+def test_word_behind_a_request_is_its_id() -> None:
+    for request in ("status", "logs", "stop"):
+        assert (parsed(request, "train").what, parsed(request, "train").id) == (request, "train")
 
 
 def test_unknown_or_foreign_id_is_the_callers_mistake(api: JobApi, monkeypatch: pytest.MonkeyPatch) -> None:
