@@ -55,6 +55,7 @@ def fit(
     """
     storage.write_bytes(storage.join(folder, run.name, RUN_FILE), run.model_dump_json(indent=1).encode())
     work = RankWork(
+        experiment=job.experiment,
         run=run,
         folder=storage.join(folder, run.name),
         checkpointing=job.checkpointing,

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 import ray.exceptions
 
 from raytrain import logs, storage
-from raytrain.cluster import code, metrics
+from raytrain.cluster import code
 from raytrain.cluster.board import Begun, Failed, News, Placed, Post, Stepped
 from raytrain.cluster.deaths import Kind
 from raytrain.cluster.runs import HISTORY_FILE
@@ -240,8 +240,6 @@ class Journal:
         history = self.history(begun.run)
         self._keep(begun.run, history.model_copy(update={"restarts": (*history.restarts, restart)}))
         self._on_restart(begun.run, restart)
-        member, _, fold = begun.run.rpartition("-fold")
-        metrics.count("raytrain_restarts", run=begun.run, member=member, fold=fold, cause=str(restart.kind))
         lost = "an unknown number of" if restart.lost_images is None else f"about {restart.lost_images}"
         _logger.info(
             "run %s: attempt %d goes on in epoch %d behind image %d, on %d ranks; %s images are trained on again",

@@ -3,13 +3,20 @@
 Prometheus reads them at the metrics port of each node, with `ray_` in front, counters with `_total` behind; the
 dashboard and the alerts below `infra/` are held against this table by a test. Tags name a run, a destination, an
 experiment, a kind: never a unit, a chip or a key, of which there are millions. Must not know what is measured.
+
+Ray adds the process (`WorkerId`). A node forgets a gauge 20 s after it was set last, though its process lives, and
+keeps counters and histograms for as long as its Ray lives, what a process told just before its end among them:
+those of stores are at most 30 series for each process that asked any, 9 where it read, wrote and listed without
+trouble, so some 900 a job on a node of 100 CPUs.
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any, Literal
@@ -18,9 +25,9 @@ from ray.util.metrics import Counter, Gauge, Histogram
 
 from raytrain.storage import counts
 
-RUN = ("run", "member", "fold")
-FLUSH_S = 5.0
-"""How often a process tells what it has asked of stores."""
+RUN = ("experiment", "run", "member", "fold")
+TELL_S = 5.0
+"""How often a process tells what it has asked of stores, and what its gauges are."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,8 @@ METRICS = {
         _gauge("raytrain_checkpoint_bytes", "Bytes of the last checkpoint.", *RUN),
         # Training, from the driver.
         _gauge("raytrain_runs", "Runs of a command by state: waiting, running, done, failed.", "experiment", "state"),
+        # Where an alert has time to see it: the gauge of a driver is gone soon after it.
+        _counter("raytrain_runs_failed", "Runs that failed for good.", "experiment"),
         _counter("raytrain_restarts", "Attempts that ended before their run did, by cause.", *RUN, "cause"),
         # Search, from its driver.
         _gauge("raytrain_trials", "Trials of a search by state.", "experiment", "state"),
@@ -122,10 +131,34 @@ def _metric(name: str) -> Any:
     return (Gauge if found.kind == "gauge" else Counter)(name, found.description, tag_keys=found.tags)
 
 
+_gauges: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+_lock = threading.Lock()
+
+
 def set_gauge(name: str, value: float | None, **tags: str) -> None:
-    """Set the gauge of this name; None leaves it as it is."""
+    """Set the gauge of this name; None leaves it as it is. It keeps its value until it is forgotten.
+
+    In Ray it would not: a gauge that is not set for 20 s is not exported, and what stands still shows nothing.
+    """
     if value is not None:
-        _metric(name).set(float(value), tags=tags)
+        _meter()
+        with _lock:
+            _gauges[name, tuple(tags.items())] = float(value)
+            _metric(name).set(float(value), tags=tags)
+
+
+def forget_gauges(**tags: str) -> None:
+    """Have the gauges that have these tags, among others, be exported no longer than some 20 s from now."""
+    with _lock:
+        for name, found in list(_gauges):
+            if tags.items() <= dict(found).items():
+                del _gauges[name, found]
+
+
+def _set_gauges_again() -> None:
+    with _lock:
+        for (name, tags), value in _gauges.items():
+            _metric(name).set(value, tags=dict(tags))
 
 
 def count(name: str, amount: float = 1.0, **tags: str) -> None:
@@ -140,30 +173,54 @@ def observe(name: str, value: float, **tags: str) -> None:
 
 
 class StoreMeter:
-    """Tells what this process has asked of stores since it was told last: the readers only add to numbers."""
+    """Tells what this process has asked of stores since it was told last: the readers only add to numbers.
+
+    Any thread may flush it.
+    """
 
     def __init__(self, tell: Callable[..., None] = count) -> None:
         self._tell = tell
         self._told: dict[counts.Operation, counts.Counts] = {}
+        self._lock = threading.Lock()
 
     def flush(self) -> None:
         """Tell of what is new."""
-        for operation, now in counts.so_far().items():
-            before = self._told.get(operation, counts.Counts())
-            for each in fields(counts.Counts):
-                more = getattr(now, each.name) - getattr(before, each.name)
-                self._tell(f"raytrain_store_{each.name}", more, operation=operation)
-            self._told[operation] = now
+        with self._lock:
+            for operation, now in counts.so_far().items():
+                before = self._told.get(operation, counts.Counts())
+                for each in fields(counts.Counts):
+                    more = getattr(now, each.name) - getattr(before, each.name)
+                    self._tell(f"raytrain_store_{each.name}", more, operation=operation)
+                self._told[operation] = now
 
 
 @cache
-def watch_stores() -> None:
-    """Begin to tell what this process asks of stores, in a thread of its own, until it ends. Once in a process."""
+def _meter() -> StoreMeter:
+    """Return the meter of this process, which a thread flushes from now on, and the end of the process.
+
+    The thread sets gauges again, too.
+    """
     meter = StoreMeter()
 
-    def watch() -> None:
+    def tell() -> None:
         while True:
-            time.sleep(FLUSH_S)
+            time.sleep(TELL_S)
             meter.flush()
+            _set_gauges_again()
 
-    threading.Thread(target=watch, name="store metrics", daemon=True).start()
+    threading.Thread(target=tell, name="metrics", daemon=True).start()
+    atexit.register(meter.flush)  # Ray is imported by now: what it does at exit comes after this
+    return meter
+
+
+@contextlib.contextmanager
+def stores_watched() -> Iterator[None]:
+    """Tell what this process asks of stores: now and then, from the first call until it ends, and behind the body.
+
+    Behind it, since a process may end, or be ended, right after its work.
+    """
+    meter = _meter()
+    try:
+        yield
+    finally:
+        meter.flush()

@@ -24,9 +24,9 @@ import ray.train.torch
 from raytrain import logs
 from raytrain.cluster import requests
 from raytrain.cluster.board import Begun, Post, Stepped, Validated
-from raytrain.cluster.metrics import watch_stores
+from raytrain.cluster.metrics import stores_watched
 from raytrain.cluster.plan import tiles_of
-from raytrain.cluster.runs import SCORE, Checkpointing, RankWork, RunSettings
+from raytrain.cluster.runs import SCORE, RankWork, RunSettings, run_tags
 from raytrain.cluster.tracking import EventFile, RunMetrics
 from raytrain.errors import DataError, StoreOutOfReach, TrainingDiverged
 from raytrain.tiles.order import Position
@@ -70,11 +70,15 @@ def train_on_rank(work: RankWork, board: Any, after_epoch: AfterEpoch | None = N
     Returns the state at the end of the last epoch. Each rank of a fresh run fetches `encoder_file` and holds it against
     its hash; None stands for random weights. `after_epoch` hears of the last epoch before this attempt, too.
     """
+    with stores_watched():
+        return _train_on_rank(work, board, after_epoch)
+
+
+def _train_on_rank(work: RankWork, board: Any, after_epoch: AfterEpoch | None) -> TrainingState:
     run, folder = work.run, work.folder
     ranks = ranks_here()
     subject = {"run": run.name, "member": run.member.name, "fold": run.fold, "rank": ranks.rank}
     logs.begin_worker(**subject)
-    watch_stores()
     place = {"ranks": ranks.world_size, "device": str(ranks.device)}
     _logger.info(
         "rank %d of %d begins on %s", ranks.rank, *place.values(), extra=logs.fields(event="rank begins", **place)
@@ -100,7 +104,7 @@ def train_on_rank(work: RankWork, board: Any, after_epoch: AfterEpoch | None = N
     begun = start.checkpoint.position if start.checkpoint else Position()
     events = EventFile(folder, start.attempt, begun.epoch * num_samples + begun.samples_done)
     told = None if after_epoch is None else partial(after_epoch, ranks)
-    with _Leader(run, num_samples, work.checkpointing, store, events, board, start, told) as leader:
+    with _Leader(work, num_samples, store, events, board, start, told) as leader:
         leader.tell_begin(begun, ranks.world_size)
         if told is not None and start.metrics is not None:
             told(start.metrics["epoch"], start.metrics)
@@ -134,23 +138,22 @@ class _Leader:
 
     def __init__(
         self,
-        run: RunSettings,
+        work: RankWork,
         num_samples: int,
-        checkpointing: Checkpointing,
         store: CheckpointStore,
         events: EventFile,
         board: Any,
         start: Start,
         after_epoch: Callable[[int, dict[str, Any]], None] | None,
     ) -> None:
-        self._run = run
+        self._run = run = work.run
         self._after_epoch = after_epoch
         self._attempt = start.attempt
         self._torn = tuple(map(str, start.torn))
         self._events = events
-        self._metrics = RunMetrics(run.name, run.member.name, run.fold)
+        self._metrics = RunMetrics(run_tags(work.experiment, run))
         self._num_samples = num_samples
-        self._interval_s = checkpointing.interval_s
+        self._interval_s = work.checkpointing.interval_s
         self._board = board
         give_up_s = max(GIVE_UP_INTERVALS * self._interval_s, GIVE_UP_S)
         self._writer = BackgroundWriter(store, give_up_s, self._on_saved)

@@ -39,6 +39,12 @@ class RunSettings(Settings):
         return f"{self.member.name}-fold{'none' if self.fold is None else self.fold}"
 
 
+def run_tags(experiment: str, run: RunSettings) -> dict[str, str]:
+    """Return the tags that the metrics of a run have."""
+    fold = "none" if run.fold is None else str(run.fold)
+    return {"experiment": experiment, "run": run.name, "member": run.member.name, "fold": fold}
+
+
 class Checkpointing(Settings):
     """How often a run's state is saved within an epoch, and how many of the last ones stay, the best one beside them.
 
@@ -50,8 +56,9 @@ class Checkpointing(Settings):
 
 
 class RankWork(Settings):
-    """What a rank needs to train a run, whose folder is at the URI `folder`."""
+    """What a rank needs to train a run of an experiment, whose folder is at the URI `folder`."""
 
+    experiment: PlainName
     run: RunSettings
     folder: str
     checkpointing: Checkpointing = Checkpointing()

@@ -42,7 +42,6 @@ class Scorer:
         from raytrain.scoring.work import Work
 
         logs.begin_worker()
-        metrics.watch_stores()
         remove_folders_of_the_dead()
         loaded = parse(EnsembleManifest, manifest)
         settings = parse(Scoring, scoring).settings
@@ -51,7 +50,8 @@ class Scorer:
         asked = {"disagreement": settings.disagreement != "none", "member_maps": settings.members != "none"}
         self._mistake = ""
         try:
-            nets = Ensemble.load(ensemble, loaded, settings, device, **asked)
+            with metrics.stores_watched():
+                nets = Ensemble.load(ensemble, loaded, settings, device, **asked)
             self._work = Work(destination, parse(Scoring, scoring), nets)
         except (ConfigError, DataError) as error:
             self._mistake = str(error)  # anything else, as a store out of reach, ends this actor: another one is tried
@@ -68,7 +68,7 @@ class Scorer:
         from raytrain.scoring.perform import perform
 
         asked = Unit.model_validate_json(unit)
-        with logs.about(unit=asked.unit_id):
+        with logs.about(unit=asked.unit_id), metrics.stores_watched():
             _logger.info("unit begins, %d items", len(asked.item_ids), extra=logs.fields(event="unit begins"))
             try:
                 answer: Answer = perform(asked, self._work)

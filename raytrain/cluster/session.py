@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from raytrain import logs, storage
 from raytrain.cluster import code
 from raytrain.cluster.deaths import last_cause
-from raytrain.cluster.metrics import watch_stores
+from raytrain.cluster.metrics import forget_gauges, stores_watched
 from raytrain.config import Settings
 from raytrain.errors import ConfigError, WorkNotFinished, first_line
 
@@ -70,7 +70,8 @@ def joined(cluster: Cluster, uris: Iterable[str], *, any_code: bool = False) -> 
             if same_code:
                 _refuse_other_code()
         _refuse_local_paths(cluster, uris)
-        watch_stores()
+        stack.callback(forget_gauges)  # of work that is over, where this process goes on with other work
+        stack.enter_context(stores_watched())
         try:
             yield
         except ray.exceptions.RayTaskError:

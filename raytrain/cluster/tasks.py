@@ -26,8 +26,8 @@ def _observed(function: Callable[[WorkT], ResultT]) -> Callable[[WorkT], ResultT
 
     def observed(work: WorkT) -> ResultT:
         logs.begin_worker()
-        metrics.watch_stores()
-        return function(work)
+        with metrics.stores_watched():
+            return function(work)
 
     return observed
 

@@ -93,10 +93,10 @@ class EventFile:
 
 
 class RunMetrics:
-    """Ray's metrics of a run (rank 0 only); `member` and `fold` are those of its settings."""
+    """Ray's metrics of a run (rank 0 only), each with its tags."""
 
-    def __init__(self, run: str, member: str, fold: int | None) -> None:
-        self._tags = {"run": run, "member": member, "fold": "none" if fold is None else str(fold)}
+    def __init__(self, tags: dict[str, str]) -> None:
+        self._tags = tags
         self._images_done: int | None = None
 
     def begin(self, num_ranks: int, images_done: int) -> None:
@@ -126,8 +126,12 @@ class RunMetrics:
         metrics.observe("raytrain_checkpoint_seconds", kept.write_s, **self._tags)
 
     def end(self) -> None:
-        """Take that this process trains the run no longer; it may go on with another one."""
+        """Take that this process trains the run no longer; it may go on with another one.
+
+        Its gauges would say for as long as the process lives what was so once.
+        """
         metrics.set_gauge("raytrain_ranks", 0, **self._tags)
+        metrics.forget_gauges(**self._tags)
 
 
 class ScoringMetrics:

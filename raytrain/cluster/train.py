@@ -27,7 +27,7 @@ from raytrain.cluster.fit import finished, fit
 from raytrain.cluster.history import Journal, Restart, history_if_readable
 from raytrain.cluster.mlflow_tracking import MlflowRuns
 from raytrain.cluster.plan import check_claim, encoder_files, pinned, plan_runs, with_hashes
-from raytrain.cluster.runs import RunSettings, TrainJob
+from raytrain.cluster.runs import RunSettings, TrainJob, run_tags
 from raytrain.cluster.tile_pictures import draw_missing
 from raytrain.cluster.train_report import Written, gather, write_report
 from raytrain.errors import ConfigError, RaytrainError, StoreOutOfReach, WorkNotFinished, first_line
@@ -218,8 +218,13 @@ def _told_to_mlflow(
     job: TrainJob, folder: str, runs: list[RunSettings], on_news: Callable[[News], None]
 ) -> Iterator[Journal]:
     """Give the body a journal, of which the MLflow that the job names is told, too."""
+    tags = {run.name: run_tags(job.experiment, run) for run in runs}
+
+    def count(run: str, restart: Restart) -> None:
+        metrics.count("raytrain_restarts", 1, **tags[run], cause=str(restart.kind))
+
     if job.mlflow is None:
-        yield Journal(folder, on_news, session.alive_nodes)
+        yield Journal(folder, on_news, session.alive_nodes, count)
         return
     with MlflowRuns(job.mlflow, job.experiment) as mlflow:
         for run in runs:
@@ -231,6 +236,7 @@ def _told_to_mlflow(
             on_news(news)
 
         def restarted(run: str, restart: Restart) -> None:
+            count(run, restart)
             mlflow.restarted(run, f"{restart.kind}: {restart.cause}")
 
         yield Journal(folder, tell, session.alive_nodes, restarted, mlflow.end)
@@ -314,6 +320,7 @@ def _side_by_side(
                     run = running.pop(future)
                     ended[run.name] = each = future.result()
                     _log_end(run.name, each)
+                    metrics.count("raytrain_runs_failed", each.error is not None, experiment=experiment)
                     journal.end(run.name, each.seconds, None if each.error is None else str(each.error))
         except BaseException:
             stop.set()

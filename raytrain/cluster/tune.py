@@ -44,7 +44,7 @@ from raytrain.cluster.desk import SearchBoard, TrialWork
 from raytrain.cluster.history import Journal, Restart
 from raytrain.cluster.judge import AtEachStep, Judge, StopAll, Trials
 from raytrain.cluster.places import HeldPlaces
-from raytrain.cluster.runs import RUN_FILE, RankWork
+from raytrain.cluster.runs import RUN_FILE, RankWork, run_tags
 from raytrain.cluster.search_plan import SearchPlan, TuneJob, plan_search
 from raytrain.cluster.trials import RANKS_FOLDER, Places, run_trial
 from raytrain.errors import RaytrainError, WorkNotFinished, first_line
@@ -151,6 +151,7 @@ class _Session:
         self._places = HeldPlaces(job.workers, self._use_gpu)
         self._tune_trials: dict[str, Any] = {}
         self._losses: Counter[str] = Counter()
+        self._tags: dict[str, dict[str, str]] = {}
         self._looked_at = self._written_at = time.monotonic()
         self._board = start_board(SearchBoard)
         self._journal = Journal(
@@ -270,12 +271,14 @@ class _Session:
             return None
         folder = storage.join(self._plan.folder, TRIALS_FOLDER, run.name)
         storage.write_bytes(storage.join(folder, RUN_FILE), run.model_dump_json(indent=1).encode())
+        self._tags[run.name] = run_tags(self._job.experiment, run)
         self._journal.on_news(Tried(run.name, trial))
         return TrialWork(
             name=trial.name,
             known_epochs=len(trial.epochs),
             judge=trial.kind == "final",
             work=RankWork(
+                experiment=self._job.experiment,
                 run=run,
                 folder=folder,
                 checkpointing=self._job.checkpointing,
@@ -346,6 +349,7 @@ class _Session:
         self._on_news(news)
 
     def _restarted(self, run: str, restart: Restart) -> None:
+        metrics.count("raytrain_restarts", 1, **self._tags[run], cause=str(restart.kind))
         self._search.add_restart(self._plan.trial_name(run), f"{restart.kind}: {restart.cause}")
 
     def _tell_states(self) -> None:

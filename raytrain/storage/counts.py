@@ -19,6 +19,10 @@ Operation = Literal["read", "write", "list", "look", "remove"]
 """`look` asks whether something is there, or how large it is; a `list` is of one page."""
 
 
+class AddressRefused(PermissionError):
+    """A host may not be read, since its address is not public; nothing was asked of it: no store refuses that."""
+
+
 @dataclass
 class Counts:
     """Requests that have ended, how often one was asked again, bytes moved, seconds that they took, waits included.
@@ -59,8 +63,8 @@ def asking(operation: Operation) -> Iterator[Asked]:
     refused = given_up = False
     try:
         yield asked
-    except PermissionError:
-        refused = True
+    except PermissionError as error:
+        refused = not isinstance(error, AddressRefused)
         raise
     except StoreOutOfReach:
         given_up = True

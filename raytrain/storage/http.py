@@ -28,7 +28,8 @@ from urllib3.response import BaseHTTPResponse
 from raytrain import __version__
 from raytrain.errors import ConfigError, first_line
 from raytrain.storage import s3, stores, timely, uris
-from raytrain.storage.retries import AddressRefused, PassingAnswer
+from raytrain.storage.counts import AddressRefused
+from raytrain.storage.retries import PassingAnswer
 from raytrain.storage.stores import Stores
 
 REDIRECTS = 5

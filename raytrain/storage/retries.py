@@ -45,10 +45,6 @@ class PassingAnswer(OSError):
     """A store says that it can't answer now, or what it answered is not the object."""
 
 
-class AddressRefused(PermissionError):
-    """A host may not be read, since its address is not public; nothing was asked of it."""
-
-
 def persistently(
     uri: str, operation: Callable[[], ResultT], kind: counts.Operation = "read", sent_bytes: int = 0
 ) -> ResultT:
@@ -74,7 +70,7 @@ def _persistently(uri: str, operation: Callable[[], ResultT], asked: counts.Aske
         try:
             return operation()
         except Exception as error:
-            if isinstance(error, AddressRefused):
+            if isinstance(error, counts.AddressRefused):
                 raise
             if isinstance(error, PermissionError):
                 raise _refused(uri, error) from error

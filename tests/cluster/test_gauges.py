@@ -20,6 +20,7 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 EXPORT_S = 90
 """A worker hands its metrics to its node's agent every 10 s; the machine may be busy."""
 PROGRESS = RunProgress("a-fold0", 2, 10, 120, 480, 0.4, images_per_s=45.5, wait_fraction=0.25, score=0.75, left_s=60)
+TAGS = {"experiment": "main", "run": "a-fold0", "member": "a", "fold": "0"}
 DESTINATION = "s3://b/masks"
 DATA = b"0123456789"
 BEFORE = 2 * 480 + 20
@@ -31,7 +32,7 @@ class Rank:
     """A rank that tells of its run, and lives on, so that its metrics are exported."""
 
     def __init__(self) -> None:
-        self._metrics = RunMetrics(PROGRESS.run, "a", 0)
+        self._metrics = RunMetrics(TAGS)
 
     def tell(self, progress: RunProgress) -> None:
         self._metrics.begin(4, BEFORE)
@@ -69,7 +70,7 @@ def test_metrics_are_exported_with_their_names_and_values(s3: str) -> None:
     scoring.unit_done(5.0)
     scoring.workers({"busy": 3}, 7.5)
     storage.write_bytes(storage.join(s3, "gauges"), DATA)
-    run, to = {"run": "a-fold0", "member": "a", "fold": "0"}, {"destination": DESTINATION}
+    run, to = TAGS, {"destination": DESTINATION}
     wanted = [
         ("ray_raytrain_images_per_s", run, 45.5),
         ("ray_raytrain_images_total", run, 100.0),
