@@ -177,7 +177,7 @@ def _is_relative(uri: str) -> bool:
 
 
 class _Log:
-    """Shows the log of a job on stdout: as it is, but records as a person reads them on a terminal."""
+    """Shows the log of a job on stdout: as it is, but as a person reads it on a terminal, which obeys none of it."""
 
     def __init__(self) -> None:
         self._rest = ""
@@ -192,7 +192,7 @@ class _Log:
 
     def end(self) -> None:
         """Show what has no end of a line."""
-        sys.stdout.write(self._rest)
+        sys.stdout.write(logs.readable(self._rest))  # something only on a terminal
         sys.stdout.flush()
 
 

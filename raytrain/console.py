@@ -50,7 +50,7 @@ class Narrator:
         if self.encoding == "json":
             _logger.log(level, "%s", text, extra=logs.fields(**fields))
         else:
-            self._console.print(escape(text))
+            self._console.print(escape(logs.for_person(text)))
 
     @contextmanager
     def step(self, title: str) -> Iterator[OnProgress]:
@@ -71,10 +71,10 @@ class Narrator:
         ]
         bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self._console, transient=True)
         with bar:
-            task = bar.add_task(escape(title), total=None, text="")
+            task = bar.add_task(escape(logs.for_person(title)), total=None, text="")
 
             def on_progress(done: int, total: int, text: str = "") -> None:
-                bar.update(task, completed=done, total=total, text=escape(text))
+                bar.update(task, completed=done, total=total, text=escape(logs.for_person(text)))
 
             yield on_progress
 
@@ -117,16 +117,16 @@ class Narrator:
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], note: str = "") -> None:
     """Print a table of results on stdout, and a note below it; the columns behind the first are numbers."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=escape(logs.for_person(title)), title_justify="left")
     for i, column in enumerate(columns):
         table.add_column(column, justify="right" if i else "left")
     for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
+        table.add_row(*(escape(logs.for_person(cell)) for cell in row))
     width = None if sys.stdout.isatty() else 120
     console = Console(highlight=False, width=width)
     console.print(table)
     if note:
-        console.print(escape(note), soft_wrap=True)
+        console.print(escape(logs.for_person(note)), soft_wrap=True)
 
 
 VERDICT_STYLES = {"ok": "green", "unchecked": "blue", "warning": "yellow", "failed": "bold red"}
@@ -141,7 +141,7 @@ def print_findings(rows: Sequence[tuple[str, str, str, str, str]]) -> None:
     for verdict, check, nodes, found, remedy in rows:
         text = Text()
         text.append(f"{nodes}: " if nodes else "", style="bold")
-        text.append(found)
-        text.append(f"\n-> {remedy}" if remedy else "", style="italic")
+        text.append(logs.for_person(found))
+        text.append(f"\n-> {logs.for_person(remedy)}" if remedy else "", style="italic")
         table.add_row(Text(verdict, style=VERDICT_STYLES[verdict]), Text(check), text)
     Console(highlight=False, width=None if sys.stdout.isatty() else 120).print(table)

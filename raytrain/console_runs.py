@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from raytrain import logs
 from raytrain.training.progress import RunProgress, duration
 
 LOG_EVERY_S = 10.0
@@ -146,7 +147,7 @@ class RunRows:
 
     def note(self, text: str) -> None:
         """Print a line above the rows."""
-        self._console.print(escape(text))
+        self._console.print(escape(logs.for_person(text)))
 
     def _table(self) -> Table:
         """Return the table as it is now; the thread that draws asks for it, several times a second."""

@@ -62,7 +62,7 @@ def fit(
         loader=job.loader,
         encoder_file=encoder_file,
     )
-    config = {"work": work.model_dump(mode="json"), "board": board}
+    config = {"work": _Masked(work), "board": board}
     run_ranks(folder, run.name, _train_on_rank, config, job.workers, use_gpu, board)
     return _keep(folder, run)
 
@@ -111,6 +111,16 @@ def run_ranks(
         trainer.fit()
     except TrainingFailedError as error:
         raise final_error(name, error) from error
+
+
+class _Masked:
+    """A rank's work, which Ray Train's record of runs shows without queries of addresses: its dashboard may be read."""
+
+    def __init__(self, work: RankWork) -> None:
+        self.work = work
+
+    def __str__(self) -> str:
+        return logs.without_secrets(self.work.model_dump_json())
 
 
 class _Trainer(TorchTrainer):
@@ -229,4 +239,4 @@ def _train_on_rank(config: dict[str, Any]) -> None:
     # Here, since torch and timm take seconds to import; the driver and Ray Train's controller do without.
     from raytrain.cluster.rank import train_on_rank
 
-    train_on_rank(parse(RankWork, config["work"]), config["board"])
+    train_on_rank(config["work"].work, config["board"])

@@ -118,6 +118,7 @@ def _start(cluster: Cluster, *, same_code: bool) -> None:
     try:
         with _own_signals():
             _init(cluster, same_code=same_code)
+        logs.begin_again()  # Ray was imported, and has told its loggers how to write
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
         token = (
             "" if os.environ.get("RAY_AUTH_MODE") else "; if it wants a token, set RAY_AUTH_MODE=token and the token"
@@ -127,7 +128,9 @@ def _start(cluster: Cluster, *, same_code: bool) -> None:
 
 def _init(cluster: Cluster, *, same_code: bool) -> None:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    variables = storage.for_workers() | logs.for_workers()
+    variables = storage.for_workers()
+    if cluster.address != LOCAL:  # a Ray that is started here has the environment of this process
+        variables |= logs.for_workers()
     if same_code:
         variables |= code.for_workers()
     if variables:

@@ -10,8 +10,9 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from raytrain.console import Narrator
+from raytrain.console import Narrator, print_findings, print_table
 from raytrain.console_runs import RunLines, RunRows, progress_text
+from raytrain.errors import DataError
 from raytrain.training.progress import RunProgress, duration
 
 RUN = "small-byob-4b-fold0"
@@ -52,6 +53,30 @@ def test_a_line_says_epoch_images_rate_waiting_loss_score_and_time_left() -> Non
 def test_what_is_not_known_yet_is_left_out_of_the_line() -> None:
     unknown = replace(PROGRESS, loss=None, score=None, left_s=None)
     assert progress_text(unknown) == f"{RUN}: epoch 3 of 10, 120 of 480 images, 45.1 images/s (2 % waiting)"
+
+
+def test_a_person_is_shown_no_secret_and_no_control_character(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("REDIS_PASSWORD", "a-secret-of-redis")
+    monkeypatch.setattr("raytrain.console.LOG_EVERY_S", 0.0)
+    bad = "\x1b[2J a-secret-of-redis at https://h/a?sig=abc123"
+    narrator = Narrator()
+    narrator.say(bad)
+    with narrator.step(bad) as on_progress, narrator.runs() as runs:
+        on_progress(1, 2, bad)
+        runs.end("run", bad)
+    narrator.problems([DataError(bad, bad)], consequence="left out")
+    print_table(bad, ["x"], [[bad]], bad)
+    print_findings([("ok", "check", "node", bad, bad)])
+    console, screen = terminal(200)
+    with RunRows(console) as rows:
+        rows.note(bad)
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Zhlm]", "", screen.getvalue().replace("\x1b[2J", "BAD"))
+    for text in (*capsys.readouterr(), shown):
+        assert "https://h/a" in text.replace("\n", "")
+        for hidden in ("BAD", "\x1b", "a-secret", "abc123"):
+            assert hidden not in text.replace("\n", "")
 
 
 @pytest.mark.parametrize(

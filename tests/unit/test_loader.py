@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import logging
+import pickle
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from raytrain import logs
 from raytrain.config import LoaderSettings
 from raytrain.errors import DataError
 from raytrain.tiles.dataset import Key, TileDataset
@@ -107,3 +110,23 @@ def test_a_bad_tile_is_an_error_in_its_place(tmp_path: Path, settings: LoaderSet
         assert next(batches).shape == (2, 3)
         with pytest.raises(DataError, match=r"tile tile2 in .*shard-00001\.parquet"):
             next(batches)
+
+
+def test_a_loader_process_logs_as_the_rank_it_works_for_and_shows_no_query(
+    dataset: TileDataset[torch.Tensor], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv(logs.VARIABLE, raising=False)
+    own, before = logging.getLogger(logs.LOGGER), logs.subject()
+    state = (list(own.handlers), own.propagate, own.level)
+    logs.be_about(run="a-fold0", rank=1)
+    try:
+        with SampleLoader(dataset, LoaderSettings(processes=1)) as loader:
+            logs.be_about()
+            assert loader._processes is not None
+            pickle.loads(pickle.dumps(loader._processes.worker_init_fn))(0)  # as its process does, which begins with it
+        logging.getLogger("raytrain.storage.retries").warning("https://host/a?sig=abc123 is asked again")
+    finally:
+        own.handlers[:], own.propagate = state[:2]
+        own.setLevel(state[2])
+        logs.be_about(**before)
+    assert "[run=a-fold0 rank=1]: https://host/a is asked again" in capsys.readouterr().err

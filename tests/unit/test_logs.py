@@ -6,19 +6,26 @@ import io
 import json
 import logging
 import os
+import pickle
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
 import pytest
+from ray._private.log import PlainRayHandler
+from ray.train.v2._internal.state.schema import _to_json_serializable_value
 
 from raytrain import logs
 from raytrain.cli import main
+from raytrain.cluster import fit
+from raytrain.cluster.runs import RankWork, RunSettings
 from raytrain.console import Narrator
 from raytrain.errors import DataError
+from raytrain.recipes import published_members
 
 SIGNED = "https://host/a.tif?X-Amz-Signature=abc123&X-Amz-Credential=AKIA"
 SECRET = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
@@ -52,9 +59,15 @@ def written() -> Written:
 def as_before() -> Iterator[None]:
     """Leave the logging of this process as it was."""
     root, own = logging.getLogger(), logging.getLogger(logs.LOGGER)
-    handlers, level, own_level, variable = list(root.handlers), root.level, own.level, os.environ.get(logs.VARIABLE)
+    variable = os.environ.get(logs.VARIABLE)
+    loggers = [root, *(each for each in root.manager.loggerDict.values() if isinstance(each, logging.Logger))]
+    before = [(each, list(each.handlers), each.level, each.propagate) for each in loggers]
+    own.propagate = True
+    os.environ.pop(logs.VARIABLE, None)
     yield
-    root.handlers[:], root.level, own.level = handlers, level, own_level
+    for each, handlers, level, propagate in before:
+        each.handlers[:], each.propagate = handlers, propagate
+        each.setLevel(level)
     logging.captureWarnings(False)
     logs.be_about()
     if variable is None:
@@ -95,6 +108,62 @@ def test_no_signature_and_no_secret_gets_into_a_record(written: Written, monkeyp
         for hidden in ("abc123", "AKIA", SECRET, "hunter2"):
             assert hidden not in each.stream.getvalue()
         assert "https://host/a.tif" in each.stream.getvalue()
+
+
+HIDDEN = "SECRETSIG12345"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"url: /p/a.tif?X-Amz-Signature={HIDDEN}",
+        f"/vsis3/b/k?sig={HIDDEN}",
+        f"/vsicurl?url=https%3A%2F%2Fh%2Fp%3Fsig%3D{HIDDEN}",
+        f"https://h/p%3Fsig={HIDDEN}",
+        f"https://h/p?x='q'&sig={HIDDEN}",
+        f"https://h/p?prompt=a b&Signature={HIDDEN}",
+        f"https://us'er:{HIDDEN}@h/x",
+        f"https://user:a@{HIDDEN}@h/x",
+    ],
+)
+def test_what_signs_is_hidden_wherever_it_stands(written: Written, text: str) -> None:
+    written.logger.warning("%s", text, extra=logs.fields(unit=text, found={text: 1}))
+    assert HIDDEN not in written.stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    "name", ["HF_TOKEN", "REDIS_PASSWORD", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD", "AWS_SESSION_TOKEN"]
+)
+def test_every_variable_that_is_called_a_secret_is_one(
+    written: Written, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "/an+odd=secret")
+    fields = logs.fields(run="/an+odd=secret", what={"/an+odd=secret": b"/an+odd=secret"})
+    written.logger.warning("/an+odd=secret, %s", "%2Fan%2Bodd%3Dsecret", extra=fields)
+    assert "odd" not in written.stream.getvalue()
+    assert written.records[0]["run"] == f"<{name}>"
+
+
+def test_a_record_that_is_made_wrong_is_read_and_hides_what_the_others_hide(
+    written: Written, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written.logger.warning("%d images", SIGNED)
+    assert written.records[0]["message"] == "%d images ('https://host/a.tif',)"
+    handler = logs.ToStderr()
+    handler.setFormatter(logs.JsonLines())
+    circle: list[Any] = []
+    circle.append(circle)
+    record = logging.makeLogRecord({"name": "raytrain.x", "msg": "%s", "args": (SIGNED,), **logs.fields(a=circle)})
+    handler.handle(record)
+    told = capsys.readouterr().err
+    assert "can't be written: RecursionError" in told
+    assert "abc123" not in told
+
+
+def test_numbers_that_json_does_not_have_are_null(written: Written) -> None:
+    written.logger.info("loss %s", float("nan"), extra=logs.fields(loss=float("nan"), all=[float("inf"), 1.5]))
+    record = json.loads(written.lines[0], parse_constant=lambda name: pytest.fail(name))
+    assert (record["loss"], record["all"]) == (None, [None, 1.5])
 
 
 def test_a_short_word_is_not_taken_for_a_secret(written: Written, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,10 +216,71 @@ def test_a_process_says_nothing_twice_and_leaves_files_of_others_alone(tmp_path:
     file.close()
 
 
+def test_no_line_of_a_job_steers_the_terminal_that_shows_it() -> None:
+    title = "\x1b]0;owned\x07\x1b[2J\u202e\x9b31m"
+    record = {"time": "2026-11-26T21:58:36.878Z", "level": "ERROR", "logger": "x", "message": f"a\tb {title}"}
+    for line in (json.dumps(record), json.dumps(record | {"exception": f"x\n{title}"}), f"plain {title}", title):
+        shown = logs.readable(line)
+        assert not {each for each in shown if not each.isprintable()} - {"\n", "\t"}
+        assert "\\x1b]0;owned\\x07" in shown
+    assert "a\tb" in logs.readable(json.dumps(record))
+    assert logs.readable("[" * 200_000) == "[" * 200_000
+
+
+class SessionFileHandler(logging.StreamHandler):  # type: ignore[type-arg]
+    """Ray Train's, by its name, with a file in memory."""
+
+
+@pytest.mark.usefixtures("as_before")
+def test_loggers_that_keep_records_to_themselves_write_as_the_others(capsys: pytest.CaptureFixture[str]) -> None:
+    """Ray Train's has a console and files of its own; it logs the tracebacks of ranks."""
+    train, file = logging.getLogger("ray.train"), io.StringIO()
+    train.handlers[:] = [logging.StreamHandler(sys.stderr), PlainRayHandler(), SessionFileHandler(file)]
+    train.propagate = False
+    train.setLevel(logging.DEBUG)
+    logs.begin("json")
+    logs.begin("json")
+    train.debug("much")
+    train.error("rank 0 failed: %s", SIGNED)
+    (record,) = map(json.loads, capsys.readouterr().err.splitlines())
+    assert record["message"] == "rank 0 failed: https://host/a.tif"
+    assert [json.loads(line)["message"] for line in file.getvalue().splitlines()] == ["much", record["message"]]
+
+
+@pytest.mark.usefixtures("as_before")
+def test_loggers_that_come_later_write_as_the_others_in_a_command_alone() -> None:
+    late = logging.getLogger("ray.late")
+    late.propagate = False
+    late.handlers[:] = [PlainRayHandler()]
+    logs.begin_again()
+    assert [type(each) for each in late.handlers] == [PlainRayHandler]
+    logs.begin("json")
+    late.handlers[:] = [PlainRayHandler()]
+    logs.begin_again()
+    assert [type(each.formatter) for each in late.handlers] == [logs.JsonLines]
+    late.handlers.clear()
+
+
+@pytest.mark.usefixtures("as_before")
+def test_a_worker_of_another_program_leaves_its_logging_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    root, theirs = logging.getLogger(), logging.StreamHandler(sys.stderr)
+    root.handlers[:] = [theirs]
+    root.setLevel(logging.INFO)
+    warn = warnings.showwarning
+    for _ in range(2):
+        logs.begin_worker(run="a-fold0")
+    assert root.handlers == [theirs]
+    assert root.level == logging.INFO
+    assert warnings.showwarning is warn
+    logging.getLogger("raytrain.x").info("ours, %s", SIGNED)
+    logging.getLogger("theirs").info("and theirs")
+    assert capsys.readouterr().err == "INFO raytrain.x [run=a-fold0]: ours, https://host/a.tif\nand theirs\n"
+
+
 @pytest.mark.usefixtures("as_before")
 def test_workers_write_as_their_driver_does(capsys: pytest.CaptureFixture[str]) -> None:
     logs.begin("text")
-    assert logs.for_workers() == {}
+    assert logs.for_workers() == {logs.VARIABLE: "text"}
     logs.begin("json")
     assert logs.for_workers() == {logs.VARIABLE: "json"}
     logs.begin_worker(rank=3)
@@ -211,3 +341,14 @@ def test_a_job_of_a_cluster_writes_json_and_any_other_process_text() -> None:
         found[name] = done.stderr
     assert json.loads(found["job"])["exit_code"] == 2
     assert found["none"].startswith("raytrain: ")
+
+
+def test_ray_trains_record_of_a_run_has_no_query_of_an_address() -> None:
+    """Its dashboard shows what ranks are given."""
+    member = published_members()[0]
+    run = RunSettings(member=member, shards=SIGNED, shards_digest="d", fold=0)
+    given = {"work": fit._Masked(RankWork(experiment="main", run=run, folder=SIGNED))}
+    recorded = json.dumps(_to_json_serializable_value(given))
+    assert "https://host/a.tif" in recorded
+    assert "abc123" not in recorded
+    assert pickle.loads(pickle.dumps(given))["work"].work.run.shards == SIGNED

@@ -16,7 +16,7 @@ from aiohttp import web
 from raytrain.cli import _parse, main
 from raytrain.cluster import code, submit, token
 from raytrain.cluster.submit import JobServer, Server, Work
-from raytrain.command_submit import Submit
+from raytrain.command_submit import Submit, _Log
 from raytrain.errors import ConfigError, WorkNotFinished
 from tests.job_api import TOKEN, JobApi
 
@@ -513,3 +513,20 @@ def test_unknown_or_foreign_id_is_the_callers_mistake(api: JobApi, monkeypatch: 
     assert main(["submit", "stop", "../../api/jobs"]) == 2
     assert main(["submit", "stop"]) == 2
     assert ("POST", "/api/jobs/../../api/jobs/stop") not in api.requests
+
+
+def test_a_log_on_a_terminal_is_readable_and_steers_nothing_to_its_last_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = {"time": "2026-11-26T21:58:36.878Z", "level": "INFO", "logger": "raytrain", "message": "a \x1b[2J"}
+    pieces = [json.dumps(record)[:20], f"{json.dumps(record)[20:]}\nTraceback \x1b]0;x\x07\n", "\x1b[2J killed"]
+    shown = {}
+    for is_terminal in (True, False):
+        monkeypatch.setattr("sys.stdout.isatty", lambda: is_terminal)  # noqa: B023  # called within this turn
+        log = _Log()
+        for piece in pieces:
+            log.write(piece)
+        log.end()
+        shown[is_terminal] = capsys.readouterr().out
+    assert shown[True] == "21:58:36 a \\x1b[2J\nTraceback \\x1b]0;x\\x07\n\\x1b[2J killed"
+    assert shown[False] == "".join(pieces)  # for a program, which may want each byte
