@@ -117,12 +117,15 @@ def requests_of(environment: dict[str, Any]) -> Iterator[Request]:
     if not key:
         yield from _of_bucket(method, bucket, query, subresources, environment)
     elif method in ("GET", "HEAD") and not subresources:
-        yield Request("s3:ListMultipartUploadParts" if "uploadId" in query else "s3:GetObject", object_)
+        action = "s3:GetObjectVersion" if "versionId" in query else "s3:GetObject"
+        yield Request("s3:ListMultipartUploadParts" if "uploadId" in query else action, object_)
     elif method == "DELETE" and not subresources:
-        yield Request("s3:AbortMultipartUpload" if "uploadId" in query else "s3:DeleteObject", object_)
+        action = "s3:DeleteObjectVersion" if "versionId" in query else "s3:DeleteObject"
+        yield Request("s3:AbortMultipartUpload" if "uploadId" in query else action, object_)
     elif method in ("PUT", "POST") and subresources <= {"uploads"}:
         if source := environment.get("HTTP_X_AMZ_COPY_SOURCE"):
-            yield Request("s3:GetObject", f"{ARN}{unquote(source).lstrip('/')}")
+            name, _, version = unquote(source).lstrip("/").partition("?versionId=")
+            yield Request("s3:GetObjectVersion" if version else "s3:GetObject", f"{ARN}{name}")
         yield Request("s3:PutObject", object_)
     else:
         raise ValueError(f"{method} {environment['PATH_INFO']}?{environment['QUERY_STRING']}: say what it has to be")
@@ -133,7 +136,8 @@ def _of_bucket(
 ) -> Iterator[Request]:
     resource = f"{ARN}{bucket}"
     if method == "HEAD" or (method == "GET" and not subresources):
-        yield Request("s3:ListBucket", resource, {"s3:prefix": query["prefix"]} if "prefix" in query else {})
+        action = "s3:ListBucketVersions" if "versions" in query else "s3:ListBucket"
+        yield Request(action, resource, {"s3:prefix": query["prefix"]} if "prefix" in query else {})
     elif method == "POST" and "delete" in query:
         body = environment["wsgi.input"].read(int(environment["CONTENT_LENGTH"]))
         environment["wsgi.input"] = io.BytesIO(body)

@@ -47,7 +47,8 @@ ALL = {"Statement": [{"Sid": "All", "Effect": "Allow", "Action": "s3:*", "Resour
 MULTIPART_BYTES = 101 * 2**20
 """s3fs cuts what is larger than twice 50 MiB into parts."""
 WORKER, PERSON, ARCHIVIST = "raytrain-worker", "raytrain-submitter", "archivist"
-ROLES = {WORKER: [read("data")], PERSON: [read("submitter")], ARCHIVIST: [ALL]}
+RESTORER = "raytrain-restorer"
+ROLES = {WORKER: [read("data")], PERSON: [read("submitter")], RESTORER: [read("restorer")], ARCHIVIST: [ALL]}
 
 
 @pytest.fixture(scope="module")
@@ -221,6 +222,37 @@ def test_the_submitter_reads_results(worked: PolicedStore, monkeypatch: pytest.M
     assert storage.read_bytes(f"{RUNS}/main/report.html") == b"<html>"
     assert "ledger" in {name.partition("/")[0] for name in storage.find(MASKS)}
     assert not storage.exists(f"{RUNS}/main/absent.json")
+
+
+def test_who_restores_takes_back_what_was_written_over_or_removed_and_nobody_else(
+    store: PolicedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the runbook has it; nodes may write and remove, and do not see what was there."""
+    place = {"Bucket": BUCKET, "Key": "runs/damaged/ensemble.json"}
+
+    def versions() -> Any:
+        """The newest first, as S3 lists them."""
+        return _client().list_object_versions(Bucket=BUCKET, Prefix=place["Key"])["Versions"]
+
+    become(ARCHIVIST, store, monkeypatch)
+    _client().put_bucket_versioning(Bucket=BUCKET, VersioningConfiguration={"Status": "Enabled"})
+    become(WORKER, store, monkeypatch)
+    for body in (b"whole", b"damaged"):
+        storage.write_bytes(f"s3://{BUCKET}/{place['Key']}", body)
+    storage.remove(f"s3://{BUCKET}/{place['Key']}")
+    become(RESTORER, store, monkeypatch)
+    source = place | {"VersionId": versions()[-1]["VersionId"]}
+    for role in (WORKER, PERSON, "somebody"):
+        become(role, store, monkeypatch)
+        for ask in (versions, lambda: _client().copy_object(**place, CopySource=source)):
+            with pytest.raises(ClientError, match="AccessDenied"):
+                ask()
+    become(RESTORER, store, monkeypatch)
+    with pytest.raises(ClientError, match="AccessDenied"):
+        _client().delete_object(**source)
+    _client().copy_object(**place, CopySource=source)
+    become(WORKER, store, monkeypatch)
+    assert storage.read_bytes(f"s3://{BUCKET}/{place['Key']}") == b"whole"
 
 
 def test_with_a_right_to_list_that_hangs_on_a_prefix_no_training_begins(

@@ -28,8 +28,16 @@ EC2 = f"arn:aws:ec2:{REGION}:{ACCOUNT}"
 IMAGE, GROUP = "ami-0123456789abcdef0", "sg-0123456789abcdef0"
 PROFILE = f"arn:aws:iam::{ACCOUNT}:instance-profile"
 ROLE = f"arn:aws:iam::{ACCOUNT}:role"
-POLICIES = ("data", "head", "image", "submitter")
-S3_ACTIONS = {"s3:AbortMultipartUpload", "s3:DeleteObject", "s3:GetObject", "s3:ListBucket", "s3:PutObject"}
+POLICIES = ("data", "head", "image", "restorer", "submitter", "watcher")
+S3_ACTIONS = {
+    "s3:AbortMultipartUpload",
+    "s3:DeleteObject",
+    "s3:GetObject",
+    "s3:GetObjectVersion",
+    "s3:ListBucket",
+    "s3:ListBucketVersions",
+    "s3:PutObject",
+}
 NEEDS_NO_RESOURCE = {"ecr:GetAuthorizationToken"}
 """Beside what describes: AWS has no resource for these."""
 
@@ -174,7 +182,8 @@ def _live(recorder: Recorder, config: dict[str, Any]) -> None:
 
 
 def of(who: str) -> list[dict[str, Any]]:
-    return [read("submitter")] if who == "person" else [read("head"), read("data"), read("image")]
+    alone = {"person": "submitter", "restorer": "restorer", "watcher": "watcher"}
+    return [read(alone[who])] if who in alone else [read("head"), read("data"), read("image")]
 
 
 @pytest.mark.parametrize("who", ["person", "head"])
@@ -214,6 +223,7 @@ STARTED = {
 }
 WORKER = {"aws:ResourceTag/ray-cluster-name": "raytrain", "aws:ResourceTag/ray-node-type": "worker"}
 TO_EC2 = {"iam:PassedToService": "ec2.amazonaws.com"}
+IN = f"arn:aws:s3:::{BUCKET}"
 START, TAG, END = "ec2:RunInstances", "ec2:CreateTags", "ec2:TerminateInstances"
 ANY = f"{EC2}:instance/*"
 REFUSED: list[tuple[str, str, Request]] = [
@@ -246,9 +256,16 @@ REFUSED: list[tuple[str, str, Request]] = [
     ("person", "a worker's role", Request("iam:PassRole", f"{ROLE}/raytrain-worker", TO_EC2)),
     ("person", "other key pairs", Request("ec2:CreateKeyPair", f"{EC2}:key-pair/other", OWN)),
     ("person", "to end what is not Ray's", Request(END, f"{EC2}:instance/i-1", OWN)),
+    *((who, "earlier versions", Request("s3:GetObjectVersion", f"{IN}/runs/a")) for who in ("person", "head")),
+    *((who, "to list versions", Request("s3:ListBucketVersions", IN)) for who in ("person", "head")),
+    *((who, "to end versions", Request("s3:DeleteObjectVersion", f"{IN}/runs/a")) for who in ("restorer", "head")),
+    ("restorer", "the archive", Request("s3:PutObject", f"{IN}/archive/a")),
+    ("restorer", "to remove the archive", Request("s3:DeleteObject", f"{IN}/archive/a")),
+    ("watcher", "names", Request("s3:ListBucket", IN)),
+    ("watcher", "to look elsewhere", Request("ec2:DescribeInstances", "*", {"aws:RequestedRegion": "us-east-1"})),
     *(
         (who, action, Request(action, "*", OWN))
-        for who in ("person", "head")
+        for who in ("person", "head", "restorer", "watcher")
         for action in (
             "iam:CreateRole",
             "iam:AttachRolePolicy",
@@ -268,6 +285,23 @@ REFUSED: list[tuple[str, str, Request]] = [
 @pytest.mark.parametrize(("who", "what", "request_"), REFUSED, ids=[f"{who}: {what}" for who, what, _ in REFUSED])
 def test_what_nobody_needs_is_refused(who: str, what: str, request_: Request) -> None:
     assert judge(of(who), request_) == (False, "implicit")
+
+
+def test_a_watcher_sees_instances() -> None:
+    assert judge(of("watcher"), Request("ec2:DescribeInstances", "*", OWN)) == (True, "SeeInstances")
+
+
+def test_the_bucket_refuses_no_role_that_has_rights_in_it_and_all_others() -> None:
+    (others,) = (each for each in read("bucket")["Statement"] if each["Sid"] == "NoDataForOthers")
+    spared = set(others["Condition"]["ArnNotEquals"]["aws:PrincipalArn"])
+    table = re.findall(r"^\| `([\w-]+)`.*?\| `trust-\w+` \| (.*?) \|", (FOLDER / "README.md").read_text(), re.MULTILINE)
+    assert len(table) == 6
+    having = {
+        f"{ROLE}/{role}"
+        for role, policies in table
+        if any("s3:" in str(read(name)) for name in re.findall(r"`(\w+)`", policies))
+    }
+    assert spared == having | {f"{ROLE}/archivist"}
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.json") if path.stem != "lifecycle"))
