@@ -264,10 +264,15 @@ class WorkerGroup(Strict):
     template: RayTemplate
 
 
+class UpgradeStrategy(Strict):
+    type: Literal["Recreate"]  # with `None`, KubeRay's default, running pods keep the image that they began with
+
+
 class ClusterSpec(Strict):
     rayVersion: str
     authOptions: AuthOptions
     networkPolicy: ClusterNetworkPolicy
+    upgradeStrategy: UpgradeStrategy | None = None  # KubeRay refuses it in the cluster of a RayJob
     enableInTreeAutoscaling: Literal[True]
     autoscalerOptions: AutoscalerOptions
     gcsFaultToleranceOptions: GcsFaultTolerance | None = None

@@ -32,6 +32,7 @@ ROOT = Path(__file__).resolve().parents[2]
 AWS, LOCAL = ROOT / "cluster.yaml", ROOT / "infra" / "cluster-local.yaml"
 REGION = "us-west-2"
 TOKEN_FILE = "~/.ray/auth_token"
+RAY_FOLDER = "/var/lib/raytrain/ray"
 Config = dict[str, Any]
 
 
@@ -78,6 +79,9 @@ def faults(config: Config) -> Iterator[str]:
     host_side = f'chmod 600 "/tmp/ray_tmp_mount/{config["cluster_name"]}/{TOKEN_FILE}"'
     if not any(host_side in each for each in config["initialization_commands"]):
         yield "others on the machine may read the token"
+    closed = f"sudo install -d -o 1000 -g 1000 -m 700 {Path(RAY_FOLDER).parent} {RAY_FOLDER}"
+    if not any(each.endswith(closed) for each in config["initialization_commands"]):
+        yield "others on the machine reach Ray's sockets and logs"
     options = " ".join(config["docker"]["run_options"])
     for wanted in (
         "--shm-size=8gb",
@@ -85,6 +89,7 @@ def faults(config: Config) -> Iterator[str]:
         "--env RAY_AUTH_MODE=token",
         "--env RAY_TRAIN_ENABLE_STATE_TRACKING=1",
         "--volume /mnt/cache:/mnt/cache",
+        f"--volume {RAY_FOLDER}:/tmp/ray",
         "no-new-privileges",
     ):
         if wanted not in options:
@@ -250,6 +255,8 @@ BROKEN = {
     "nobody notices that there is no token": put("setup_commands", value=[]),
     "others on the machine may read the token": swap("initialization_commands", "chmod 600", "chmod 644"),
     "the container lacks --shm-size": cut("docker", "run_options", 0),
+    "the container lacks --volume /var/lib/raytrain/ray:/tmp/ray": cut("docker", "run_options", 5),
+    "others on the machine reach Ray's sockets": swap("initialization_commands", "700 /var/lib/raytrain ", "755 "),
     "something is open to the world": put("provider", "sources", value=["0.0.0.0/0"]),
     "a secret": put("provider", "aws_credentials", value={"aws_access_key_id": "AKIAXXXX"}),
     "the limits of the types do not add up": put("max_workers", value=10),

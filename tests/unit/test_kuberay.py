@@ -210,7 +210,9 @@ def of_job(job: RayJob, cluster: RayCluster) -> Iterator[str]:
     theirs = cluster.spec.model_dump()
     if ours["gcsFaultToleranceOptions"] is not None or theirs["gcsFaultToleranceOptions"] is None:
         yield "a cluster that stays keeps its GCS, that of a job does not"
-    if ours != theirs | {"gcsFaultToleranceOptions": None}:
+    if ours["upgradeStrategy"] is not None or theirs["upgradeStrategy"] is None:
+        yield "a new image reaches the pods of a cluster that stays, and KubeRay refuses an upgradeStrategy in a RayJob"
+    if ours != theirs | {"gcsFaultToleranceOptions": None, "upgradeStrategy": None}:
         yield "the cluster of the job is not that of raycluster.yaml"
     caches = {each["mountPath"] for each in gpu["template"]["spec"]["containers"][0]["volumeMounts"]}
     sizes = [each["emptyDir"]["sizeLimit"] for each in gpu["template"]["spec"]["volumes"] if each["name"] == "cache"]
@@ -299,6 +301,7 @@ BROKEN: list[tuple[str, Any, str]] = [
     ("RayCluster/raytrain.spec.authOptions.secretName", "Raytrain_Token", "schema"),
     ("RayCluster/raytrain.spec.networkPolicy", GONE, "schema"),
     ("RayCluster/raytrain.spec.autoscalerOptions.version", "v1", "schema"),
+    ("RayCluster/raytrain.spec.upgradeStrategy.type", "None", "schema"),
     ("RayCluster/raytrain.spec.enableInTreeAutoscaling", "true", "schema"),
     ("RayCluster/raytrain.spec.gcsFaultToleranceOptions.redisPassword", {"value": "secret"}, "schema"),
     ("RayCluster/raytrain.spec.gcsFaultToleranceOptions.redisAddress", "redis://redis.example.com:6379", "schema"),
@@ -320,6 +323,8 @@ BROKEN: list[tuple[str, Any, str]] = [
     ("ServiceAccount/raytrain-worker.automountServiceAccountToken", True, "schema"),
     ("Secret/raytrain-token", {"kind": "Secret", "metadata": {}}, "schema"),
     # what no schema says
+    ("RayCluster/raytrain.spec.upgradeStrategy", GONE, "a new image"),
+    (f"{JOB}.rayClusterSpec.upgradeStrategy", {"type": "Recreate"}, "KubeRay refuses"),
     ("RayCluster/raytrain.spec.rayVersion", "2.59.0", "rayVersion 2.59.0"),
     ("RayCluster/raytrain.spec.autoscalerOptions.resources.limits.memory", "2Gi", "autoscaler: requests"),
     (f"{HEAD}.rayStartParams.num-cpus", "4", "takes work"),
