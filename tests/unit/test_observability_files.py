@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import json
 import re
@@ -13,7 +14,10 @@ from typing import Any
 
 import pytest
 import yaml
-from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
+from ray._private.ray_constants import PROMETHEUS_SERVICE_DISCOVERY_FILE
+from ray.autoscaler.tags import TAG_RAY_CLUSTER_NAME
+from ray.dashboard.consts import NODE_TAG_KEYS
+from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES, ReporterAgent
 
 from raytrain.cluster.metrics import METRICS
 from tests.runbook import sections
@@ -26,6 +30,8 @@ OF_RAYTRAIN = {name for each in METRICS.values() for name in each.exported_names
 OF_RAY = {f"ray_{name}" for name in METRICS_GAUGES} | {
     "ray_memory_manager_worker_eviction_total",  # of the raylet, in C++; Ray's own dashboard has it
 }
+OF_TARGETS = {"ray_io_cluster"}
+"""Labels that a scrape configuration gives; they look like metrics."""
 GRID_COLUMNS = 24
 
 
@@ -40,7 +46,7 @@ def expressions() -> Iterator[str]:
 
 
 def names_in(expression: str) -> set[str]:
-    return set(re.findall(r"\bray_[a-z0-9_]+", expression))
+    return set(re.findall(r"\bray_[a-z0-9_]+", expression)) - OF_TARGETS
 
 
 def test_every_metric_of_the_dashboard_and_the_alerts_is_exported() -> None:
@@ -71,7 +77,8 @@ def test_every_alert_says_how_bad_it_is_and_has_its_section_in_the_runbook() -> 
     names = [rule["alert"] for rule in RULES]
     assert len(names) == len(set(names))
     for rule in RULES:
-        assert rule["labels"]["severity"] in ("page", "ticket"), rule["alert"]
+        severities = ("heartbeat",) if rule["alert"] == "Heartbeat" else ("page", "ticket")
+        assert rule["labels"]["severity"] in severities, rule["alert"]
         assert rule["annotations"]["summary"], rule["alert"]
         file, _, section = rule["annotations"]["runbook"].partition("#")
         assert file == "infra/runbook.md"
@@ -84,17 +91,74 @@ def test_every_alert_was_seen_to_fire() -> None:
     assert {rule["alert"] for rule in RULES} == fired
 
 
-def test_nodes_are_found_in_the_file_that_ray_writes() -> None:
-    from ray._private.ray_constants import PROMETHEUS_SERVICE_DISCOVERY_FILE
+def test_runs_are_told_apart_by_experiment_too() -> None:
+    """Two experiments have runs of the same names."""
+    for expression in expressions():
+        for grouped in re.findall(r"\b(?:by|on) \(([^)]*)\)", expression):
+            labels = {each.strip() for each in grouped.split(",")}
+            assert "" not in labels, f"what any experiment does counts for all: {expression}"
+            assert "run" not in labels or "experiment" in labels, expression
 
-    (job,) = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())["scrape_configs"]
-    assert job["file_sd_configs"][0]["files"] == [f"/tmp/ray/{PROMETHEUS_SERVICE_DISCOVERY_FILE}"]
+
+def test_numbers_of_the_moment_are_shown_of_runs_that_train_alone() -> None:
+    """A process goes on after its part of a run or a trial; the last of such a number is nobody's rate any more."""
+    of_the_moment = ("images_per_s", "data_wait_fraction", "left_seconds")
+    found = [each for each in expressions() if re.search(f"ray_raytrain_({'|'.join(of_the_moment)})", each)]
+    assert len(found) == len(of_the_moment) + 1  # a panel each, and an alert
+    assert [each for each in found if "and ray_raytrain_ranks > 0)" not in each] == []
 
 
-def test_labels_that_are_dropped_are_not_what_tells_series_apart() -> None:
-    (job,) = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())["scrape_configs"]
-    (rule,) = job["metric_relabel_configs"]
-    kept = {tag for each in METRICS.values() for tag in each.tags} | {"WorkerId", "NodeAddress", "ip", "le"}
+def test_rare_events_are_told_by_each_series_of_its_own() -> None:
+    """A difference of sums takes what a node that left had counted from what another counts now."""
+    assert [rule["alert"] for rule in RULES if re.search(r"- \(?sum", rule["expr"])] == []
+
+
+def test_the_head_is_known_by_a_label_that_ray_gives() -> None:
+    (rule,) = (rule for rule in RULES if rule["alert"] == "HeadIsGone")
+    assert "ray_node_mem_total" in names_in(rule["expr"])
+    ((label, value),) = re.findall(r'ray_node_mem_total\{(\w+)="(\w+)"\}', rule["expr"])
+    assert label in NODE_TAG_KEYS
+    assert f'{label}": ray_node_type' in inspect.getsource(ReporterAgent)
+    assert f'ray_node_type = "{value}" if self._is_head_node' in inspect.getsource(ReporterAgent)
+
+
+def scraped(name: str) -> dict[str, Any]:
+    (job,) = yaml.safe_load((PROMETHEUS / name).read_text())["scrape_configs"]
+    found: dict[str, Any] = job
+    return found
+
+
+def test_nodes_are_found_by_what_ray_tags_them_with() -> None:
+    cluster = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    (found,) = scraped("prometheus.yml")["ec2_sd_configs"]
+    assert found["region"] == cluster["provider"]["region"]
+    filters = {each["name"]: each["values"] for each in found["filters"]}
+    assert filters[f"tag:{TAG_RAY_CLUSTER_NAME}"] == [cluster["cluster_name"]]
+    starts = [each for name in ("head", "worker") for each in cluster[f"{name}_start_ray_commands"]]
+    assert all(f"--metrics-export-port={found['port']}" in each for each in starts if "ray start" in each)
+    (rule,) = scraped("prometheus.yml")["relabel_configs"]
+    assert rule["source_labels"] == [f"__meta_ec2_tag_{TAG_RAY_CLUSTER_NAME.replace('-', '_')}"]
+    assert {rule["target_label"]} == OF_TARGETS
+
+
+@pytest.mark.parametrize("cluster", ["cluster.yaml", "infra/cluster-local.yaml"])
+def test_on_the_head_nodes_are_found_in_the_file_that_ray_writes(cluster: str) -> None:
+    options = yaml.safe_load((ROOT / cluster).read_text())["docker"]["run_options"]
+    (folder,) = (each.split()[1].removesuffix(":/tmp/ray") for each in options if each.endswith(":/tmp/ray"))
+    (found,) = scraped("on-head.yml")["file_sd_configs"]
+    assert found["files"] == [f"{folder}/{PROMETHEUS_SERVICE_DISCOVERY_FILE}"]
+
+
+@pytest.mark.parametrize("name", ["prometheus.yml", "on-head.yml"])
+def test_labels_that_are_dropped_are_not_what_tells_series_apart(name: str) -> None:
+    (rule,) = scraped(name)["metric_relabel_configs"]
+    kept = {tag for each in METRICS.values() for tag in each.tags} | {
+        "WorkerId",
+        "NodeAddress",
+        "ip",
+        "le",
+        "RayNodeType",
+    }
     assert not [label for label in kept if re.fullmatch(rule["regex"], label)]
 
 
@@ -150,7 +214,8 @@ def run(*command: str | Path) -> None:
 
 
 def test_prometheus_takes_the_configuration_and_the_rules(promtool: str) -> None:
-    run(promtool, "check", "config", PROMETHEUS / "prometheus.yml")
+    for name in ("prometheus.yml", "on-head.yml"):
+        run(promtool, "check", "config", PROMETHEUS / name)
 
 
 def test_alerts_fire_on_made_series_and_not_on_what_looks_like_it(promtool: str) -> None:
@@ -159,7 +224,9 @@ def test_alerts_fire_on_made_series_and_not_on_what_looks_like_it(promtool: str)
 
 def test_every_expression_of_the_dashboard_is_promql(promtool: str, tmp_path: Path) -> None:
     found = [
-        target["expr"].replace("$run", ".*").replace("$destination", ".*") for p in panels() for target in p["targets"]
+        target["expr"].replace("$experiment", ".*").replace("$run", ".*").replace("$destination", ".*")
+        for p in panels()
+        for target in p["targets"]
     ]
     rules = [{"record": f"a:{i}", "expr": each} for i, each in enumerate(found)]
     (tmp_path / "rules.yml").write_text(json.dumps({"groups": [{"name": "panels", "rules": rules}]}))
