@@ -31,7 +31,7 @@ from raytrain.scoring.destination import REPORT_PAGE, Scoring, check_destination
 from raytrain.scoring.manifest import EnsembleManifest, check_names_differ, member_names, read_manifest
 from raytrain.scoring.pace import Rate
 from raytrain.scoring.partials import remove_partials
-from raytrain.scoring.plan import is_started, read_parts, start, write_plan
+from raytrain.scoring.plan import Plan, is_started, read_parts, start, write_plan
 from raytrain.scoring.planning import Listing
 from raytrain.scoring.schedule import Casualty, Schedule
 from raytrain.tiles.selection import Selection
@@ -90,19 +90,19 @@ def score(job: ScoreJob, cluster: session.Cluster, on_progress: OnProgress | Non
         known = ledger.Known(job.dst, scoring.digest(), ledger.standing_at(job.dst))
         listing = Listing(job.src, job.dst, manifest.bands, job.settings, job.selection, known)
         is_open, run = is_started(job.dst), uuid.uuid4().hex[:8]
-        total = _plan(job, scoring, listing, run)
-        schedule = Schedule(read_parts(job.dst, run, total), total, job.max_failures)
+        plan = _plan(job, scoring, listing, run)
+        schedule = Schedule(read_parts(job.dst, plan), plan.num_units, job.max_failures)
         books = Books(job.dst, schedule, on_progress)
         with _noted(job, scoring, books):
             for problems, in_data in ((listing.problems, True), (listing.unreached, False)):
                 for problem in problems:
                     schedule.add(Casualty(problem, in_data=in_data, was_read=False))
-            if total:
+            if plan.num_units:
                 if cluster.address == session.LOCAL:  # it takes seconds to start, and may not be needed
                     stack.enter_context(joined)
                 remove_partials(job.dst)
                 _run(job, scoring, manifest, schedule, books)
-        is_due = total or is_open or schedule.casualties or not is_catalogue_whole(job.dst)
+        is_due = plan.num_units or is_open or schedule.casualties or not is_catalogue_whole(job.dst)
         if is_due:
             remove_partials(job.dst)  # of workers that were killed, and nobody works any more
             books.close(scoring)
@@ -156,14 +156,14 @@ def write_report(job: ScoreJob, scoring: Scoring, *, ended_by: str = "", only_if
     return None
 
 
-def _plan(job: ScoreJob, scoring: Scoring, listing: Listing, run: str) -> int:
-    """Write the plan of what is to be done, if there is anything, to a destination that is ours; return its units."""
+def _plan(job: ScoreJob, scoring: Scoring, listing: Listing, run: str) -> Plan:
+    """Write the plan of what is to be done, if there is anything, to a destination that is ours, and return it."""
     units = listing.units()
     first = next(units, None)
     if first is not None or listing.problems or listing.unreached:  # the table of casualties is an output, too
         claim_destination(job.dst, scoring)
     if first is None:
-        return 0
+        return Plan(run)
     start(job.dst)
     return write_plan(job.dst, run, itertools.chain([first], units))
 

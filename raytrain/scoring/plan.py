@@ -1,6 +1,8 @@
 """The plan of a scoring: its units as Parquet parts, written as the source is listed, read one by one.
 
-A million scenes never sit in one process. Must not know what lists, or who does the units.
+A million scenes never sit in one process. The destination may have other writers, and a plan names what workers read
+with their rights: its writer keeps the hash of each part, and takes no other one back. Must not know what lists, or who
+does the units.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,8 +28,17 @@ _logger = logging.getLogger(__name__)
 _SCHEMA = pa.schema([("unit_id", pa.string()), ("unit", pa.string())])
 
 
-def write_plan(uri: str, run: str, units: Iterable[Unit]) -> int:
-    """Write the plan of the destination `uri`, in place of an older one, and return its number of units.
+@dataclass(frozen=True)
+class Plan:
+    """A plan as it was written: its name, its number of units, the SHA-256 of each of its parts."""
+
+    run: str
+    num_units: int = 0
+    digests: tuple[str, ...] = ()
+
+
+def write_plan(uri: str, run: str, units: Iterable[Unit]) -> Plan:
+    """Write the plan of the destination `uri`, in place of an older one, and return what is known of it.
 
     `run` names the plan, so that a command which reads an older one finds it gone, not changed.
     """
@@ -34,41 +46,44 @@ def write_plan(uri: str, run: str, units: Iterable[Unit]) -> int:
         if name != STARTED:
             storage.remove(storage.join(uri, PLAN, name))
     batch: list[Unit] = []
+    digests: list[str] = []
     count = 0
     for unit in units:
         batch.append(unit)
         count += 1
         if len(batch) == UNITS_PER_PART:
-            _write_part(uri, run, count // UNITS_PER_PART - 1, batch)
+            digests.append(_write_part(uri, run, len(digests), batch))
             batch = []
     if batch:
-        _write_part(uri, run, count // UNITS_PER_PART, batch)
-    return count
+        digests.append(_write_part(uri, run, len(digests), batch))
+    return Plan(run, count, tuple(digests))
 
 
-def read_parts(uri: str, run: str, num_units: int) -> Iterator[list[Unit]]:
-    """Return the parts of the plan `run`, which has `num_units`, each read when it is asked for.
+def read_parts(uri: str, plan: Plan) -> Iterator[list[Unit]]:
+    """Return the parts of a `plan` of the destination `uri`, each read when it is asked for.
 
     One that is out of reach leaves an empty list, and is asked for again later; after half an hour of that the error
-    is raised. Raises `WorkNotFinished` if the plan is gone, `PermissionError` where the store refuses.
+    is raised. Raises `WorkNotFinished` if a part is gone or not what was written, `PermissionError` where the store
+    refuses.
     """
-    return _Parts(uri, run, num_units)
+    return _Parts(uri, plan)
 
 
 class _Parts(Iterator[list[Unit]]):
     """A generator would be at its end once it raised."""
 
-    def __init__(self, uri: str, run: str, num_units: int) -> None:
-        self._uri, self._run = uri, run
-        self._numbers = deque(range(-(-num_units // UNITS_PER_PART)))
+    def __init__(self, uri: str, plan: Plan) -> None:
+        self._uri, self._run = uri, plan.run
+        self._left = deque(enumerate(plan.digests))
         self._patience = Patience()
 
     def __next__(self) -> list[Unit]:
-        if not self._numbers:
+        if not self._left:
             raise StopIteration
         if self._patience.is_wait:
             return []
-        part = _part_uri(self._uri, self._run, self._numbers[0])
+        number, digest = self._left[0]
+        part = _part_uri(self._uri, self._run, number)
         try:
             data = storage.read_listed(part, PART_BYTES)
         except FileNotFoundError as error:
@@ -76,6 +91,8 @@ class _Parts(Iterator[list[Unit]]):
                 f"{part}: the plan is gone; does another command score to {self._uri}? Only one may: "
                 "the same command goes on"
             ) from error
+        except storage.TooLarge as error:
+            raise _changed(part) from error
         except PermissionError:
             raise
         except (StoreOutOfReach, OSError) as error:
@@ -85,9 +102,18 @@ class _Parts(Iterator[list[Unit]]):
             _logger.warning("%s; this part of the plan is asked for again later", first_line(error))
             return []
         self._patience.succeeded()
-        self._numbers.popleft()
+        if storage.sha256_of(data) != digest:
+            raise _changed(part)
+        self._left.popleft()
         table = storage.read_parquet(pa.BufferReader(data))
         return [Unit.model_validate_json(text) for text in table["unit"].to_pylist()]
+
+
+def _changed(part: str) -> WorkNotFinished:
+    return WorkNotFinished(
+        f"{part}: not what this command wrote there: torn, or changed by somebody else, and nothing of it is done; "
+        "see who may write to the destination; the same command lists the source anew and goes on"
+    )
 
 
 def start(uri: str) -> None:
@@ -109,8 +135,11 @@ def _part_uri(uri: str, run: str, number: int) -> str:
     return storage.join(uri, PLAN, f"part-{run}-{number:05d}.parquet")
 
 
-def _write_part(uri: str, run: str, number: int, units: list[Unit]) -> None:
+def _write_part(uri: str, run: str, number: int, units: list[Unit]) -> str:
+    """Write a part of the plan and return its SHA-256."""
     rows = [{"unit_id": unit.unit_id, "unit": unit.model_dump_json()} for unit in units]
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), sink, compression="zstd")
-    storage.write_bytes(_part_uri(uri, run, number), bytes(sink.getvalue()))
+    data = bytes(sink.getvalue())
+    storage.write_bytes(_part_uri(uri, run, number), data)
+    return storage.sha256_of(data)

@@ -13,6 +13,7 @@ from raytrain.cluster.books import Books
 from raytrain.cluster.score import ScoreJob, _noted, _plan, write_report
 from raytrain.config import ScoreSettings, change
 from raytrain.errors import WorkNotFinished
+from raytrain.imagery.scene_files import BandFile, SceneSource
 from raytrain.scoring import ledger
 from raytrain.scoring.casualties import LONGEST_CAUSE, read_casualties, write_casualties
 from raytrain.scoring.destination import Scoring, check_destination
@@ -28,14 +29,14 @@ from tests.unit.test_perform import BANDS, SETTINGS, files_of, nets, noise, scen
 from tests.unit.test_scoring import DIGEST_OF_BEFORE
 
 
-def run(source: Path, work: Work, *problems: Problem) -> Listing:
+def run(source: Path | str, work: Work, *problems: Problem) -> Listing:
     """Do what `score` does, in this process; `problems` are what a listing finds beside the scenes."""
     known = Known(work.destination, work.digest, ledger.standing_at(work.destination))
     listing = Listing(str(source), work.destination, BANDS, work.scoring.settings, Selection(), known)
     job = ScoreJob(src=str(source), dst=work.destination, ensemble="e", settings=work.scoring.settings)
-    total = _plan(job, work.scoring, listing, "run")
+    plan = _plan(job, work.scoring, listing, "run")
     listing.problems += problems
-    schedule = Schedule(read_parts(work.destination, "run", total), total)
+    schedule = Schedule(read_parts(work.destination, plan), plan.num_units)
     books = Books(work.destination, schedule, None)
     for problem in [*listing.problems, *listing.unreached]:
         schedule.add(Casualty(problem, in_data=problem in listing.problems, was_read=False))
@@ -262,14 +263,34 @@ def test_plan_of_another_command_ends_work_that_reads_this_one(tmp_path: Path) -
     write_scene(tmp_path / "in" / "s.tif", np.ones((4, 8, 8), np.uint16))
     (scene,) = scenes_of(tmp_path / "in")
     units = [Unit(kind="scene", scene=scene.model_copy(update={"scene_id": f"s{i}"})) for i in range(1500)]
-    write_plan(str(tmp_path / "out"), "one", units)
-    parts = read_parts(str(tmp_path / "out"), "one", 1500)
+    parts = read_parts(str(tmp_path / "out"), write_plan(str(tmp_path / "out"), "one", units))
     assert [unit.item_ids[0] for unit in next(parts)] == [f"s{i}" for i in range(1000)]
-    write_plan(str(tmp_path / "out"), "two", units[1000:])
+    other = write_plan(str(tmp_path / "out"), "two", units[1000:])
     with pytest.raises(WorkNotFinished, match="the plan is gone; does another command score"):
         next(parts)
-    (part,) = read_parts(str(tmp_path / "out"), "two", 500)
+    (part,) = read_parts(str(tmp_path / "out"), other)
     assert part == units[1000:]
+
+
+@pytest.mark.parametrize("damage", ["torn", "another's", "too large"])
+def test_part_of_a_plan_that_its_command_did_not_write_is_never_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    files = {"*": BandFile(uri="s3://archive/s.tif")}
+    units = [Unit(kind="scene", scene=SceneSource(scene_id="s", files=files, identity="1"))]
+    uri = str(tmp_path)
+    plan = write_plan(uri, "run", units)
+    assert list(read_parts(uri, plan)) == [units]
+    (part,) = (tmp_path / "plan").glob("part-*.parquet")
+    if damage == "torn":
+        part.write_bytes(part.read_bytes()[:-1])
+    elif damage == "another's":
+        secret = {"*": BandFile(uri="/etc/passwd")}
+        write_plan(uri, "run", [Unit(kind="scene", scene=SceneSource(scene_id="s", files=secret, identity="1"))])
+    else:
+        monkeypatch.setattr("raytrain.scoring.plan.PART_BYTES", part.stat().st_size - 1)
+    with pytest.raises(WorkNotFinished, match=r"part-run-00000\.parquet: not what this command wrote there"):
+        next(read_parts(uri, plan))
 
 
 def test_nothing_is_written_where_there_is_nothing_to_do(tmp_path: Path) -> None:
@@ -280,7 +301,7 @@ def test_nothing_is_written_where_there_is_nothing_to_do(tmp_path: Path) -> None
     known = Known(work.destination, work.digest, ledger.standing_at(work.destination))
     listing = Listing(str(tmp_path / "in"), work.destination, BANDS, SETTINGS, Selection(), known)
     job = ScoreJob(src=str(tmp_path / "in"), dst=work.destination, ensemble="e", settings=SETTINGS)
-    assert _plan(job, work.scoring, listing, "again") == 0
+    assert _plan(job, work.scoring, listing, "again").num_units == 0
     assert not is_started(work.destination)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == times
     assert json.loads(storage.read_bytes(storage.join(work.destination, "scoring.json")))["members"]

@@ -362,6 +362,24 @@ def test_a_command_that_ended_before_its_run_is_a_restart_of_the_next_one(tmp_pa
     assert json.loads((tmp_path / "run" / "history.json").read_text())["seconds"] == 3.0
 
 
+def test_history_has_no_query_of_an_address_which_may_be_a_signature(tmp_path: Path) -> None:
+    signed = "https://h/shard-00000.parquet?X-Amz-Signature=secret refused"
+    first = Journal(str(tmp_path), lambda news: None, set)
+    first.on_news(Begun("run", 1, Position(), 1))
+    first.on_news(Failed("run", Kind.STORE_OUT_OF_REACH, signed, True))
+    first.on_news(Begun("run", 2, Position(), 1))
+    first.end("run", 1.0, signed)
+    text = (tmp_path / "run" / "history.json").read_text()
+    history = read_history(str(tmp_path / "run"))
+    assert [each.cause for each in history.restarts] == ["https://h/shard-00000.parquet refused"]
+    assert history.failed == "https://h/shard-00000.parquet refused"
+    assert "secret" not in text
+    (tmp_path / "run" / "history.json").write_text(text.replace(" refused", "?sig=secret refused"))  # of an older one
+    second = Journal(str(tmp_path), lambda news: None, set)
+    second.on_news(Begun("run", 3, Position(), 1))
+    assert second.history("run").restarts[-1].cause == "https://h/shard-00000.parquet refused"
+
+
 def post(epoch: int, score: float, *, is_best: bool) -> Post:
     place = LocationScore(score, score, 5, 10, 2)
     best = Validated({"here": place}, (TileScore("t", score, "worst"),)) if is_best else None

@@ -992,7 +992,7 @@ def of(uri: str | Path, destination: Path) -> Listing:
 def test_scenes_that_are_wrong_keep_no_others_from_the_plan(tmp_path: Path) -> None:
     source = touch(tmp_path / "in", "a.tif", "b/B11.tif", "c/B02.tif", os.fsdecode(b"K\xf6ln.tif"))
     listing = of(source, tmp_path / "out")
-    assert write_plan(str(tmp_path / "out"), "run", listing.units()) == 2
+    assert write_plan(str(tmp_path / "out"), "run", listing.units()).num_units == 2
     assert sorted(problem.item_id for problem in listing.problems) == ["K\\udcf6ln", "b"]
     for problem in listing.problems:
         assert problem.model_dump_json().encode()

@@ -297,6 +297,20 @@ def test_log_tells_of_each_attempt_that_failed_or_was_lost_where_and_why(cluster
     assert "cause" not in lines[2]
 
 
+def test_log_has_no_query_of_an_address_which_may_be_a_signature(cluster: FakeCluster, tmp_path: Path) -> None:
+    causes = [f"OSError: {address}?X-Amz-Signature=secret: 403" for address in ("https://h/a.tif", "s3://b/a.tif")]
+    cluster.scripts = [([], [("", cause) for cause in causes])]
+    plan = schedule([scene("a")])
+    books = Books(str(tmp_path), plan, None)
+    Pool(cluster.start, lambda: 1, books.note_failure).run(plan, books.add)
+    books.roll()
+    (log,) = (tmp_path / "log").iterdir()
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    told = [line["cause"] for line in lines if line["outcome"] == "failed"]
+    assert told == ["OSError: https://h/a.tif 403", "OSError: s3://b/a.tif 403"]
+    assert "secret" not in log.read_text()
+
+
 def test_nodes_that_are_lost_as_actors_start_are_no_sick_starts(cluster: FakeCluster) -> None:
     cluster.scripts = [([NODE_DIED], [])] * (2 * pool.SICK_STARTS)
     assert len(run(cluster, schedule([scene("a")]), actors=3)) == 1
@@ -409,13 +423,13 @@ def test_plan_that_is_out_of_reach_for_minutes_is_waited_for_and_for_ever_ends_t
         patch.setattr("raytrain.scoring.plan.UNITS_PER_PART", 2)
         patch.setattr(storage, "read_listed", read)
         uri, back = str(tmp_path), 1600.0
-        total = write_plan(uri, "run", [scene(f"s{i}") for i in range(11)])
-        work = Schedule(read_parts(uri, "run", total), total)
+        plan = write_plan(uri, "run", [scene(f"s{i}") for i in range(11)])
+        work = Schedule(read_parts(uri, plan), plan.num_units)
         assert (len(run(slow, work, actors=2)), work.casualties) == (11, [])
         assert back < slow.now < back + 500
         slow.started, slow.killed, slow.now, back = 0, [], 0.0, 1e9
         with pytest.raises(StoreOutOfReach, match=r"part-run-.*out of reach"):
-            run(slow, Schedule(read_parts(uri, "run", total), total), actors=2)
+            run(slow, Schedule(read_parts(uri, plan), plan.num_units), actors=2)
     assert patience.GIVE_UP_S < slow.now < 1.2 * patience.GIVE_UP_S
 
 
