@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from rasterio.io import DatasetWriter
 from rasterio.windows import Window
 
@@ -202,10 +203,17 @@ def _fetch(folder: str, block: Region, kind: Kind, target: Path) -> None:
     uri, record_uri = (storage.join(folder, f"{_block_name(block)}{end}") for end in (f"-{kind}.tif", ".json"))
     with storage.open_ranged(uri) as source, target.open("wb") as file:
         shutil.copyfileobj(source, file, storage.ranged.BLOCK_BYTES)
-    record = storage.read_bytes(record_uri, RECORD_BYTES)
-    if _sha256(target) != BlockRecord.model_validate_json(record).layers.get(kind):
+    if _sha256(target) != _recorded(record_uri).layers.get(kind):
         storage.remove(record_uri)
         raise FileNotFoundError(f"{uri}: damaged, not what its record says; the block is done again")
+
+
+def _recorded(uri: str) -> BlockRecord:
+    """Return the record of a block; one that is torn, or too large for one, says nothing of any layer."""
+    try:
+        return BlockRecord.model_validate_json(storage.read_bytes(uri, RECORD_BYTES))
+    except (ValidationError, storage.TooLarge):
+        return BlockRecord(layers={})
 
 
 def _copy(piece: Path, block: Region, target: Any, layer: Layer, counts: Counts) -> Counts:

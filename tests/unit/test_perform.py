@@ -31,6 +31,7 @@ from raytrain.scoring.listing import list_scenes
 from raytrain.scoring.perform import perform
 from raytrain.scoring.planning import Listing
 from raytrain.scoring.records import Record
+from raytrain.scoring.scenes import RECORD_BYTES
 from raytrain.scoring.schedule import Schedule
 from raytrain.scoring.units import Answer, ChipSource, Unit, units_of_chips
 from raytrain.scoring.work import Work
@@ -65,7 +66,7 @@ def nets(settings: ScoreSettings) -> Ensemble:
     return Ensemble(both, settings, torch.device("cpu"), **asked)
 
 
-def work_at(folder: Path, settings: ScoreSettings = SETTINGS) -> Work:
+def work_at(folder: Path | str, settings: ScoreSettings = SETTINGS) -> Work:
     scoring = Scoring(ensemble="e" * 64, members=("small-effnet-4b-20k", "other"), settings=settings)
     return Work(str(folder), scoring, nets(settings))
 
@@ -222,6 +223,28 @@ def test_damaged_block_is_done_again_and_changes_nothing(tmp_path: Path) -> None
     layer.write_bytes(layer.read_bytes()[:-1] + b"x")
     assembly = Unit(kind="assembly", scene=scene, regions=blocks)
     with pytest.raises(FileNotFoundError, match=r"0-512-mask\.tif: damaged"):
+        perform(assembly, work)
+    assert perform(assembly, work).missing == (blocks[1],)
+    score(tmp_path / "in", work)
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    "record", [b"", b'{"layers": {"mask": "12', b"[" * 100_000, b"\xff", b" " * (RECORD_BYTES + 1)]
+)
+def test_block_whose_record_is_torn_or_too_large_is_done_again(tmp_path: Path, record: bytes) -> None:
+    write_scene(tmp_path / "in" / "s.tif", noise(64, 600))
+    settings = change(SETTINGS, {**LARGE_WINDOWS, "block_px": 512})
+    score(tmp_path / "in", work_at(tmp_path / "whole", settings))
+    work = work_at(tmp_path / "out", settings)
+    (scene,) = scenes_of(tmp_path / "in")
+    blocks = perform(Unit(kind="scene", scene=scene), work).blocks
+    for block in blocks:
+        perform(Unit(kind="block", scene=scene, regions=(block,)), work)
+    (path,) = (tmp_path / "out" / "blocks").rglob("0-512.json")
+    path.write_bytes(record)
+    assembly = Unit(kind="assembly", scene=scene, regions=blocks)
+    with pytest.raises(FileNotFoundError, match="damaged, not what its record says; the block is done again"):
         perform(assembly, work)
     assert perform(assembly, work).missing == (blocks[1],)
     score(tmp_path / "in", work)
