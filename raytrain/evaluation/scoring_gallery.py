@@ -52,16 +52,16 @@ def choose_items(totals: Totals) -> list[tuple[str, Item]]:
 
 
 def make_gallery(
-    uri: str, scoring: Scoring, chosen: Sequence[tuple[str, Item]], limit_s: float = PICTURES_S
+    uri: str, scoring: Scoring, chosen: Sequence[tuple[str, Item]], archive: str, limit_s: float = PICTURES_S
 ) -> tuple[Gallery, list[DataError]]:
-    """Return pictures of the `chosen` items of the destination `uri`, and which can't be drawn and why.
+    """Return pictures of the `chosen` items of `archive` at the destination `uri`, and which can't be drawn and why.
 
     A source that can't be read costs its true colour: the mask is shown, and the caption says why. So does one of more
     than `LARGEST_READ_PX` without overviews. After `limit_s`, or once a store does not answer, no more sources are
     read, and after twice that no masks; a read that has begun is ended.
     """
     start = time.monotonic()
-    artist = _Artist(uri, scoring, start + limit_s, start + 2 * limit_s)
+    artist = _Artist(uri, scoring, archive, start + limit_s, start + 2 * limit_s)
     pictures, problems = [], []
     for word, item in chosen:
         try:
@@ -88,6 +88,7 @@ class _Artist:
 
     uri: str
     scoring: Scoring
+    archive: str
     until: float
     masks_until: float
     away: str = ""
@@ -117,7 +118,7 @@ class _Artist:
             raise DataError(item.item_id, self.away)
         if time.monotonic() > self.until:
             raise DataError(item.item_id, TOO_LATE)
-        source = source_again(item, TRUE_COLOUR_BANDS)
+        source = source_again(item, TRUE_COLOUR_BANDS, self.archive)
         with open_scene(source, TRUE_COLOUR_BANDS, baseline_again(item, self.scoring.settings.baseline)) as reader:
             missing = [band for band in TRUE_COLOUR_BANDS if band not in reader.bands]
             if missing:

@@ -44,7 +44,7 @@ def read_scored(uri: str, scoring: Scoring, *, source: str, ensemble: str, ended
 
 def write_report(uri: str, scored: Scored) -> str:
     """Write the report of a scoring to its destination `uri`, the page last, and return the page's URI."""
-    gallery, undrawn = make_gallery(uri, scored.scoring, choose_items(scored.totals))
+    gallery, undrawn = make_gallery(uri, scored.scoring, choose_items(scored.totals), scored.source)
     page = render_page(scoring_page(scored, gallery, undrawn))
     figures = json.dumps(figures_of(scored), indent=1, allow_nan=False)
     storage.write_bytes(storage.join(uri, REPORT_FIGURES), f"{figures}\n".encode())

@@ -1,7 +1,8 @@
 """The source of a finished item found again by what its record says, to be looked at: its files by band.
 
 A record names one URI: the folder of a chip, the STAC item of a scene, or its first file, without a signature that may
-have been needed. Nothing is listed, and no file is asked what it is. Must not know pixels.
+have been needed. Nothing is listed, and no file is asked what it is. Records lie at a destination, which may have other
+writers: of an archive that is not on this machine none leads to a file of it. Must not know pixels.
 """
 
 from __future__ import annotations
@@ -19,8 +20,18 @@ from raytrain.scoring.totals import Item
 _BAND = re.compile(r"(?<![A-Za-z0-9])[Bb](?:0[1-9]|1[0-2]|8[Aa])(?![0-9A-Za-z])")
 
 
-def source_again(item: Item, bands: Sequence[str]) -> SceneSource:
-    """Return the files of `item` that should have `bands`; raise `DataError` where its document tells of none."""
+def source_again(item: Item, bands: Sequence[str], archive: str) -> SceneSource:
+    """Return the files of `item` of the `archive` that should have `bands`.
+
+    Raises `DataError` where its document tells of none, and for a file of this machine that a record names of an
+    archive elsewhere: no listing of that would have.
+    """
+    if not storage.is_local(archive):
+        for uri in (item.source_uri, item.source_item_uri or archive):
+            if storage.is_local(uri):
+                raise DataError(
+                    item.item_id, f"its record names a file of this machine, not of {storage.shown(archive)}"
+                )
     if item.kind == "chip":
         files = {band: BandFile(uri=storage.join(item.source_uri, f"{band}.tif")) for band in bands}
     elif item.source_item_uri is not None:

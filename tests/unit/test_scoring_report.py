@@ -58,7 +58,7 @@ def report_of(work: Work, source: Path, ended_by: str = "") -> tuple[dict[str, A
 
 
 def page_of(scored: Scored) -> Page:
-    gallery, undrawn = make_gallery(scored.destination, scored.scoring, choose_items(scored.totals))
+    gallery, undrawn = make_gallery(scored.destination, scored.scoring, choose_items(scored.totals), scored.source)
     return scoring_page(scored, gallery, undrawn)
 
 
@@ -161,7 +161,7 @@ def test_report_is_whole_only_with_both_files_and_none_of_it_counts_for_the_ledg
 
 def gallery_of(work: Work, source: Path) -> tuple[Gallery, list[DataError]]:
     scored = scored_at(work, source)
-    return make_gallery(work.destination, work.scoring, choose_items(scored.totals))
+    return make_gallery(work.destination, work.scoring, choose_items(scored.totals), scored.source)
 
 
 def size_of(png: bytes, tmp_path: Path) -> tuple[int, int]:
@@ -242,15 +242,15 @@ def test_store_that_does_not_answer_is_asked_once_and_time_is_limited(
     work = work_at(scenes / "out", LAYERS)
     asked: list[str] = []
 
-    def away(item: Item, bands: object) -> SceneSource:
+    def away(item: Item, bands: object, archive: str) -> SceneSource:
         asked.append(item.item_id)
         raise StoreOutOfReach("s3://archive: no answer")
 
     chosen = choose_items(scored_at(work, scenes / "in").totals)
-    late, undrawn = make_gallery(work.destination, work.scoring, chosen, limit_s=-1.0)
+    late, undrawn = make_gallery(work.destination, work.scoring, chosen, str(scenes), limit_s=-1.0)
     assert (late.pictures, {each.found for each in undrawn}) == ([], {"the pictures before it took too long"})
     monkeypatch.setattr("raytrain.evaluation.scoring_gallery.source_again", away)
-    gallery, undrawn = make_gallery(work.destination, work.scoring, chosen)
+    gallery, undrawn = make_gallery(work.destination, work.scoring, chosen, str(scenes))
     assert (len(asked), len(gallery.pictures), undrawn) == (1, 4, [])
     assert all("a store does not answer" in picture.caption for picture in gallery.pictures)
 
@@ -275,7 +275,7 @@ def test_time_of_pictures_ends_with_the_read_that_is_under_way(
         monkeypatch.setattr("raytrain.evaluation.scoring_gallery.read_picture_mask", slowed(read_picture_mask))
     work = work_at(scenes / "out", LAYERS)
     chosen = choose_items(scored_at(work, scenes / "in").totals)
-    gallery, undrawn = make_gallery(work.destination, work.scoring, chosen, limit_s=5.0)
+    gallery, undrawn = make_gallery(work.destination, work.scoring, chosen, str(scenes), limit_s=5.0)
     in_colour = [picture.panels[0].caption == "True colour" for picture in gallery.pictures]
     if slow == "source":
         assert (in_colour, clock[0], len(undrawn)) == ([True, False, False, False], 8.0, 0)
@@ -355,10 +355,10 @@ def test_files_of_a_source_are_found_beside_the_one_that_is_recorded() -> None:
         ("/a/B02/B03.tif", "/a/B02/B04.tif"),
         ("https://h/x_b08.TIF", "https://h/x_B04.TIF"),
     ):
-        assert source_again(item(source_uri=uri), ("B04",)).files == {"B04": BandFile(uri=expected)}
-    assert source_again(item(source_uri="/a/XB02.tif"), ("B04",)).files == {"*": BandFile(uri="/a/XB02.tif")}
+        assert source_again(item(source_uri=uri), ("B04",), "/a").files == {"B04": BandFile(uri=expected)}
+    assert source_again(item(source_uri="/a/XB02.tif"), ("B04",), "/a").files == {"*": BandFile(uri="/a/XB02.tif")}
     chip = item(kind="chip", source_uri="s3://b/test_features/c")
-    assert source_again(chip, ("B04",)).files == {"B04": BandFile(uri="s3://b/test_features/c/B04.tif")}
+    assert source_again(chip, ("B04",), "s3://b").files == {"B04": BandFile(uri="s3://b/test_features/c/B04.tif")}
 
 
 def test_source_of_a_stac_item_is_found_in_its_document(tmp_path: Path) -> None:
@@ -367,10 +367,30 @@ def test_source_of_a_stac_item_is_found_in_its_document(tmp_path: Path) -> None:
     (tmp_path / "i.json").write_text(json.dumps(one))
     (tmp_path / "all.json").write_text(json.dumps({"type": "FeatureCollection", "features": [{"id": "j"}, one]}))
     for uri in (f"{tmp_path}/i.json", f"{tmp_path}/all.json#i"):
-        found = source_again(item(source_item_uri=uri), ("B04", "B03"))
+        found = source_again(item(source_item_uri=uri), ("B04", "B03"), str(tmp_path))
         assert {band: file.uri for band, file in found.files.items()} == {"B04": f"{tmp_path}/a/B04.tif"}
     with pytest.raises(DataError, match="no item k in this page"):
-        source_again(item(item_id="k", source_item_uri=f"{tmp_path}/all.json#k"), ("B04",))
+        source_again(item(item_id="k", source_item_uri=f"{tmp_path}/all.json#k"), ("B04",), str(tmp_path))
+
+
+def test_a_record_of_an_archive_elsewhere_leads_to_no_file_of_this_machine(tmp_path: Path) -> None:
+    canary = tmp_path / "canary.tif"
+    canary.write_bytes(b"")
+    document = tmp_path / "item.json"
+    document.write_text(json.dumps({"type": "Feature", "id": "i", "properties": {}, "assets": {}, "links": []}))
+    named = [
+        item(source_uri=str(canary)),
+        item(source_uri=f"file://{canary}"),
+        item(kind="chip", source_uri=str(tmp_path)),
+        item(source_uri="s3://b/i.tif", source_item_uri=str(document)),
+        item(source_uri="s3://b/i.tif", source_item_uri=f"{document}#i"),
+    ]
+    for archive in ("s3://b/scenes", "https://h/all.json?sig=secret"):
+        for each in named:
+            with pytest.raises(DataError, match=r"a file of this machine, not of [^?]*$"):
+                source_again(each, ("B04",), archive)
+    for each in named:
+        source_again(each, ("B04",), str(tmp_path))
 
 
 def test_small_read_of_a_scene_is_its_average_in_the_values_of_training(tmp_path: Path) -> None:
