@@ -11,11 +11,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from raytrain import storage
 from raytrain.errors import ConfigError
 from raytrain.tiles.tables import read_table
 
 SPLIT_FOLDS = {"val": 0, "train": 1}
 """A CSV with a column `split` means one fold: `train --fold 0` trains on `train` and validates on `val`."""
+
+FOLD_DIGITS = 9
+"""Of a fold's number: an index keeps it in 32 bits."""
+_TOLD = 40
+"""Characters that an error tells of a cell, which may have a hundred thousand."""
 
 
 def deal_folds(locations: Sequence[str], num_folds: int, seed: int) -> dict[str, int]:
@@ -45,7 +51,7 @@ def read_folds(uri: str) -> dict[str, int]:
     for row in table:
         chip_id = row["chip_id"]
         if chip_id in folds:
-            raise ConfigError(f"{uri}: chip {chip_id}: two rows name its fold")
+            raise ConfigError(f"{uri}: chip {_told(chip_id)}: two rows name its fold")
         folds[chip_id] = _fold_of(uri, chip_id, column, row[column].strip())
     return folds
 
@@ -53,10 +59,16 @@ def read_folds(uri: str) -> dict[str, int]:
 def _fold_of(uri: str, chip_id: str, column: str, text: str) -> int:
     if column == "split" and text in SPLIT_FOLDS:
         return SPLIT_FOLDS[text]
-    if column == "fold" and text.isdecimal():
+    if column == "fold" and text.isdecimal() and len(text) <= FOLD_DIGITS:
         return int(text)
-    wanted = "a whole number" if column == "fold" else "train or val"
-    raise ConfigError(f"{uri}: chip {chip_id}: expected {wanted} in column {column}, found {text!r}")
+    is_long = column == "fold" and text.isdecimal()
+    wanted = "train or val" if column == "split" else f"at most {FOLD_DIGITS} digits" if is_long else "a whole number"
+    raise ConfigError(f"{uri}: chip {_told(chip_id)}: expected {wanted} in column {column}, found {text[:_TOLD]!r}")
+
+
+def _told(chip_id: str) -> str:
+    """Return an id as errors name it: one that no chip can have may be anything, of any length."""
+    return chip_id if storage.is_plain_name(chip_id) else repr(chip_id[:_TOLD])
 
 
 def assign_folds(spec: str, chip_ids: Sequence[str], locations: Sequence[str], seed: int) -> list[int]:

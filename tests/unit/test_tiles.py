@@ -219,6 +219,8 @@ def test_folds_of_the_real_locations_differ_by_less_than_a_tenth(real_imagery: P
     [
         (b"chip_id,fold\na,1\na,2\n", "chip a: two rows name its fold"),
         (b"chip_id,fold\na\n", "chip a: expected a whole number in column fold, found ''"),
+        (b"chip_id,fold\na," + b"9" * 5000 + b"\n", "chip a: expected at most 9 digits in column fold, found '9{40}'$"),
+        (b"chip_id,fold\n../\x1b[2J" + b"x" * 9999 + b",b\n", r"chip '\.\./\\x1b\[2Jx{33}': expected a whole number"),
         (b"chip_id,fold\n\xe9,1\n", "not a UTF-8 text file"),
         (b'chip_id,fold\n"' + b"x" * 200_000, "not a CSV file"),
         (b"chip,fold\na,1\n", "expected columns chip_id and fold or split"),
