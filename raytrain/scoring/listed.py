@@ -167,6 +167,8 @@ def _plain(uri: str) -> str:
         raise DataError(subject, why) from error
     if found.startswith("s3://") and "/" not in found.removeprefix("s3://"):
         raise DataError(found, "a bucket, expected s3://bucket/key")
+    if found.startswith("s3://") and not {".", ".."}.isdisjoint(found.split("/")):
+        raise DataError(found, "a key with '.' or '..' for a folder")
     return uri
 
 

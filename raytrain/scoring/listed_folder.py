@@ -24,6 +24,8 @@ _RESOLUTION_FOLDER = re.compile(r"R(\d+)m|(10|20|60)m")
 _GRANULE, _IMAGES, _PRODUCT = "GRANULE", "IMG_DATA", ".SAFE"
 _NO_IMAGES = {"qi", "QI_DATA", "preview", "auxiliary", "AUX_DATA"}
 """Folders of products, as ESA and the open archives write them, with masks, previews and weather."""
+_STEPS = {".", ".."}
+"""Of keys of a store, which has no folders: what keeps to paths would take such a key for that of another object."""
 _MASK = "MSK_"
 _SEPARATORS = "_.-"
 
@@ -44,6 +46,11 @@ class _Raster:
     folder: tuple[str, ...]
     granule: str
     pixel_m: int
+
+    @property
+    def has_steps(self) -> bool:
+        """Whether its key has a part that is a step in a path."""
+        return not _STEPS.isdisjoint(self.name.split("/"))
 
 
 @dataclass
@@ -141,7 +148,13 @@ class _Names:
 
 def _works(listed: Listed, names: _Names) -> Iterator[Work | DataError]:
     pattern = names.band_pattern()
-    for rasters in _by_folder(_rasters(listed)):
+    for listed_there in _by_folder(_rasters(listed)):
+        rasters = [each for each in listed_there if not each.has_steps]
+        for each in listed_there:
+            if each.has_steps:
+                yield DataError(storage.join(names.root, each.name), "a key with '.' or '..' for a folder; rename it")
+        if not rasters:
+            continue
         if "/" not in rasters[0].name:
             yield _root_work(rasters[0], names, pattern)
         elif groups := _groups(rasters, names, pattern):
@@ -171,7 +184,7 @@ def _rasters(listed: Listed) -> Iterator[_Raster]:
 def _placed(name: str, info: storage.FileInfo) -> _Raster | None:
     """Return where a raster belongs; None for what is hidden, and for those of a product that are no images."""
     *folders, file = name.split("/")
-    if file.startswith((".", _MASK)) or any(each.startswith(".") or each in _NO_IMAGES for each in folders):
+    if file.startswith((".", _MASK)) or any(_is_hidden(each) or each in _NO_IMAGES for each in folders):
         return None
     if _GRANULE in folders and _IMAGES not in folders:
         return None
@@ -183,6 +196,10 @@ def _placed(name: str, info: storage.FileInfo) -> _Raster | None:
         return _Raster(name, info, tuple(folders), "", pixel_m)
     at = folders.index(_GRANULE)
     return _Raster(name, info, tuple(folders[:at]), "".join(folders[at + 1 : at + 2]), pixel_m)
+
+
+def _is_hidden(folder: str) -> bool:
+    return folder.startswith(".") and folder not in _STEPS
 
 
 def _by_folder(rasters: Iterator[_Raster]) -> Iterator[list[_Raster]]:

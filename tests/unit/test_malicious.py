@@ -128,6 +128,7 @@ def test_a_stac_item_of_a_bad_id_costs_no_other(tmp_path: Path, name: str) -> No
         ("http://[::ffff:169.254.169.254]/x.tif", "not public"),
         ("/vsizip/a.zip/x.tif", "no such file"),
         ("a\0.tif", "zero byte"),
+        ("s3://archive/in/../../other/x.tif", "a key with '.' or '..'"),
     ],
 )
 def test_an_asset_that_names_what_is_not_an_archive_is_refused(tmp_path: Path, href: str, why: str) -> None:
