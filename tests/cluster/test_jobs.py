@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import secrets
@@ -13,13 +14,17 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from raytrain import storage
 from raytrain.cluster import code
+from tests import leftovers
 from tests.cluster.test_stores_on_ray import DRIVER, SEEN
 from tests.flaky import FlakyProxy
 
@@ -150,9 +155,54 @@ def the_log_is_records_of_what_happened(log: str) -> None:
     assert (epoch["epochs"], epoch["level"], epoch["logger"]) == (EPOCHS, "INFO", "raytrain")
 
 
+class HeadWithSecrets(Head):
+    """One in whose environment keys of a store stand, as well as the token; it keeps what its commands wrote."""
+
+    more_environment = {  # noqa: RUF012
+        name: f"{name.title().replace('_', '')}{secrets.token_hex(16)}"
+        for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+    }
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[str] = []
+
+    def ray(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return self._kept(super().ray(*arguments, **environment))
+
+    def raytrain(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return self._kept(super().raytrain(*arguments, **environment))
+
+    def _kept(self, done: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
+        self.said += [done.stdout, done.stderr]
+        return done
+
+    def secrets_left(self, *places: str) -> set[tuple[str, str]]:
+        """Return which secrets stand where: in `places`, what was written, what Ray keeps and what its API answers."""
+        names = (*self.more_environment, "RAY_AUTH_TOKEN")
+        return leftovers.found({name: self.environment[name] for name in names}, self._pieces(places))
+
+    def _pieces(self, places: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+        yield "stdout and stderr", "\n".join(self.said).encode()
+        answers = {path: self.get(path) for path in ANSWERS}
+        answers |= {f"{path}?detail=true": self.get(f"{path}?detail=true&limit=1000") for path in STATES}
+        for job in answers[JOBS]:
+            answers[f"{JOBS}{job['submission_id']}/logs"] = self.get(f"{JOBS}{job['submission_id']}/logs")
+        yield from ((path, json.dumps(answer).encode()) for path, answer in answers.items())
+        yield from leftovers.pieces_of_folder(self.folder)  # Ray's, with its logs and what jobs brought along
+        for place in places:
+            yield from leftovers.pieces_of_store(place)
+
+
+JOBS = "/api/jobs/"
+ANSWERS = (JOBS, "/api/train/v2/runs/v1", "/nodes?view=summary")
+STATES = tuple(f"/api/v0/{name}" for name in ("actors", "tasks", "workers", "jobs", "runtime_envs"))
+
+
 @pytest.fixture(scope="module")
-def head() -> Iterator[Head]:
-    head = Head()
+def head(s3: str) -> Iterator[HeadWithSecrets]:
+    """A head that reaches the S3 server, too."""
+    head = HeadWithSecrets()
     try:
         head.wait_until_ready()
         yield head
@@ -160,8 +210,11 @@ def head() -> Iterator[Head]:
         head.stop()
 
 
-def test_jobs_do_what_the_commands_do_on_a_cluster_with_a_token(head: Head, chips: Path, tmp_path: Path) -> None:
-    shards, runs, masks, scores = (str(tmp_path / name) for name in ("shards", "runs", "masks", "scores"))
+def test_jobs_do_what_the_commands_do_and_leave_no_secret_behind(
+    head: HeadWithSecrets, s3: str, chips: Path, tmp_path: Path
+) -> None:
+    shards, runs = (str(tmp_path / name) for name in ("shards", "runs"))
+    masks, scores = (f"{s3}/jobs/{name}" for name in ("masks", "scores"))
     assert "12 tiles of 6 locations" in head.submit("shard", str(chips), shards)
     tiny = ["epochs=1", "crop_px=32", "crops_per_tile=1", "global_batch=4", "decoder_channels=[8,8,8,4,4]"]
     where, small = ["--shards", shards, "--out", runs], ["--trials", "2", "--finalists", "0"]
@@ -189,13 +242,31 @@ def test_jobs_do_what_the_commands_do_on_a_cluster_with_a_token(head: Head, chip
     assert "12 masks" in head.submit("score", str(chips), masks, "--ensemble", f"{runs}/main")
     metadata, labels = str(chips / "train_metadata.csv"), str(chips / "train_labels")
     head.submit("evaluate", masks, labels, "--metadata", metadata, "--out", scores)
-    assert json.loads((tmp_path / "scores" / "metrics.json").read_text())["num_chips"] == 12
+    assert storage.read_json(f"{scores}/metrics.json")["num_chips"] == 12
     plain = head.ray("job", "submit", "--working-dir", str(ROOT), "--", "python", "jobs/verify.py", shards)
     assert plain.returncode == 0, plain.stdout + plain.stderr
     for log in (plain.stdout, head.submit("verify", shards)):
         assert f"raytrain: {code.identity()}; of the submitted tree" in log
         assert "shards as written: " in log
     assert f"{code.identity()}; of this machine" in head.submit("--code", "image", "verify", f"{runs}/main")
+    assert head.secrets_left(shards, runs, f"{s3}/jobs") == set()
+    _a_job_that_tells_is_found(head, f"{s3}/told")
+
+
+def _a_job_that_tells_is_found(head: HeadWithSecrets, place: str) -> None:
+    """Check that the search sees what the jobs had: one writes its keys to its log, one has a key in its metadata."""
+    key, token = (head.environment[name] for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"))
+    told = ("printenv", "AWS_SECRET_ACCESS_KEY")
+    assert key in head.ray("job", "submit", "--metadata-json", json.dumps({"k": token}), "--", *told).stdout
+    table = pa.table({"cause": [head.environment["RAY_AUTH_TOKEN"]] * 2})
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    storage.write_bytes(f"{place}/a.parquet", sink.getvalue())
+    left = head.secrets_left(place)
+    assert {("AWS_SECRET_ACCESS_KEY", "stdout and stderr"), ("AWS_SESSION_TOKEN", JOBS)} <= left
+    assert ("RAY_AUTH_TOKEN", f"{place}/a.parquet") in left
+    (log,) = [Path(where) for name, where in left if name == "AWS_SECRET_ACCESS_KEY" and "/job-driver-" in where]
+    assert log.parent.name == "logs"
 
 
 def _trained_through_a_stop_over_a_flaky_network(head: Head, shards: str, runs: str, settings: list[str]) -> str:
