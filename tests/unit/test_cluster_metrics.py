@@ -13,9 +13,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 
 from raytrain import storage
-from raytrain.cluster import metrics, tasks, tracking, train
+from raytrain.cluster import metrics, rank, session, tasks, tracking, train
 from raytrain.cluster.board import Begun
 from raytrain.cluster.metrics import METRICS, StoreMeter
 from raytrain.cluster.runs import RunSettings, TrainJob, run_tags
@@ -136,6 +137,28 @@ def test_what_work_asked_of_stores_is_told_when_it_is_over_and_also_when_it_fail
     assert of_stores == [1]
     with pytest.raises(ZeroDivisionError):
         tasks._observed(work)(URI)
+    assert of_stores == [1, 1]
+
+
+def test_a_command_and_a_rank_tell_on_their_way_out_and_a_command_while_ray_is_there(
+    of_stores: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*anything: Any) -> Any:
+        persistently(URI, answers(b""))
+        raise WorkNotFinished("lost")
+
+    seen: list[tuple[list[float], dict[Any, float]]] = []
+    monkeypatch.setattr(metrics, "_gauges", {("raytrain_runs", ()): 1.0})
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: seen.append((list(of_stores), dict(metrics._gauges))))
+    for name in ("_start", "_refuse_local_paths"):
+        monkeypatch.setattr(session, name, lambda *anything, **more: None)
+    with pytest.raises(WorkNotFinished), session.joined(session.Cluster(), []):
+        fail()
+    assert seen == [([1], {})]  # what is over is no longer told either
+    monkeypatch.setattr(rank, "_train_on_rank", fail)
+    with pytest.raises(WorkNotFinished):
+        rank.train_on_rank(SimpleNamespace(), None)  # type: ignore[arg-type]  # it is not looked at
     assert of_stores == [1, 1]
 
 
