@@ -72,6 +72,10 @@ def test_a_person_is_shown_no_secret_and_no_control_character(
     console, screen = terminal(200)
     with RunRows(console) as rows:
         rows.note(bad)
+    narrator._console = console
+    with narrator.step("bar") as on_progress:
+        on_progress(1, 2, bad)
+    assert "1/2" in screen.getvalue()
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Zhlm]", "", screen.getvalue().replace("\x1b[2J", "BAD"))
     for text in (*capsys.readouterr(), shown):
         assert "https://h/a" in text.replace("\n", "")
