@@ -27,8 +27,6 @@ def plan_runs(job: TrainJob) -> list[RunSettings]:
 
     Raises `ConfigError` for what can't be trained.
     """
-    if not storage.is_plain_name(job.experiment):
-        raise ConfigError(f"experiment {job.experiment!r}: expected letters, digits, '.', '_' and '-'")
     if not 1 <= job.fewest_workers <= job.most_workers:
         raise ConfigError(f"workers: expected a number, or the fewest and the most, from 1 on; found {job.workers}")
     if not job.members:
