@@ -21,6 +21,7 @@ LOCKED_RAY = "2.60.0"
 SHOWN_VERSIONS = ("Python", "raytrain", "ray", "torch")
 CLOCK_WARNING_S, CLOCK_FAILED_S = 5.0, 300.0
 """A store refuses requests whose time is 15 minutes off; long before that a clock is not kept by anything."""
+AGAIN = "run doctor again while work runs"
 KEEP_TIME = "have chrony or systemd-timesyncd keep its clock (on AWS from 169.254.169.123)"
 
 
@@ -189,6 +190,14 @@ def check_head(all_seen: Sequence[Seen]) -> list[Finding]:
             found = f"the head gives {seen.node.cpus:g} CPUs to work, which may take its memory and the cluster with it"
             findings.append(_of("nodes", "warning", seen, found, "start the head with --num-cpus=0"))
     return findings
+
+
+def check_rest(num_workers: int, can_grow: bool) -> list[Finding]:
+    """Return the hint that a cluster without workers, which come with work, is not checked but for its head."""
+    if num_workers or not can_grow:
+        return []
+    found = "no worker is up: they come with work, and what stands here is of the head alone"
+    return [Finding(check="nodes", verdict="unchecked", nodes=(), found=found, remedy=AGAIN)]
 
 
 def _of(check: str, verdict: Verdict, seen: Seen, found: str, remedy: str) -> Finding:

@@ -29,9 +29,13 @@ def check_tokens(all_seen: Sequence[Seen]) -> list[Finding]:
 def _token_of(seen: Seen, alone: bool) -> list[Finding]:
     """Judge one node; `alone` is a Ray of one machine that has no job API."""
     token = seen.report.token
-    if token.mode != "token":
+    if (token.mode or "").lower() != "token":  # Ray takes it in any case
         mode = "is not set" if token.mode is None else f"is {token.mode}"
         found = f"RAY_AUTH_MODE {mode}: Ray asks for no token, and who reaches its ports runs code here"
+        if alone and token.mode is None:
+            found = (
+                f"RAY_AUTH_MODE {mode}: without a token `ray start` asks for none, and who reaches it runs code here"
+            )
         return [_of("token", "warning" if alone else "failed", seen, found, TOKEN_EVERYWHERE)]
     if token.source == "none":
         found = f"RAY_AUTH_MODE is token, but there is none in RAY_AUTH_TOKEN nor at {token.path}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from raytrain.cluster.checks import Finding, Seen, Verdict, judged, names, size_text
+from raytrain.cluster.checks import AGAIN, Finding, Seen, Verdict, judged, names, size_text
 from raytrain.cluster.node_report import Disk
 from raytrain.config import LoaderSettings
 
@@ -26,9 +26,15 @@ def _of(check: str, verdict: Verdict, seen: Seen, found: str, remedy: str) -> Fi
 # GPUs
 
 
-def check_gpus(all_seen: Sequence[Seen]) -> list[Finding]:
-    """Hold the GPUs that Ray counts against those that torch sees, and say what tasks on them saw."""
+def check_gpus(all_seen: Sequence[Seen], most_gpus: int = 0) -> list[Finding]:
+    """Hold the GPUs that Ray counts against those that torch sees, and say what tasks on them saw.
+
+    `most_gpus` is how many the cluster can grow to, 0 where it can't.
+    """
     with_gpus = [seen for seen in all_seen if seen.node.gpus or seen.report.gpus.devices]
+    if not with_gpus and most_gpus:
+        found = f"none is up; the cluster can grow to {most_gpus}"
+        return [Finding(check="GPUs", verdict="unchecked", nodes=(), found=found, remedy=AGAIN)]
     if not with_gpus:
         found = "none: models are trained and applied on CPUs"
         return [Finding(check="GPUs", verdict="ok", nodes=names(all_seen), found=found)]

@@ -144,7 +144,7 @@ def _words(kind: str, report: StoreReport) -> str:
 
 def _remedy(kind: str, steps: Sequence[str], report: StoreReport) -> str:
     if storage.is_local(report.uri):
-        return _FOLDER_REMEDIES.get(kind, "look at the disk")
+        return _FOLDER_REMEDIES.get(kind, "look at the disk there, and whether it is still mounted")
     bucket, _, prefix = storage.path_of(report.uri).partition("/")
     whose = report.credentials or "the keys"
     if kind == "refused":

@@ -7,25 +7,31 @@ finding, and keeps nothing else from being told. Must not know what a finding me
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import secrets
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import ray
 import ray.exceptions
-from pydantic import Field, ValidationError
+from pydantic import Field
+from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # Ray has no annotation there
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raytrain import storage
 from raytrain.cluster import autoscaling, checks, checks_access, checks_machine, checks_store, node_look, session
+from raytrain.cluster import token as tokens
 from raytrain.cluster.checks import Finding, Node, Seen
 from raytrain.cluster.checks_store import NodeAnswers
 from raytrain.cluster.code import digest
-from raytrain.cluster.node_report import GpuReport, NodeReport
+from raytrain.cluster.in_time import TooLate, in_time
+from raytrain.cluster.node_report import GpuReport, NodeReport, Token
+from raytrain.cluster.store_look import ask_stores, question, report_of
 from raytrain.config import Settings
 from raytrain.errors import ConfigError, first_line
 
@@ -38,6 +44,10 @@ CLOCK_TRIES = 3
 QUICK_S = 0.2
 CANCEL_S = 5.0
 """How long tasks that took too long get to remove their probes."""
+MARK_S = 10.0
+"""How long a shared folder may take to take a file from this command, before the nodes are asked without it."""
+FRACTION_FOR_STORES = 0.7
+"""What a node gives its stores of the time that is left, so that those that did answer are told of."""
 
 
 class DoctorJob(Settings):
@@ -71,11 +81,33 @@ def doctor(job: DoctorJob, cluster: session.Cluster, on_progress: OnProgress | N
     for uri in (*job.uris, *job.read_only):
         if storage.is_http(uri):
             raise ConfigError(f"{storage.shown(uri)}: doctor asks stores (s3://bucket/prefix) and folders")
+    starts_ray = cluster.address == session.LOCAL and not ray.is_initialized()
+    token = node_look.token() if starts_ray else None
     try:
-        with session.joined(cluster, [], any_code=True):  # what differs is told of
-            return _Examination(job, cluster, on_progress).run()
+        # What differs is told of.
+        with _token_of_its_own(token), session.joined(cluster, [], any_code=True):
+            return _Examination(job, cluster, on_progress, token).run()
     except session.ClusterOutOfReach as error:
         return _without_cluster(job, str(error))
+
+
+@contextlib.contextmanager
+def _token_of_its_own(token: Token | None) -> Iterator[None]:
+    """Give a Ray that is started here a token for its time, where there is none (`token`, if one is started).
+
+    Ray would write one to ~/.ray/auth_token, for all to read, and the next command would take it for the cluster's.
+    """
+    if token is None or token.source != "none" or (token.mode or "").lower() == "disabled":
+        yield
+        return
+    loader = AuthenticationTokenLoader.instance()
+    os.environ[tokens.TOKEN] = secrets.token_hex(32)
+    loader.reset_cache()
+    try:
+        yield
+    finally:
+        os.environ.pop(tokens.TOKEN, None)
+        loader.reset_cache()
 
 
 def _without_cluster(job: DoctorJob, problem: str) -> DoctorReport:
@@ -85,19 +117,31 @@ def _without_cluster(job: DoctorJob, problem: str) -> DoctorReport:
         "about the machine of this command"
     )
     found = [Finding(check="cluster", verdict="failed", nodes=(), found=problem, remedy=remedy)]
-    report = node_look.look(address="", is_head=False, cache=job.cache, session=None, dashboard=None, counts_gpus=False)
-    seen = [Seen(Node(name=THIS_MACHINE, address=""), report)]
-    found += [*_of_the_nodes(seen), *checks_access.check_tokens(seen)]
-    for uri, writes in _wanted(job):
-        answers = [NodeAnswers(THIS_MACHINE, storage.probe(uri, storage.probe_name(), writes=writes))]
-        found += checks_store.check_store(answers)
+    asked = [(uri, storage.probe_name(), writes) for uri, writes in _wanted(job)]
+    look = partial(node_look.look, address="", is_head=False, cache=job.cache, session=None, dashboard=None)
+    report, *said = in_time([partial(look, counts_gpus=False), *map(question, asked)], job.limit_s)
+    if isinstance(report, NodeReport):
+        seen = [Seen(Node(name=THIS_MACHINE, address=""), report)]
+        found += [*_of_the_nodes(seen, 0), *checks_access.check_tokens(seen)]
+    else:
+        found.append(_unlooked(report, job.limit_s))
+    for one, answer in zip(asked, said, strict=True):
+        found += checks_store.check_store([NodeAnswers(THIS_MACHINE, report_of(one, answer, job.limit_s))])
     return DoctorReport(checks.merged(found), [THIS_MACHINE], reached=False)
 
 
-def _of_the_nodes(all_seen: Sequence[Seen]) -> list[Finding]:
+def _unlooked(error: Exception, limit_s: float) -> Finding:
+    """Return the finding that this machine could not be looked at."""
+    late = isinstance(error, TooLate)
+    found = f"takes longer than {limit_s:g} s to look at" if late else f"can't be looked at: {_short(error)}"
+    remedy = "look whether a disk hangs (`df`), that of --cache above all; or give it longer (--limit-s)"
+    return Finding(check="nodes", verdict="failed", nodes=(THIS_MACHINE,), found=found, remedy=remedy)
+
+
+def _of_the_nodes(all_seen: Sequence[Seen], most_gpus: int) -> list[Finding]:
     return [
         *checks.check_versions(all_seen, node_look.versions(), digest()),
-        *checks_machine.check_gpus(all_seen),
+        *checks_machine.check_gpus(all_seen, most_gpus),
         *checks.check_clocks(all_seen),
         *checks_machine.check_disks(all_seen),
         *checks_machine.check_memory(all_seen),
@@ -135,35 +179,43 @@ class _Answers:
 class _Examination:
     """The questions that are out, and what was answered."""
 
-    def __init__(self, job: DoctorJob, cluster: session.Cluster, on_progress: OnProgress | None) -> None:
+    def __init__(
+        self, job: DoctorJob, cluster: session.Cluster, on_progress: OnProgress | None, token: Token | None = None
+    ) -> None:
         self._job = job
+        self._deadline = time.monotonic() + job.limit_s
+        self._token = token
         self._on_progress = on_progress
         self._is_local = cluster.address == session.LOCAL
         self._dashboard = None if self._is_local else _dashboard_address()
         self._answers = _nodes_of_the_cluster(self._is_local)
+        self._growth = _growth()
         self._shared = cluster.shared_path
         self._probes = {(each.node_id, uri): storage.probe_name() for each in self._answers for uri, _ in _wanted(job)}
         self._pending: dict[Any, tuple[_Answers, Kind, float]] = {}
         self._num_done = 0
-        self._markers: dict[str, Path] = {}
+        self._marked: dict[str, Path] = {}
+        self._of_folders: list[Finding] = []
 
     def run(self) -> DoctorReport:
         """Ask all, wait for the answers or the limit, and judge what came."""
-        deadline = time.monotonic() + self._job.limit_s
+        markers = self._markers()
         try:
-            self._markers = self._marked_folders()
             for each in self._answers:
                 self._ask(each, "look")
-            while self._pending and (left_s := deadline - time.monotonic()) > 0:
+            self._mark_folders(markers)
+            while self._pending and (left_s := self._left_s()) > 0:
                 self._tell()
                 done, _ = ray.wait(list(self._pending), num_returns=1, timeout=min(left_s, 1.0))
                 for reference in done:
                     self._take(reference)
             self._give_up()
         finally:
-            for marker in self._markers.values():
-                marker.unlink(missing_ok=True)
+            self._remove(list(markers.values()))
         return self._report()
+
+    def _left_s(self) -> float:
+        return self._deadline - time.monotonic()
 
     def _tell(self) -> None:
         if self._on_progress is not None:
@@ -193,26 +245,49 @@ class _Examination:
         if kind == "stores":
             return {
                 "asked": [[uri, self._probes[each.node_id, uri], writes] for uri, writes in self._asked()],
-                "markers": {uri: str(path) for uri, path in self._markers.items()},
+                "markers": {uri: str(path) for uri, path in self._marked.items()},
+                "limit_s": max(self._left_s(), 0) * FRACTION_FOR_STORES,
             }
         return {}
 
     def _asked(self) -> list[tuple[str, bool]]:
-        """Return what nodes are asked about: not local paths where each node has its own."""
+        """Return what nodes are asked about: not local paths where each node has its own, or will have."""
         wanted = _wanted(self._job)
-        alone = len(self._answers) == 1 or self._shared
+        alone = (len(self._answers) == 1 and not self._growth.can_grow) or self._shared
         return [(uri, writes) for uri, writes in wanted if alone or not storage.is_local(uri)]
 
-    def _marked_folders(self) -> dict[str, Path]:
-        """Write a file to each local folder that all nodes are said to see, and return where."""
-        markers = {}
-        if self._shared and len(self._answers) > 1:
-            for uri in filter(storage.is_local, self._job.uris):
-                marker = Path(storage.path_of(uri), storage.probe_name())
-                with contextlib.suppress(OSError):  # the nodes' own probes will tell
-                    marker.write_bytes(b"A probe that `raytrain doctor` wrote to see which machines see it.\n")
-                    markers[uri] = marker
-        return markers
+    def _markers(self) -> dict[str, Path]:
+        """Return which file this command writes to each local folder that all nodes are said to see."""
+        if not self._shared or len(self._answers) < 2:
+            return {}
+        folders = filter(storage.is_local, self._job.uris)
+        return {uri: Path(storage.path_of(uri), storage.probe_name()) for uri in folders}
+
+    def _mark_folders(self, markers: dict[str, Path]) -> None:
+        """Write those files; a folder that this command can't write to, or that hangs, is a finding."""
+        limit_s = min(MARK_S, self._job.limit_s / 4)
+        text = b"A probe that `raytrain doctor` wrote to see which machines see it.\n"
+        written = in_time([partial(path.write_bytes, text) for path in markers.values()], limit_s)
+        for (uri, path), answer in zip(markers.items(), written, strict=True):
+            if isinstance(answer, TooLate):
+                found = f"{uri}: does not answer this command within {limit_s:g} s; there may be a probe: {path}"
+                self._note_folder("failed", found, "look whether it is still mounted there (`df` hangs?)")
+            elif isinstance(answer, Exception):
+                found = f"{uri}: this command can't write there ({_short(answer)}), nor tell whether nodes see the same"
+                self._note_folder("unchecked", found, "run doctor as a job, or as a user that may write there")
+            else:
+                self._marked[uri] = path
+
+    def _remove(self, paths: Sequence[Path]) -> None:
+        """Remove the files again, also those that came late."""
+        removed = in_time([partial(path.unlink, missing_ok=True) for path in paths], CANCEL_S)
+        for path, answer in zip(paths, removed, strict=True):
+            if path in self._marked.values() and isinstance(answer, Exception):
+                found = f"the probe can't be removed and stays: {path}"
+                self._note_folder("warning", found, "remove it, once the folder answers")
+
+    def _note_folder(self, verdict: checks.Verdict, found: str, remedy: str) -> None:
+        self._of_folders.append(Finding(check="store", verdict=verdict, nodes=(), found=found, remedy=remedy))
 
     # Answers
 
@@ -237,29 +312,42 @@ class _Examination:
         each.fail(f"its raytrain can't answer ({kind}): {_short(error.cause)}", remedy)
 
     def _take_answer(self, each: _Answers, kind: Kind, answer: Any, asked_at: float) -> None:
-        if kind == "look":
-            self._take_look(each, answer)
-        elif kind == "clock":
-            self._take_clock(each, float(answer), asked_at)
-        elif kind == "GPU":
-            each.gpu = GpuReport.model_validate(answer)
-        else:
-            each.stores = [
-                NodeAnswers(each.node.name, storage.StoreReport.model_validate(report), sees) for report, sees in answer
-            ]
-
-    def _take_look(self, each: _Answers, answer: Any) -> None:
+        """Keep an answer; that of another raytrain may have any form."""
         try:
-            each.report = NodeReport.model_validate(answer)
-        except ValidationError:
-            version = answer.get("versions", {}).get("raytrain", "unknown") if isinstance(answer, dict) else "unknown"
-            found = f"its raytrain (version {version}) is another one than the command's, and can't be understood"
-            each.fail(found, "start every node from the same image of raytrain, or submit the work as a job")
-            return
+            if kind == "look":
+                self._take_look(each, NodeReport.model_validate(answer))
+            elif kind == "clock":
+                self._take_clock(each, float(answer), asked_at)
+            elif kind == "GPU":
+                each.gpu = GpuReport.model_validate(answer)
+            else:
+                self._take_stores(each, answer)
+        except (TypeError, ValueError):  # pydantic's is one of the latter
+            versions = answer.get("versions") if isinstance(answer, dict) else None
+            if each.report is not None:
+                versions = each.report.versions
+            _fail_to_understand(each, kind, versions)
+
+    def _take_stores(self, each: _Answers, answer: Any) -> None:
+        """Keep what each store said: one that can't be understood loses no other."""
+        problem: Exception | None = None
+        for one in answer:
+            try:
+                report, sees = one
+                said = storage.StoreReport.model_validate(report)
+            except (TypeError, ValueError) as error:
+                problem = error
+            else:
+                each.stores.append(NodeAnswers(each.node.name, said, sees if isinstance(sees, bool) else None))
+        if problem is not None:
+            raise problem
+
+    def _take_look(self, each: _Answers, report: NodeReport) -> None:
+        each.report = report if self._token is None else report.model_copy(update={"token": self._token})
         self._ask(each, "clock")
         if self._asked():
             self._ask(each, "stores")
-        if each.node.gpus and each.report.gpus.seen:
+        if each.node.gpus and report.gpus.seen:
             if _free_gpus(each.node_id) >= 1:
                 self._ask(each, "GPU")
             else:
@@ -267,6 +355,8 @@ class _Examination:
 
     def _take_clock(self, each: _Answers, time_s: float, asked_at: float) -> None:
         """Keep the reading that came back soonest: the node read its clock at some time in between."""
+        if not math.isfinite(time_s):
+            raise ValueError("no time")
         now = time.time()
         uncertain_s = (now - asked_at) / 2
         if uncertain_s < each.uncertain_s:
@@ -304,8 +394,12 @@ class _Examination:
         ]
         found = [*(problem for each in self._answers for problem in each.problems)]
         if seen:
-            found = [*checks.check_head(seen), *found, *_of_the_nodes(seen)]
-        found += self._of_the_stores()
+            found = [*checks.check_head(seen), *found]
+        workers = sum(not each.node.is_head for each in self._answers)
+        found += [*self._growth.problems, *checks.check_rest(workers, self._growth.can_grow)]
+        if seen:
+            found += _of_the_nodes(seen, self._growth.most["GPU"])
+        found += [*self._of_the_stores(), *self._of_folders]
         if seen:
             found += [*checks_access.check_tokens(seen), *checks_access.check_dashboard(seen)]
         if not self._is_local:
@@ -321,10 +415,46 @@ class _Examination:
                 answers = [one for each in self._answers for one in each.stores if one.report.uri == place]
                 found += checks_store.check_store(answers)
             else:
-                text = f"{uri} is a path of one machine, but the cluster has {len(self._answers)} nodes"
+                nodes = len(self._answers)
+                has = f"has {nodes} nodes" if nodes > 1 else "can grow to several nodes"
+                text = f"{uri} is a path of one machine, but the cluster {has}"
                 remedy = "use s3://..., or say --shared-path if all nodes see it"
                 found.append(Finding(check="store", verdict="failed", nodes=(), found=text, remedy=remedy))
         return found
+
+
+@dataclass(frozen=True)
+class _Growth:
+    """What the cluster can grow to by its head's labels, and what is wrong with these."""
+
+    most: dict[session.Resource, int]
+    problems: list[Finding]
+
+    @property
+    def can_grow(self) -> bool:
+        """Tell whether nodes may come; a label that can't be read says that some do."""
+        return any(self.most.values()) or bool(self.problems)
+
+
+def _growth() -> _Growth:
+    most: dict[session.Resource, int] = {}
+    problems = []
+    for resource, label in session.GROWTH_LABELS.items():
+        try:
+            most[resource] = session.can_grow_to(resource)
+        except ConfigError as error:
+            most[resource] = 0
+            remedy = f"start the head with --labels={label}=NUMBER; train and shard refuse this one"
+            problems.append(Finding(check="nodes", verdict="failed", nodes=(), found=str(error), remedy=remedy))
+    return _Growth(most, problems)
+
+
+def _fail_to_understand(each: _Answers, kind: Kind, versions: Any) -> None:
+    version = versions.get("raytrain", "unknown") if isinstance(versions, dict) else "unknown"
+    found = f"its raytrain (version {version}) is another one than the command's, and can't be understood ({kind})"
+    each.fail(found, "start every node from the same image of raytrain, or submit the work as a job")
+    if kind == "GPU":
+        each.gpu_unchecked = "its answer can't be understood"
 
 
 def _nodes_of_the_cluster(is_local: bool) -> list[_Answers]:
@@ -390,12 +520,16 @@ def _gpu(request: dict[str, Any]) -> dict[str, Any]:
 def _stores(request: dict[str, Any]) -> list[tuple[dict[str, Any], bool | None]]:
     """Return what each store says, asked side by side, and whether a shared folder is that of the command."""
     asked: list[tuple[str, str, bool]] = request["asked"]
+    markers: dict[str, str] = request["markers"]
+    limit_s: float = request["limit_s"]
+    reports = ask_stores(asked, limit_s)
+    paths = [markers.get(uri) for uri, _, _ in asked]
+    seen = in_time([partial(_is_there, path) for path in paths], max(limit_s / 10, 1.0))
+    return [
+        (report.model_dump(mode="json"), sees if isinstance(sees, bool) else None)
+        for report, sees in zip(reports, seen, strict=True)
+    ]
 
-    def ask(one: tuple[str, str, bool]) -> tuple[dict[str, Any], bool | None]:
-        uri, name, writes = one
-        marker = request["markers"].get(uri)
-        sees = None if marker is None else os.path.exists(marker)
-        return storage.probe(uri, name, writes=writes).model_dump(mode="json"), sees
 
-    with ThreadPoolExecutor(len(asked)) as threads:
-        return list(threads.map(ask, asked))
+def _is_there(path: str | None) -> bool | None:
+    return None if path is None else os.path.exists(path)

@@ -11,6 +11,7 @@ import platform
 import re
 import resource
 import socket
+import stat
 import struct
 import tempfile
 import uuid
@@ -51,7 +52,7 @@ def look(
     `address` is its own in the cluster; `cache` and `session` are folders to look at; `dashboard` is HOST:PORT of the
     job API, asked if this is the head. torch is imported only where there may be GPUs, since that takes seconds.
     """
-    folders = {"cache": cache, "temporary": tempfile.gettempdir(), "session": session}
+    folders = {"cache": cache, "temporary": _temporary_folder(), "session": session}
     return NodeReport(
         host=socket.gethostname(),
         versions=versions(),
@@ -86,23 +87,49 @@ def versions() -> dict[str, str]:
 
 
 def disk(path: str) -> Disk:
-    """Return the disk of a folder, or where it isn't there yet of the nearest folder above it."""
+    """Return the disk of a folder, or where it isn't there yet of the nearest folder above it.
+
+    A folder that can't be looked into is told of by its `problem`, and the sizes are those of the nearest that can; 0
+    where there is none.
+    """
     wanted = Path(path).absolute()
-    there = next(each for each in (wanted, *wanted.parents) if each.exists())
-    if not there.is_dir():
-        problem = f"{there} is a file"
-        there = there.parent
-    else:
-        problem = _why_not_writable(there)
-    room = os.statvfs(there)
+    there, problem = _nearest_folder(wanted)
+    problem = problem or _why_not_writable(there)
+    blocks = total = free = 0
+    try:
+        room = os.statvfs(there)
+        blocks, total, free = room.f_frsize, room.f_blocks, room.f_bavail
+    except OSError as error:
+        problem = problem or _reason(error)
     return Disk(
         path=path,
-        exists=wanted.is_dir(),
-        filesystem=filesystem_of(there.resolve()),
-        total_bytes=room.f_blocks * room.f_frsize,
-        free_bytes=room.f_bavail * room.f_frsize,
+        exists=there == wanted,
+        filesystem=filesystem_of(Path(os.path.realpath(there))),
+        total_bytes=total * blocks,
+        free_bytes=free * blocks,
         problem=problem,
     )
+
+
+def _nearest_folder(wanted: Path) -> tuple[Path, str]:
+    """Return a folder or the nearest above it, and what stands in the way of making it there, "" where nothing does."""
+    problem = ""
+    for each in (wanted, *wanted.parents):
+        try:
+            found = each.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            continue  # not there yet, or below a file, which comes next
+        except OSError as error:
+            problem = problem or _reason(error)
+            continue
+        if stat.S_ISDIR(found.st_mode):
+            return each, problem
+        problem = problem or f"{each} is a file"
+    return Path(wanted.anchor), problem
+
+
+def _reason(error: OSError) -> str:
+    return os.strerror(error.errno) if error.errno else type(error).__name__
 
 
 def _why_not_writable(folder: Path) -> str:
@@ -114,8 +141,16 @@ def _why_not_writable(folder: Path) -> str:
         finally:
             file.unlink(missing_ok=True)
     except OSError as error:
-        return os.strerror(error.errno) if error.errno else type(error).__name__
+        return _reason(error)
     return ""
+
+
+def _temporary_folder() -> str:
+    """Return where temporary files go; the first of what is tried, where none can be written."""
+    try:
+        return tempfile.gettempdir()
+    except FileNotFoundError:
+        return os.environ.get("TMPDIR") or "/tmp"
 
 
 def filesystem_of(path: Path, mounts: str | None = None) -> str:
@@ -200,7 +235,7 @@ def token() -> Token:
     if os.environ.get("RAY_AUTH_TOKEN"):
         return Token(mode=mode, source="RAY_AUTH_TOKEN")
     named = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    path = Path(named) if named else Path("~/.ray/auth_token").expanduser()
+    path = Path(named or os.path.expanduser("~/.ray/auth_token"))  # also of a user without a home
     try:
         found = path.stat()
     except OSError:

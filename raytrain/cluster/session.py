@@ -184,10 +184,12 @@ def _refuse_other_code() -> None:
 
 
 def _refuse_local_paths(cluster: Cluster, uris: Iterable[str]) -> None:
-    nodes = [node for node in _nodes() if node["Alive"]]
     local = [uri for uri in uris if storage.is_local(uri)]
+    if not local or cluster.shared_path:
+        return
+    nodes = [node for node in _nodes() if node["Alive"]]
     can_grow = any(can_grow_to(resource) for resource in GROWTH_LABELS)
-    if (len(nodes) > 1 or can_grow) and local and not cluster.shared_path:
+    if len(nodes) > 1 or can_grow:
         found = "can grow to several nodes" if can_grow else f"has {len(nodes)} nodes"
         raise ConfigError(
             f"{local[0]} is a path of one machine, but the cluster {found}; "

@@ -13,11 +13,12 @@ import re
 import secrets
 import socket
 import ssl
+import stat
 import time
 from collections.abc import Callable, Iterator
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 from urllib.parse import urlsplit
 
 from raytrain.config import Settings
@@ -119,7 +120,8 @@ def probe_name() -> str:
 def probe(uri: str, name: str, *, writes: bool) -> StoreReport:
     """Ask the store or the folder at `uri`; with `writes` an object `name` is written, read and removed there.
 
-    Without, one object that is there is read, up to `PROBE_BYTES`. Raises `ConfigError` for a URL, which is no store.
+    Without, one object that is there is read, up to `PROBE_BYTES`. Whatever the answer is, it is told. Raises
+    `ConfigError` for a URL, which is no store.
     """
     if uris.is_http(uri):
         raise ConfigError(f"{uris.shown(uri)}: expected s3://bucket/prefix or a folder; over HTTP there is no store")
@@ -162,6 +164,10 @@ class _NoListing(Exception):
 
 class _Differs(Exception):
     """What was read is not what was written."""
+
+
+class _NothingThere(Exception):
+    """Nothing to read."""
 
 
 def _content() -> bytes:
@@ -228,7 +234,7 @@ def _write_read_delete(client: Any, place: dict[str, str], questions: _Questions
         if written is None:
             questions.pass_by("read", "not-asked")
         else:
-            questions.ask("read", lambda: _check_same(client.get_object(**place)["Body"].read(), data))
+            questions.ask("read", lambda: _check_same(_first_bytes_of(client, place), data))
     finally:
         # Also where the answer to the write was lost: the object may be there for all that.
         if written is not None or questions.answers.get("write", _UNKNOWN).kind not in _NEVER_WRITTEN:
@@ -244,14 +250,20 @@ _NEVER_WRITTEN = ("not-asked", "refused", "wrong-keys", "expired", "clock", "reg
 
 
 def _read_one_of(client: Any, place: dict[str, str], page: Any, questions: _Questions) -> None:
-    """Read up to `PROBE_BYTES` of one object of a listing."""
+    """Read up to `PROBE_BYTES` of the smallest object of a listing: a store may not know ranges."""
     listed = [each for each in (page or {}).get("Contents", []) if each["Size"]]
     if not listed:
         questions.pass_by("read", "nothing-there" if page is not None else "not-asked")
         return
-    key = max(listed, key=lambda each: int(each["Size"]))["Key"]
-    wanted = f"bytes=0-{PROBE_BYTES - 1}"
-    questions.ask("read", lambda: client.get_object(**place, Key=key, Range=wanted)["Body"].read())
+    key = min(listed, key=lambda each: int(each["Size"]))["Key"]
+    wanted = {**place, "Key": key, "Range": f"bytes=0-{PROBE_BYTES - 1}"}
+    questions.ask("read", lambda: _first_bytes_of(client, wanted))
+
+
+def _first_bytes_of(client: Any, wanted: dict[str, str]) -> bytes:
+    """Return what an object begins with, one byte more than a probe has at most: a store may send any amount."""
+    with contextlib.closing(client.get_object(**wanted)["Body"]) as body:
+        return cast(bytes, body.read(PROBE_BYTES + 1))
 
 
 def _rate(answers: dict[Name, Answer], writes: bool) -> float | None:
@@ -404,52 +416,83 @@ def _kind_of_answer(response: dict[str, Any]) -> tuple[Kind, str]:
 def _probe_folder(path: str, name: str, writes: bool) -> StoreReport:
     questions = _Questions(_kind_of_local)
     names = questions.ask("list", lambda: sorted(os.listdir(path)))
-    file = Path(path, name)
     if not writes:
         _read_a_file(Path(path), names, questions)
         return StoreReport(uri=path, answers=questions.answers)
-    data = _content()
+    file, data = _Probe(Path(path, name)), _content()
     try:
-        questions.ask("write", lambda: _write_new(file, data))
+        questions.ask("write", lambda: file.write(data))
         if questions.answers["write"].kind == "ok":
-            questions.ask("read", lambda: _check_same(file.read_bytes(), data))
+            questions.ask("read", lambda: _check_same(_first_bytes(file.path), data))
         else:
             questions.pass_by("read", "not-asked")
     finally:
-        if file.exists():
-            questions.ask("delete", file.unlink, always=True)
+        if file.may_be_there:
+            questions.ask("delete", lambda: file.path.unlink(missing_ok=True), always=True)
         else:
             questions.pass_by("delete", "not-asked")
+    gone = questions.answers["delete"].kind in ("ok", "not-asked")
     return StoreReport(
         uri=path,
         answers=questions.answers,
         bytes_per_s=_rate(questions.answers, writes),
-        left_behind=str(file) if file.exists() else "",
+        left_behind="" if gone else str(file.path),
     )
 
 
+class _Probe:
+    """A file to write, and whether it may be there: a folder that can't be looked into does not say."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._was_opened = False
+
+    def write(self, data: bytes) -> None:
+        """Write the file, which is new."""
+        with self.path.open("xb") as opened:
+            self._was_opened = True
+            opened.write(data)
+
+    @property
+    def may_be_there(self) -> bool:
+        """Tell whether there is something to remove; never raises."""
+        return self._was_opened or os.path.lexists(self.path)
+
+
 def _read_a_file(folder: Path, names: list[str] | None, questions: _Questions) -> None:
-    files = (folder / each for each in names or [])
-    one = next((each for each in files if each.is_file() and not each.name.startswith(".")), None)
-    if one is None:
-        questions.pass_by("read", "nothing-there")
+    """Read the beginning of a file of a folder that could be listed."""
+    if names is None:
+        questions.pass_by("read", "not-asked")
     else:
-        questions.ask("read", lambda: _first_bytes(one))
+        questions.ask("read", lambda: _first_bytes(_a_file(folder, names)))
+
+
+def _a_file(folder: Path, names: list[str]) -> Path:
+    """Return the first file that holds something; raise what kept from looking at one, where there is no other."""
+    problem: Exception = _NothingThere()
+    for name in names:
+        try:
+            found = (folder / name).stat()
+        except FileNotFoundError:
+            continue  # a link to nowhere, or gone meanwhile
+        except OSError as error:
+            problem = error
+            continue
+        if stat.S_ISREG(found.st_mode) and found.st_size and not name.startswith("."):
+            return folder / name
+    raise problem
 
 
 def _first_bytes(file: Path) -> bytes:
     with file.open("rb") as opened:
-        return opened.read(PROBE_BYTES)
-
-
-def _write_new(file: Path, data: bytes) -> None:
-    with file.open("xb") as opened:
-        opened.write(data)
+        return opened.read(PROBE_BYTES + 1)
 
 
 def _kind_of_local(error: BaseException) -> tuple[Kind, str]:
     if isinstance(error, _Differs):
         return "differs", str(error)
+    if isinstance(error, _NothingThere):
+        return "nothing-there", ""
     if isinstance(error, OSError) and error.errno:
         return _OF_ERRNO.get(error.errno, "other"), os.strerror(error.errno)
     return "other", type(error).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import threading
@@ -14,6 +15,7 @@ import pytest
 
 from raytrain import storage
 from raytrain.storage import StoreReport, probe, probe_name, probing
+from tests.store.broken_folder import broken_folder
 from tests.store.faults import ANSWER_LOST, CORRUPT, FORBIDDEN, UNAVAILABLE, Fault, FaultProxy, slow_start
 
 DENIED = Fault("denied", 403, "AccessDenied")
@@ -194,3 +196,90 @@ def test_a_folder_that_is_not_there_or_read_only_is_told(tmp_path: Path, monkeyp
     assert kinds(ask(str(tmp_path / "absent")))["list"] == "no-folder"
     assert kinds(ask("/proc/self"))["write"] in ("no-folder", "refused", "other")
     assert not [each for each in tmp_path.iterdir()]
+
+
+# Folders that fail, and bodies without end: nothing of it may end the look
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ESTALE, errno.ENOTCONN, errno.EIO])
+@pytest.mark.parametrize("writes", [True, False])
+def test_a_folder_that_can_not_be_looked_into_is_an_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, writes: bool
+) -> None:
+    broken_folder(monkeypatch, tmp_path / "broken", number)
+    found = ask(str(tmp_path / "broken"), writes=writes)
+    kind = "refused" if number == errno.EACCES else "other"
+    assert (found.answers["list"].kind, found.answers["list"].detail) == (kind, os.strerror(number))
+    assert found.answers["read"].kind == "not-asked"
+    assert not found.left_behind
+
+
+def test_files_that_can_be_listed_but_not_looked_at_are_not_called_absent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "chip").write_bytes(b"pixels")
+    broken_folder(monkeypatch, tmp_path, errno.EACCES, also_listed=True)
+    assert kinds(ask(str(tmp_path), writes=False)) == {"list": "ok", "read": "refused"}
+    monkeypatch.undo()
+    assert kinds(ask(str(tmp_path), writes=False)) == {"list": "ok", "read": "ok"}
+    (tmp_path / "chip").write_bytes(b"")
+    assert kinds(ask(str(tmp_path), writes=False)) == {"list": "ok", "read": "nothing-there"}
+
+
+def test_a_written_file_that_can_not_be_removed_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: object, **_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    for name in ("unlink", "lstat"):
+        monkeypatch.setattr(os, name, refuse)
+    found = ask(str(tmp_path))
+    monkeypatch.undo()
+    assert (kinds(found)["delete"], found.left_behind) == ("refused", str(next(tmp_path.iterdir())))
+
+
+class EndlessBody:
+    """A body of which any amount can be read: a store that does not know ranges, of a huge object."""
+
+    def __init__(self) -> None:
+        self.amounts: list[int | None] = []
+        self.closed = False
+
+    def read(self, amount: int | None = None) -> bytes:
+        self.amounts.append(amount)
+        return bytes(amount or 0)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class EndlessStore:
+    """A client whose objects have no end."""
+
+    def __init__(self) -> None:
+        self.body = EndlessBody()
+        self.asked: list[str] = []
+
+    def get_object(self, **wanted: str) -> dict[str, EndlessBody]:
+        self.asked.append(wanted["Key"])
+        return {"Body": self.body}
+
+    def put_object(self, **_: object) -> dict[str, str]:
+        return {"ETag": "x"}
+
+    def delete_object(self, **_: object) -> dict[str, str]:
+        return {}
+
+
+def test_of_a_body_without_end_a_probe_s_bytes_are_read_and_it_is_closed() -> None:
+    for writes in (True, False):
+        client, questions = EndlessStore(), probing._Questions(probing._kind_of)
+        if writes:
+            probing._write_read_delete(client, {"Bucket": "b", "Key": "k"}, questions)
+        else:
+            sizes = {"large": 10**12, "empty": 0, "small": 5, "middle": 10**6}
+            page = {"Contents": [{"Key": key, "Size": size} for key, size in sizes.items()]}
+            probing._read_one_of(client, {"Bucket": "b"}, page, questions)
+            assert client.asked == ["small"]
+        assert questions.answers["read"].kind == ("differs" if writes else "ok")
+        assert client.body.amounts == [probing.PROBE_BYTES + 1]
+        assert client.body.closed

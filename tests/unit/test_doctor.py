@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import re
+import threading
+import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
+from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
+from ray._raylet import Config
 
+from raytrain import storage
 from raytrain.cli import main
-from raytrain.cluster import autoscaling, checks, checks_access, checks_machine, checks_store, node_look
+from raytrain.cluster import autoscaling, checks, checks_access, checks_machine, checks_store, node_look, session
+from raytrain.cluster import doctor as doctor_module
 from raytrain.cluster.checks import LOCKED_RAY, Finding, Node, Seen
 from raytrain.cluster.checks_store import NodeAnswers
 from raytrain.cluster.code import digest
+from raytrain.cluster.doctor import DoctorJob
 from raytrain.cluster.node_report import Dashboard, GpuReport, NodeReport
+from raytrain.cluster.session import Cluster
 from raytrain.storage import Answer, StoreReport
+from tests.store.broken_folder import broken_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 GB = 10**9
@@ -595,3 +607,238 @@ def test_the_table_is_readable_in_80_columns(
 def test_a_report_comes_back_from_json_as_it_was() -> None:
     made = report()
     assert NodeReport.model_validate(json.loads(made.model_dump_json())) == made
+
+
+# What fails or hangs while it is looked at
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ESTALE, errno.ENOTCONN, errno.EIO])
+def test_a_disk_that_can_not_be_looked_into_is_a_finding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    broken_folder(monkeypatch, tmp_path / "broken", number)
+    for path in (tmp_path / "broken", tmp_path / "broken" / "sub"):
+        disk = node_look.disk(str(path))
+        assert (disk.exists, disk.problem) == (False, os.strerror(number))
+        (found,) = checks_machine._cache_of(seen("b", report(disks__cache=disk.model_dump())))
+        assert (found.verdict, os.strerror(number) in found.found) == ("failed", True)
+
+
+def test_a_broken_folder_loses_nothing_else_that_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken, good = tmp_path / "broken", tmp_path / "good"
+    good.mkdir()
+    broken_folder(monkeypatch, broken, errno.ESTALE)
+    real = storage.probe
+
+    def probe(uri: str, name: str, *, writes: bool) -> StoreReport:
+        if uri == "s3://odd":
+            raise RuntimeError("recognisable")
+        return real(uri, name, writes=writes)
+
+    monkeypatch.setattr(storage, "probe", probe)
+    arguments = [str(broken), "s3://odd", str(good), "--cache", str(broken / "sub"), "--address", "127.0.0.1:1"]
+    assert main(["doctor", *arguments, "--json"]) == 3
+    output = capsys.readouterr().out
+    assert "recognisable" not in output
+    findings = [(each["check"], each["verdict"], each["found"]) for each in json.loads(output)["findings"]]
+    for check, verdict, text in (
+        ("cache", "failed", "Stale file handle"),
+        ("store", "failed", f"{broken}: can't list and write: an unexpected answer (Stale file handle)"),
+        ("store", "failed", "s3://odd: can't list: can't be asked (RuntimeError)"),
+        ("store", "ok", f"{good}: list, write, read, delete"),
+    ):
+        assert any(each[:2] == (check, verdict) and text in each[2] for each in findings), (check, text)
+
+
+def test_what_hangs_on_this_machine_is_a_finding_within_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends, real = threading.Event(), storage.probe
+
+    def hang(uri: str, name: str, *, writes: bool) -> StoreReport:
+        if uri == "/hanging":
+            ends.wait(60)
+        return real(uri, name, writes=writes)
+
+    monkeypatch.setattr(storage, "probe", hang)
+    monkeypatch.setattr(node_look, "look", lambda **_: ends.wait(60))
+    start = time.monotonic()
+    made = doctor_module._without_cluster(DoctorJob(uris=("/hanging", str(tmp_path)), limit_s=1), "away")
+    assert time.monotonic() - start < 10
+    ends.set()
+    found = {each.found.partition(" (1 s")[0]: each.verdict for each in made.findings}
+    assert found.pop("takes longer than 1 s to look at") == "failed"
+    assert found.pop("/hanging: can't list: the store does not answer in time") == "failed"
+    assert sorted(found.values()) == ["failed", "ok"]  # the cluster, and the other folder
+
+
+# The examination of a cluster, from what Ray says of its nodes
+
+
+def cluster_node(number: int, labels: dict[str, str] | None = None, **resources: float) -> dict[str, Any]:
+    return {
+        "NodeID": f"n{number}",
+        "Alive": True,
+        "NodeManagerAddress": f"10.0.0.{number}",
+        "NodeManagerPort": 1,
+        "Resources": ({} if number else {"node:__internal_head__": 1.0}) | resources,
+        "Labels": labels or {},
+    }
+
+
+def examination(
+    monkeypatch: pytest.MonkeyPatch, nodes: list[dict[str, Any]], job: DoctorJob | None = None, **cluster: Any
+) -> doctor_module._Examination:
+    """An examination of a cluster of these nodes, each of which is well."""
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    made = doctor_module._Examination(job or DoctorJob(), Cluster(**cluster), None)
+    for each in made._answers:
+        each.report = report(versions=node_look.versions(), code=digest())
+    return made
+
+
+@pytest.mark.parametrize(
+    ("kind", "answer"),
+    [
+        ("look", {"versions": 3}),
+        ("look", None),
+        ("clock", {"t": 1}),
+        ("clock", "noon"),
+        ("clock", float("nan")),
+        ("GPU", {"name": "H100"}),
+        ("stores", None),
+        ("stores", 7),
+        ("stores", [{"uri": "x"}]),
+        ("stores", [({"uri": "/x", "answers": {}, "new_field": 1}, None)]),
+        ("stores", [({"uri": "/x", "answers": {"list": {"kind": "brand-new"}}}, None)]),
+    ],
+)
+def test_an_answer_of_any_form_is_a_finding(monkeypatch: pytest.MonkeyPatch, kind: Any, answer: Any) -> None:
+    made = examination(monkeypatch, [cluster_node(0), cluster_node(1)])
+    made._take_answer(made._answers[1], kind, answer, time.time())
+    wrong = [each for each in made._report().findings if each.verdict == "failed"]
+    assert [each.nodes for each in wrong] == [(made._answers[1].node.name,)]
+    assert f"version {node_look.versions()['raytrain']}) is another one" in wrong[0].found
+    assert f"can't be understood ({kind})" in wrong[0].found
+
+
+def test_a_store_s_answer_that_is_not_understood_loses_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = examination(monkeypatch, [cluster_node(0)], DoctorJob(uris=("s3://my-bucket/runs",)))
+    good = answers(list="ok", write="ok", read="ok", delete="ok").model_dump(mode="json")
+    made._take_answer(made._answers[0], "stores", [({"uri": 1}, None), (good, None)], 0.0)
+    found = [(each.check, each.verdict) for each in made._report().findings if each.check in ("nodes", "store")]
+    assert sorted(found) == [("nodes", "failed"), ("nodes", "ok"), ("store", "ok")]
+
+
+GROWS = {"raytrain.most-gpus": "8", "raytrain.most-cpus": "64"}
+
+
+@pytest.mark.parametrize("labels", [GROWS, {"raytrain.most-cpus": "many"}, {}])
+def test_a_local_path_is_refused_on_a_lone_head_as_training_refuses_it(
+    monkeypatch: pytest.MonkeyPatch, labels: dict[str, str]
+) -> None:
+    made = examination(monkeypatch, [cluster_node(0, labels)], DoctorJob(uris=("/data",)))
+    stores = [each for each in made._report().findings if each.check == "store"]
+    if labels:
+        assert [(each.verdict, "can grow to several nodes" in each.found) for each in stores] == [("failed", True)]
+    assert made._asked() == ([] if labels else [("/data", True)])
+    shared = examination(monkeypatch, [cluster_node(0, labels)], DoctorJob(uris=("/data",)), shared_path=True)
+    assert shared._asked() == [("/data", True)]
+
+
+def test_a_cluster_at_rest_is_not_called_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unchecked(nodes: list[dict[str, Any]]) -> list[str]:
+        found = examination(monkeypatch, nodes)._report().findings
+        assert all(each.remedy == "run doctor again while work runs" for each in found if each.verdict == "unchecked")
+        return [each.check for each in found if each.verdict == "unchecked"]
+
+    assert unchecked([cluster_node(0, GROWS)]) == ["nodes", "GPUs"]
+    assert unchecked([cluster_node(0, GROWS), cluster_node(1, CPU=8)]) == ["GPUs"]
+    assert unchecked([cluster_node(0, {"raytrain.most-cpus": "8"}), cluster_node(1, CPU=8)]) == []
+    assert unchecked([cluster_node(0)]) == []
+
+
+def test_a_growth_label_that_is_no_number_is_a_finding_and_refuses_no_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [cluster_node(0, {"raytrain.most-gpus": "many"}), cluster_node(1, CPU=8)]
+    wrong = [each for each in examination(monkeypatch, nodes)._report().findings if each.verdict == "failed"]
+    assert [each.check for each in wrong] == ["nodes"]
+    assert "raytrain.most-gpus is 'many'" in wrong[0].found
+    assert "--labels=raytrain.most-gpus=NUMBER" in wrong[0].remedy
+    session._refuse_local_paths(Cluster(), ["s3://my-bucket/runs"])
+    session._refuse_local_paths(Cluster(), [])
+
+
+def test_a_shared_folder_that_hangs_or_refuses_this_command_is_told_and_keeps_nothing_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends, real = threading.Event(), Path.write_bytes
+    for name in ("good", "refusing", "hanging"):
+        (tmp_path / name).mkdir()
+
+    def write(path: Path, data: bytes) -> int:
+        if path.parent.name == "hanging":
+            ends.wait(60)
+        if path.parent.name == "refusing":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", write)
+    uris = tuple(str(tmp_path / name) for name in ("good", "refusing", "hanging"))
+    nodes = [cluster_node(0), cluster_node(1)]
+    made = examination(monkeypatch, nodes, DoctorJob(uris=uris, limit_s=2), shared_path=True)
+    markers, start = made._markers(), time.monotonic()
+    made._mark_folders(markers)
+    assert time.monotonic() - start < 10
+    assert list(made._marked) == [uris[0]]
+    assert [each.parent.name for each in tmp_path.glob("*/*")] == ["good"]
+    ends.set()
+    made._remove(list(markers.values()))
+    found = [(each.verdict, each.found.partition(":")[0]) for each in made._report().findings if each.check == "store"]
+    assert found == [("unchecked", uris[1]), ("failed", uris[2])]
+    assert not list((tmp_path / "good").iterdir())
+
+
+# The token, before Ray starts
+
+
+@pytest.mark.parametrize("mode", ["token", "Token", "TOKEN"])
+def test_token_mode_is_one_in_any_case(mode: str) -> None:
+    assert [each.verdict for each in checks_access.check_tokens([seen("a", report(token__mode=mode))])] == ["ok"]
+
+
+def test_a_ray_of_this_machine_writes_no_token_and_that_there_is_none_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+
+    @contextlib.contextmanager
+    def joined(*arguments: Any, **options: Any) -> Iterator[None]:
+        ensure_token_if_auth_enabled({}, create_token_if_missing=True)  # as ray.init of a new Ray does
+        assert node_look.token().source == "RAY_AUTH_TOKEN"
+        yield
+
+    def run(made: doctor_module._Examination) -> doctor_module.DoctorReport:
+        (each,) = made._answers
+        monkeypatch.setattr(made, "_ask", lambda *_: None)
+        made._take_look(each, report(token=node_look.token().model_dump()))
+        return made._report()
+
+    Config.initialize("")  # Ray keeps the mode that it once read
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "nodes", lambda: [cluster_node(0)])
+    monkeypatch.setattr(session, "joined", joined)
+    monkeypatch.setattr(doctor_module._Examination, "run", run)
+    try:
+        found = doctor_module.doctor(DoctorJob(), Cluster())
+    finally:
+        monkeypatch.undo()
+        Config.initialize("")
+    (token,) = [each for each in found.findings if each.check == "token"]
+    assert (token.verdict, "there is none in RAY_AUTH_TOKEN" in token.found) == ("failed", True)
+    assert list(tmp_path.iterdir()) == []
+    assert "RAY_AUTH_TOKEN" not in os.environ
