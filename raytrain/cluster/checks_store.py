@@ -117,13 +117,14 @@ def _finding(each: NodeAnswers, verdict: str, found: str, remedy: str) -> Findin
 
 def _words(kind: str, report: StoreReport) -> str:
     """Return what an answer means, in words."""
-    at = report.endpoint or "the store"
+    is_folder = storage.is_local(report.uri)
+    at = report.endpoint or ("the folder" if is_folder else "the store")
     region = report.region or "this one"
     bucket = storage.path_of(report.uri).partition("/")[0]
     return {
         "no-credentials": "no keys on this node",
         "no-profile": "the profile named for it is in no shared file of this node",
-        "refused": "it knows the keys, and refuses",
+        "refused": "no right to it" if is_folder else "it knows the keys, and refuses",
         "wrong-keys": f"{at} does not accept the keys",
         "expired": "the keys have run out",
         "clock": "the clocks differ too much",
@@ -139,7 +140,7 @@ def _words(kind: str, report: StoreReport) -> str:
         "read-only": "a read-only disk",
         "full": "no room",
         "differs": "what was read is not what was written",
-    }.get(kind, "an unexpected answer" if storage.is_local(report.uri) or report.endpoint else "can't be asked")
+    }.get(kind, "an unexpected answer" if is_folder or report.endpoint else "can't be asked")
 
 
 def _remedy(kind: str, steps: Sequence[str], report: StoreReport) -> str:

@@ -15,11 +15,13 @@ import stat
 import struct
 import tempfile
 import uuid
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from raytrain import __version__
 from raytrain.cluster.code import digest
+from raytrain.cluster.in_time import TooLate, in_time
 from raytrain.cluster.node_report import Dashboard, Disk, GpuReport, Gpus, Memory, Network, NodeReport, Token
 
 LIBRARIES = (
@@ -41,6 +43,8 @@ LIBRARIES = (
 )
 """Those that decide results, formats, or whether processes understand each other."""
 DASHBOARD_S = 5
+DISK_S = 10.0
+"""How long a disk may take to answer: one across a network may do so never."""
 _SIOCGIFADDR = 0x8915
 
 
@@ -57,7 +61,7 @@ def look(
         host=socket.gethostname(),
         versions=versions(),
         code=digest(),
-        disks={name: disk(path) for name, path in folders.items() if path},
+        disks=disks({name: path for name, path in folders.items() if path}),
         memory=memory(),
         network=network(address),
         token=token(),
@@ -84,6 +88,19 @@ def versions() -> dict[str, str]:
 
 
 # Disks
+
+
+def disks(folders: dict[str, str]) -> dict[str, Disk]:
+    """Return the disks of folders by their names; one that hangs or fails is told of, and loses no other."""
+    answers = in_time([partial(disk, path) for path in folders.values()], DISK_S)
+    found = {}
+    for (name, path), answer in zip(folders.items(), answers, strict=True):
+        if isinstance(answer, Exception):
+            late = isinstance(answer, TooLate)
+            problem = f"no answer within {DISK_S:g} s" if late else type(answer).__name__
+            answer = Disk(path=path, exists=False, filesystem="unknown", total_bytes=0, free_bytes=0, problem=problem)
+        found[name] = answer
+    return found
 
 
 def disk(path: str) -> Disk:

@@ -27,7 +27,7 @@ from raytrain.cluster.checks import LOCKED_RAY, Finding, Node, Seen
 from raytrain.cluster.checks_store import NodeAnswers
 from raytrain.cluster.code import digest
 from raytrain.cluster.doctor import DoctorJob
-from raytrain.cluster.node_report import Dashboard, GpuReport, NodeReport
+from raytrain.cluster.node_report import Dashboard, Disk, GpuReport, NodeReport
 from raytrain.cluster.session import Cluster
 from raytrain.storage import Answer, StoreReport
 from tests.store.broken_folder import broken_folder
@@ -442,6 +442,13 @@ def test_a_probe_that_stays_and_a_store_of_another_time_and_region_are_told() ->
     assert any(verdict == "warning" and "lies in us-east-1" in text for verdict, text in texts)
 
 
+def test_a_folder_that_refuses_is_not_told_of_keys() -> None:
+    folder = StoreReport(uri="/data", answers={"list": Answer(kind="refused", detail="Permission denied")})
+    (bad,) = checks_store.check_store([NodeAnswers("b", folder)])
+    assert bad.found == "/data: can't list: no right to it (Permission denied)"
+    assert "uid 1000" in bad.remedy
+
+
 def test_a_shared_folder_that_is_another_one_is_told() -> None:
     folder = StoreReport(uri="/shared", answers={"list": Answer(kind="ok")})
     (bad,) = checks_store.check_store([NodeAnswers("b", folder, sees_ours=False)])
@@ -624,6 +631,21 @@ def test_a_disk_that_can_not_be_looked_into_is_a_finding(
         assert (found.verdict, os.strerror(number) in found.found) == ("failed", True)
 
 
+def test_a_disk_that_hangs_is_a_finding_and_loses_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ends, real = threading.Event(), node_look.disk
+
+    def disk(path: str) -> Disk:
+        if path == "/hanging":
+            ends.wait(60)
+        return real(path)
+
+    monkeypatch.setattr(node_look, "disk", disk)
+    monkeypatch.setattr(node_look, "DISK_S", 1.0)
+    found = node_look.disks({"cache": "/hanging", "temporary": str(tmp_path)})
+    ends.set()
+    assert (found["cache"].problem, found["temporary"].problem) == ("no answer within 1 s", "")
+
+
 def test_a_broken_folder_loses_nothing_else_that_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -670,7 +692,7 @@ def test_what_hangs_on_this_machine_is_a_finding_within_the_limit(
     ends.set()
     found = {each.found.partition(" (1 s")[0]: each.verdict for each in made.findings}
     assert found.pop("takes longer than 1 s to look at") == "failed"
-    assert found.pop("/hanging: can't list: the store does not answer in time") == "failed"
+    assert found.pop("/hanging: can't list: the folder does not answer in time") == "failed"
     assert sorted(found.values()) == ["failed", "ok"]  # the cluster, and the other folder
 
 
