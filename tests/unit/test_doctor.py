@@ -12,12 +12,11 @@ import time
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
-from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
-from ray._raylet import Config
 
 from raytrain import storage
 from raytrain.cli import main
@@ -838,10 +837,17 @@ def test_a_ray_of_this_machine_writes_no_token_and_that_there_is_none_is_told(
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
 
+    # Not Ray's own, which a Ray of other tests in this process may use.
+    resets: list[str] = []
+    loader = SimpleNamespace(reset_cache=lambda: resets.append("reset"))
+    monkeypatch.setattr(doctor_module, "AuthenticationTokenLoader", SimpleNamespace(instance=lambda: loader))
+
     @contextlib.contextmanager
     def joined(*arguments: Any, **options: Any) -> Iterator[None]:
-        ensure_token_if_auth_enabled({}, create_token_if_missing=True)  # as ray.init of a new Ray does
-        assert node_look.token().source == "RAY_AUTH_TOKEN"
+        assert resets == ["reset"]  # else Ray would go on with what it found before
+        if node_look.token().source == "none":  # as ray.init of a new Ray does
+            (tmp_path / ".ray").mkdir()
+            (tmp_path / ".ray" / "auth_token").write_text("made up")
         yield
 
     def run(made: doctor_module._Examination) -> doctor_module.DoctorReport:
@@ -850,17 +856,13 @@ def test_a_ray_of_this_machine_writes_no_token_and_that_there_is_none_is_told(
         made._take_look(each, report(token=node_look.token().model_dump()))
         return made._report()
 
-    Config.initialize("")  # Ray keeps the mode that it once read
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "nodes", lambda: [cluster_node(0)])
     monkeypatch.setattr(session, "joined", joined)
     monkeypatch.setattr(doctor_module._Examination, "run", run)
-    try:
-        found = doctor_module.doctor(DoctorJob(), Cluster())
-    finally:
-        monkeypatch.undo()
-        Config.initialize("")
+    found = doctor_module.doctor(DoctorJob(), Cluster())
     (token,) = [each for each in found.findings if each.check == "token"]
     assert (token.verdict, "there is none in RAY_AUTH_TOKEN" in token.found) == ("failed", True)
     assert list(tmp_path.iterdir()) == []
     assert "RAY_AUTH_TOKEN" not in os.environ
+    assert len(resets) == 2
