@@ -18,7 +18,7 @@ from ray._private.worker import get_dashboard_url
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raytrain import logs, storage
-from raytrain.cluster import code
+from raytrain.cluster import code, token
 from raytrain.cluster.deaths import last_cause
 from raytrain.cluster.metrics import forget_gauges, stores_watched
 from raytrain.config import Settings
@@ -120,10 +120,9 @@ def _start(cluster: Cluster, *, same_code: bool) -> None:
             _init(cluster, same_code=same_code)
         logs.begin_again()  # Ray was imported, and has told its loggers how to write
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
-        token = (
-            "" if os.environ.get("RAY_AUTH_MODE") else "; if it wants a token, set RAY_AUTH_MODE=token and the token"
-        )
-        raise ClusterOutOfReach(f"can't join Ray at {cluster.address}: {first_line(error)}{token}") from error
+        remedy = "; if it wants a token, set RAY_AUTH_MODE=token and the token"
+        said = f"{first_line(error)}{'' if os.environ.get('RAY_AUTH_MODE') else remedy}"
+        raise ClusterOutOfReach(f"can't join Ray at {cluster.address}: {said}") from error
 
 
 def _init(cluster: Cluster, *, same_code: bool) -> None:
@@ -139,7 +138,8 @@ def _init(cluster: Cluster, *, same_code: bool) -> None:
     if cluster.address == LOCAL:
         options["num_cpus"] = max(MIN_LOCAL_CPUS, int(get_num_cpus(override_docker_cpu_warning=True)))
         options["include_dashboard"] = False
-    ray.init(address=cluster.address, **options)
+    with token.kept_from_others():
+        ray.init(address=cluster.address, **options)
 
 
 def _check_stores() -> None:

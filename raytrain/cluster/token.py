@@ -6,9 +6,11 @@ stands in a message. Must not import ray: whether it is found does not depend on
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
@@ -21,6 +23,18 @@ TOKEN, TOKEN_PATH, MODE = "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MOD
 def default_path() -> Path:
     """Return where Ray keeps the token of a person."""
     return Path.home() / ".ray" / "auth_token"
+
+
+@contextlib.contextmanager
+def kept_from_others() -> Iterator[None]:
+    """Keep a token that Ray makes in the body, where there was none, for its owner: Ray lets all read the file."""
+    path = os.path.expanduser("~/.ray/auth_token")
+    was_there = os.path.exists(path)
+    try:
+        yield
+    finally:
+        if not was_there and os.path.exists(path):
+            os.chmod(path, 0o600)
 
 
 def find_token() -> str | None:

@@ -399,6 +399,22 @@ def test_token_is_found_where_ray_finds_it(monkeypatch: pytest.MonkeyPatch, tmp_
     assert token.find_token() is None
 
 
+def test_token_that_ray_makes_is_its_owners_alone_and_one_that_was_there_stays_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = tmp_path / ".ray" / "auth_token"
+    path.parent.mkdir()
+    with token.kept_from_others():
+        path.write_text("made by Ray")
+        path.chmod(0o644)
+    assert path.stat().st_mode & 0o777 == 0o600
+    path.chmod(0o640)
+    with token.kept_from_others():
+        pass
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
 def test_missing_or_impossible_token_is_told_without_showing_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
