@@ -8,6 +8,7 @@ pixels mean.
 from __future__ import annotations
 
 import os
+import stat
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +37,14 @@ CODESTREAM = b"\xff\x4f\xff\x51"
 """How a codestream of JPEG 2000 begins, by itself or in the box `jp2c` of a file."""
 BESIDE = (".msk", ".MSK", ".ovr", ".OVR")
 """What GDAL opens by itself beside a file, as whatever it is, to take pixels from."""
+LARGEST_NOTES_BYTES = 16 * 2**20
+"""Of a file of metadata beside a raster, which GDAL reads and parses as a whole; histograms in one are some kB."""
+_NOTES = (".aux", ".wld", ".tab", ".xml", ".txt", ".imd", ".rpb", ".pvl", ".rpc", ".pass")
+_NOTES_BEHIND = (
+    *("_rpc.txt", "_RPC.TXT", "_metadata.txt", "_METADATA.txt"),
+    *("_metadata.xml", "_METADATA.XML", "_MTL.txt", "_MTL.TXT"),
+)
+"""What GDAL reads beside a file for its place and metadata, by the name without the ending (seen of GDAL 3.10)."""
 
 
 def check_claims(source: DatasetReader, subject: str) -> None:
@@ -57,8 +66,10 @@ def check_claims(source: DatasetReader, subject: str) -> None:
         num_blocks = -(-height // rows) * -(-width // columns)
         if num_blocks > MOST_BLOCKS:
             raise DataError(subject, f"claims {num_blocks} blocks, expected at most {MOST_BLOCKS}; write larger ones")
-    if elsewhere := source.tags(ns="OVERVIEWS").get("OVERVIEW_FILE"):
-        raise DataError(subject, f"says that its overviews lie in {elsewhere!r}, and no raster may name another file")
+    for name, elsewhere in source.tags(ns="OVERVIEWS").items():  # GDAL takes names in any case
+        if name.strip().casefold().startswith("overview_file"):
+            found = f"says that its overviews lie in {elsewhere!r}"
+            raise DataError(subject, f"{found}, and no raster may name another file")
 
 
 def check_chip_size(source: DatasetReader, subject: str) -> None:
@@ -78,6 +89,39 @@ def files_beside(path: str) -> Iterator[str]:
         if len(os.path.basename(beside)) <= 255 and os.path.exists(beside):
             yield beside
             yield from files_beside(beside)
+
+
+def check_notes(path: str) -> None:
+    """Raise `DataError` for a local file that GDAL would read beside the raster `path`, and that has no or a far end.
+
+    A pipe would hold the process that opens it for ever.
+    """
+    for beside in _notes_beside(path):
+        if beside == path:  # whatever it is called
+            continue
+        try:
+            found = os.stat(beside)
+        except OSError:  # there is none, or its name is too long for one
+            continue
+        if stat.S_ISDIR(found.st_mode):
+            continue
+        if not stat.S_ISREG(found.st_mode):
+            raise DataError(beside, f"a device or a pipe, expected a file beside {path}; remove it")
+        if found.st_size > LARGEST_NOTES_BYTES:
+            expected = f"expected at most {LARGEST_NOTES_BYTES} of metadata beside {path}; move it elsewhere"
+            raise DataError(beside, f"{found.st_size} bytes, {expected}")
+
+
+def _notes_beside(path: str) -> Iterator[str]:
+    stem, ending = os.path.splitext(path)
+    letters = ending.removeprefix(".")
+    world = (f".{letters[0]}{letters[-1]}w", f".{letters}w") if letters else ()
+    yield f"{path}.aux.xml"
+    for each in (*_NOTES, *world):
+        yield from (f"{stem}{each.lower()}", f"{stem}{each.upper()}")
+    for each in _NOTES_BEHIND:
+        yield f"{stem}{each}"
+    yield from (f"{path}.aux", f"{path}.AUX")
 
 
 def check_tiles(path: str, subject: str) -> None:

@@ -29,7 +29,14 @@ from rasterio.windows import Window
 from raytrain import storage
 from raytrain.errors import DataError, first_line
 from raytrain.imagery.band_names import COMMON_NAMES, known_bands
-from raytrain.imagery.raster_limits import TIFF, check_chip_size, check_claims, check_tiles, files_beside
+from raytrain.imagery.raster_limits import (
+    TIFF,
+    check_chip_size,
+    check_claims,
+    check_notes,
+    check_tiles,
+    files_beside,
+)
 from raytrain.storage.temporary import temporary_folder
 
 ResultT = TypeVar("ResultT")
@@ -229,6 +236,7 @@ def _opened_local(path: str, uri: str, what: str) -> DatasetReader:
     if path.startswith("/vsi"):  # GDAL's own file systems: archives, addresses, parts of files
         raise DataError(uri, f"{what} has a name that GDAL takes for an address; move it to another folder")
     with storage.gdal_finds_beside():
+        check_notes(path)
         for beside in files_beside(path):
             _check_beside(beside, uri)
         source = _opened(path, _driver(_head(path)), uri, what)
@@ -243,6 +251,9 @@ def _opened_local(path: str, uri: str, what: str) -> DatasetReader:
 def _check_beside(path: str, uri: str) -> None:
     """Raise `DataError` for a file beside the raster at `uri` that is none of its own: GDAL would open anything."""
     kind = "mask" if path.lower().endswith(".msk") else "smaller copy"
+    if storage.is_special(path):  # to open a pipe is to wait for ever
+        raise DataError(path, f"a device or a pipe, expected a GeoTIFF that is the {kind} of {uri}")
+    check_notes(path)
     if not _head(path).startswith(TIFF):
         raise DataError(path, f"not a GeoTIFF, expected one that is the {kind} of {uri}")
     with _opened(path, "GTiff", path, kind) as source:

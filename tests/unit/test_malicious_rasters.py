@@ -160,6 +160,70 @@ def crafted(folder: Path, target: str, driver: str, i: int) -> Path:
     return copy
 
 
+NAMES_OF_OVERVIEWS = [
+    '<Metadata domain="OVERVIEWS"><MDI key="overview_file">{}</MDI></Metadata>',
+    '<Metadata domain="overviews"><MDI key="Overview_File">{}</MDI></Metadata>',
+    '<Metadata domain="OVERVIEWS"><MDI key=" OVERVIEW_FILE ">{}</MDI></Metadata>',
+    '<Metadata domain="OVERVIEWS"><MDI key="OVERVIEW_FILE:">{}</MDI></Metadata>',
+    '<Metadata domain="OVERVIEWS" format="json">overview_file={}</Metadata>',
+    '<Metadata domain="Overviews" format="json">OVERVIEW_FILE:{}</Metadata>',
+]
+
+
+@pytest.mark.parametrize("metadata", NAMES_OF_OVERVIEWS)
+def test_no_spelling_of_the_name_gets_by(tmp_path: Path, canaries: Canaries, metadata: str) -> None:
+    path = write(tmp_path / "a.tif", 5)
+    Path(f"{path}.aux.xml").write_text(f"<PAMDataset>{metadata.format(canaries.raster)}</PAMDataset>")
+    with pytest.raises(DataError, match="no raster may name another file"):
+        small(str(path))
+
+
+@pytest.mark.parametrize("name", ["overview_file", "Overview_File"])
+def test_no_spelling_in_the_file_itself_gets_by(tmp_path: Path, canaries: Canaries, name: str) -> None:
+    path = write(tmp_path / "a.tif", 5)
+    with rasterio.open(path, "r+") as source:
+        source.update_tags(ns="OVERVIEWS", **{name: str(canaries.raster)})
+    assert not Path(f"{path}.aux.xml").exists()
+    with pytest.raises(DataError, match="no raster may name another file"):
+        small(str(path))
+
+
+HELD = [".tif.msk", ".tif.ovr", ".tif.aux.xml", ".tif.msk.aux.xml", ".tif.ovr.msk", ".tfw", ".TAB", ".aux", ".xml"]
+
+
+def test_a_pipe_beside_a_raster_holds_nobody(tmp_path: Path) -> None:
+    """In a process that is ended where it waits: the open itself can't be interrupted."""
+    for number, ending in enumerate(HELD):
+        path = write(tmp_path / f"{number}.tif", 5)
+        if ending[4:8] in (".msk", ".ovr") and len(ending) > 8:
+            write(Path(f"{path}{ending[4:8]}"), 255, dtype="uint8")
+        os.mkfifo(tmp_path / f"{number}{ending}")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.unit.test_malicious_rasters", str(tmp_path), "pipes"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    for number, ending in enumerate(HELD):
+        assert f"DataError {tmp_path}/{number}{ending}: a device or a pipe, expected a" in done.stdout
+
+
+@pytest.mark.parametrize("ending", [".tif.aux.xml", ".tif.msk.aux.xml", ".xml"])
+def test_metadata_beside_a_raster_have_a_size(tmp_path: Path, ending: str) -> None:
+    path = write(tmp_path / "a.tif", 5)
+    write(Path(f"{path}.msk"), 255, dtype="uint8")
+    beside = tmp_path / f"a{ending}"
+    beside.write_bytes(b"<PAMDataset></PAMDataset>")
+    assert (small(str(path)) == 5).all()
+    with beside.open("r+b") as file:
+        file.truncate(2**24 + 1)
+    with pytest.raises(DataError, match="16777217 bytes, expected at most") as caught:
+        small(str(path))
+    assert caught.value.subject == str(beside)
+
+
 def pam(target: str) -> str:
     return f'<PAMDataset><Metadata domain="OVERVIEWS"><MDI key="OVERVIEW_FILE">{target}</MDI></Metadata></PAMDataset>'
 
@@ -331,5 +395,11 @@ def said(operation: object) -> str:
     return "read"
 
 
+def read_beside_pipes(folder: Path) -> None:
+    """Read the raster beside each pipe, and print what was said of it."""
+    for number in range(len(HELD)):
+        print(said(lambda number=number: small(str(folder / f"{number}.tif"))), flush=True)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    (read_beside_pipes if sys.argv[2:] == ["pipes"] else main)(Path(sys.argv[1]))
