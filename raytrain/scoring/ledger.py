@@ -357,7 +357,9 @@ def _from_parquet(data: bytes, columns: Sequence[str] | None = None) -> pa.Table
         raise ValueError("other columns than the ledger has")
     is_before = found.equals(_SCHEMA_BEFORE)
     wanted = [name for name in names if not (is_before and name == _ADDED)]
-    table = storage.read_parquet(source, wanted, page_checksum_verification=True)
+    # Lists of texts are decoded whole: who may write a destination is trusted with what it costs to read it.
+    nested = ("outputs", "members_left_out", "notes")
+    table = storage.read_parquet(source, wanted, nested=nested, page_checksum_verification=True)
     if is_before:
         table = table.append_column(SCHEMA.field(_ADDED), pa.nulls(table.num_rows, pa.float64()))
     table.validate(full=True)

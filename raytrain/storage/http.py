@@ -37,6 +37,8 @@ REDIRECTS = 5
 _REDIRECTING = (301, 302, 303, 307, 308)
 _HEAD_REFUSED = (400, 401, 403, 405, 501)
 """Answers to HEAD of servers, or of signatures for GET, that answer GET well."""
+LARGEST_UNSAID_BYTES = 2**30
+"""Of a body whose server does not say how large it is, and which is only counted or hashed: it may have no end."""
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
@@ -45,23 +47,37 @@ class NoRanges(OSError):
 
 
 def part(url: str, start: int, end: int) -> bytes:
-    """Return bytes `start` to `end` (exclusive) of what stands at `url`, fewer where it ends before."""
+    """Return bytes `start` to `end` (exclusive) of what stands at `url`, fewer where it ends before.
+
+    Of a server that sends more than it was asked for, no more than that is held.
+    """
     with _answer("GET", url, {"Range": f"bytes={start}-{end - 1}"}) as answer:
         if answer.status == 416:  # it ends before `start`
             return b""
         if answer.status == 206:
             first, size = _content_range(answer.headers)
-            data = timely.read(answer)
+            data = _at_most(answer, end - start)
             expected = (end if size is None else min(end, size)) - start
             if first != start or (size is not None and len(data) != expected) or len(data) > expected:
                 raise PassingAnswer(f"{len(data)} bytes from {first} on where {expected} from {start} on were asked")
             return data
         length = answer.headers.get("Content-Length", "")
         if start == 0 and length.isdecimal() and int(length) <= end:
-            return _body(answer)
+            return _at_most(answer, end)
         raise NoRanges(
             f"{uris.shown(url)}: its server answers no ranges (status {answer.status}); copy it to a folder or a store"
         )
+
+
+def _at_most(answer: BaseHTTPResponse, asked_bytes: int) -> bytes:
+    """Return the body of an answer; raise `PassingAnswer` for a longer one than was asked for, or a torn one."""
+    try:
+        data = timely.read(answer, asked_bytes)
+    except timely.OverLimit as error:
+        raise PassingAnswer(f"{error.args[0]} bytes or more where {asked_bytes} were asked") from error
+    if _length(answer.headers) not in (None, len(data)):
+        raise PassingAnswer(f"{len(data)} of {_length(answer.headers)} bytes")
+    return data
 
 
 def whole(url: str, limit_bytes: int | None = None) -> bytes:
@@ -71,14 +87,23 @@ def whole(url: str, limit_bytes: int | None = None) -> bytes:
 
 
 def hashed(url: str) -> tuple[int, str]:
-    """Return size and sha256 (hex) of what stands at `url`; no more than a piece is held."""
+    """Return size and sha256 (hex) of what stands at `url`; no more than a piece is held.
+
+    Raises `NoRanges` for more than `LARGEST_UNSAID_BYTES` where the server does not say how many there are.
+    """
     digest, size = hashlib.sha256(), 0
     with _answer("GET", url, {}) as answer:
+        length = _length(answer.headers)
         for piece in timely.pieces(answer):
             digest.update(piece)
             size += len(piece)
-        if _length(answer.headers) not in (None, size):
-            raise PassingAnswer(f"{size} of {_length(answer.headers)} bytes")
+            if size > (LARGEST_UNSAID_BYTES if length is None else length):
+                break
+        if length is None and size > LARGEST_UNSAID_BYTES:
+            found = f"more than {LARGEST_UNSAID_BYTES} bytes, and its server does not say how many"
+            raise NoRanges(f"{uris.shown(url)}: {found}; copy it to a folder or a store")
+        if length not in (None, size):
+            raise PassingAnswer(f"{size} of {length} bytes")
     return size, digest.hexdigest()
 
 

@@ -197,11 +197,11 @@ def open_ranged(uri: str, block_bytes: int = ranged.BLOCK_BYTES, blocks: int = r
 
 
 def size_of(uri: str) -> int:
-    """Return the size of the object at `uri` in bytes."""
+    """Return the size of the object at `uri` in bytes; it is counted where a server does not say it."""
     if is_local(uri):
         return os.stat(path_of(uri)).st_size
     size, _ = _head(uri)
-    return len(read_bytes(uri)) if size is None else size
+    return persistently(uri, lambda: http.hashed(normalise(uri)))[0] if size is None else size
 
 
 def _head(uri: str) -> tuple[int | None, str | None]:

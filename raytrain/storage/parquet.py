@@ -17,7 +17,9 @@ import pyarrow.parquet as pq
 LARGEST_TABLE_BYTES = 4 * 2**30
 """Decoded: the index of a million tiles has 0.5 GB, a table of the ledger of as many items 0.1."""
 MOST_VALUES = 2**28
-"""Of a column, with those in its lists."""
+"""Of a column."""
+MOST_LISTED_VALUES = 2**26
+"""Of a column of lists, which are decoded before they are counted: the index of ten million tiles has 6 for each."""
 MOST_COLUMNS, MOST_ROW_GROUPS = 10_000, 100_000
 FOOTER_STRING_BYTES, FOOTER_VALUES = 64 * 2**20, 4_000_000
 """The limits of Thrift, by which a footer is coded: of one text in it, and of one list."""
@@ -25,7 +27,7 @@ ROWS_AT_ONCE = 8192
 
 
 class ParquetBomb(ValueError):
-    """A file that claims, or decodes to, more than any that raytrain writes or reads."""
+    """A file that claims, or decodes to, more than any that raytrain writes or reads, or may do so unseen."""
 
 
 def open_parquet(source: Any, limit_bytes: int = LARGEST_TABLE_BYTES, **options: Any) -> pq.ParquetFile:
@@ -56,8 +58,10 @@ def check_claims(metadata: pq.FileMetaData, limit_bytes: int = LARGEST_TABLE_BYT
             values[k] += max(0, column.num_values)
     if num_bytes > limit_bytes:
         raise ParquetBomb(f"claims {num_bytes} bytes decoded, expected at most {limit_bytes}")
-    if max(values, default=0) > MOST_VALUES:
-        raise ParquetBomb(f"claims {max(values)} values of a column, expected at most {MOST_VALUES}")
+    for k, count in enumerate(values):
+        most = MOST_LISTED_VALUES if metadata.schema.column(k).max_repetition_level else MOST_VALUES
+        if count > most:
+            raise ParquetBomb(f"claims {count} values of a column, expected at most {most}")
 
 
 def iter_parquet(
@@ -65,17 +69,24 @@ def iter_parquet(
     columns: Sequence[str] | None = None,
     *,
     dictionaries: Sequence[str] = (),
+    nested: Sequence[str] = (),
     limit_bytes: int = LARGEST_TABLE_BYTES,
     rows: int = ROWS_AT_ONCE,
     **options: Any,
 ) -> Iterator[pa.RecordBatch]:
     """Yield a Parquet file, or `columns` of it, by `rows`; `dictionaries` are columns of texts that repeat.
 
-    Raises `ParquetBomb` for a file that claims more than `limit_bytes`, and before so many are held of one batch, or
-    what pyarrow raises.
+    Columns are numbers, times, texts or bytes, and lists of numbers. `nested` are those that may be anything else, in a
+    file whose writers are trusted: nothing tells how much they are before they are decoded. Raises `ParquetBomb` for
+    others, for a file that claims more than `limit_bytes`, and before so many are held of one batch, or what pyarrow
+    raises.
     """
     schema = open_parquet(source, limit_bytes).schema_arrow
     names = schema.names if columns is None else [name for name in schema.names if name in set(columns)]
+    for name in names:
+        if name not in nested and not _is_plain(schema.field(name).type):
+            found = f"column {name} is {schema.field(name).type}"
+            raise ParquetBomb(f"{found}, expected numbers, times, text, or lists of numbers")
     # Texts come as what the file has of each value once: a repeated one takes no more, however long it is.
     texts = [name for name in names if _is_text(schema.field(name).type)]
     file = open_parquet(source, limit_bytes, read_dictionary=texts, **options)
@@ -92,13 +103,15 @@ def read_parquet(
     columns: Sequence[str] | None = None,
     *,
     dictionaries: Sequence[str] = (),
+    nested: Sequence[str] = (),
     limit_bytes: int = LARGEST_TABLE_BYTES,
     **options: Any,
 ) -> pa.Table:
     """Return what `iter_parquet` yields as one table; `limit_bytes` is that of all of it."""
     batches: list[pa.RecordBatch] = []
     num_bytes = 0
-    for batch in iter_parquet(source, columns, dictionaries=dictionaries, limit_bytes=limit_bytes, **options):
+    limits: dict[str, Any] = {"dictionaries": dictionaries, "nested": nested, "limit_bytes": limit_bytes}
+    for batch in iter_parquet(source, columns, **limits, **options):
         num_bytes += sum(map(_plain_bytes, batch.columns))
         if num_bytes > limit_bytes:
             raise ParquetBomb(f"decodes to more than {limit_bytes} bytes")
@@ -112,7 +125,21 @@ def read_parquet(
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_binary(kind))
+    return bool(
+        pa.types.is_string(kind)
+        or pa.types.is_binary(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_large_binary(kind)
+    )
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    """Tell whether a column's bytes are bounded by the number of its values, or are looked at before they are many."""
+    if pa.types.is_dictionary(kind):
+        return _is_text(kind.value_type)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return bool(pa.types.is_primitive(kind.value_type))
+    return bool(pa.types.is_primitive(kind) or pa.types.is_null(kind)) or _is_text(kind)
 
 
 def _kept(field: pa.Field, dictionaries: Sequence[str]) -> pa.Field:

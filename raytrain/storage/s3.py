@@ -23,6 +23,8 @@ from raytrain.storage.stores import StoreSettings
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 5, timely.READ_TIMEOUT_S
 """How long a store may take to accept a connection, and to send the next bytes."""
 CONNECTIONS = 64
+ERROR_BYTES = 2**20
+"""Of what a store says of an error; they have some hundred."""
 LISTING_PAGE = 1000
 """Keys in one answer of a store: S3's own limit."""
 
@@ -139,9 +141,13 @@ class Gets:
     def part(self, path: str, start: int, end: int, *, exactly: bool = False) -> bytes:
         """Return bytes `start` to `end` of `bucket/key`, fewer where the object ends before.
 
-        With `exactly` fewer are believed only where the answer says that the object ends there.
+        With `exactly` fewer are believed only where the answer says that the object ends there. Of more than was asked
+        for nothing is held.
         """
-        status, headers, data = self._ask("GET", path, {"Range": f"bytes={start}-{end - 1}"})
+        try:
+            status, headers, data = self._ask("GET", path, {"Range": f"bytes={start}-{end - 1}"}, end - start)
+        except timely.OverLimit as error:
+            raise PassingAnswer(f"{error.args[0]} bytes or more where {end - start} were asked") from error
         if status == 206:
             size = headers.get("Content-Range", "").rpartition("/")[2]
             expected = min(end, int(size)) - start if size.isdecimal() else end - start
@@ -150,6 +156,8 @@ class Gets:
             return data
         if status == 416:  # the object ends before `start`
             return b""
+        if status == 200:  # by a store without ranges: all of it, which is no more than was asked
+            return data[start:end]
         return bytes(client(f"s3://{path}").cat_file(path, start=start, end=end))
 
     def whole(self, path: str, limit_bytes: int | None = None) -> bytes:
@@ -183,7 +191,7 @@ class Gets:
     ) -> tuple[int, Mapping[str, str], bytes]:
         """Return status, headers and body of the answer, or raise what an error means."""
         answer = self._session.send(self._signed(method, self._urls.get(path) or self._place(path), headers))
-        data = timely.read(answer.raw, limit_bytes)
+        data = timely.read(answer.raw, limit_bytes) if answer.status_code < 300 else _error_text(answer.raw)
         code = re.search(rb"<Code>(\w+)</Code>", data) if answer.status_code >= 400 else None
         text = f"{answer.status_code} {code[1].decode() if code else ''}".strip()
         if answer.status_code == 404:
@@ -216,6 +224,13 @@ class Gets:
             region = self._client.meta.region_name or "us-east-1"
             S3SigV4Auth(self._credentials.get_frozen_credentials(), "s3", region).add_auth(request)
         return request.prepare()
+
+
+def _error_text(body: Any) -> bytes:
+    try:
+        return timely.read(body, ERROR_BYTES)
+    except timely.OverLimit:  # its status says enough
+        return b""
 
 
 def _md5(data: bytes) -> str:

@@ -94,8 +94,11 @@ def _check_names(path: str, names: Sequence[str]) -> None:
 
 def is_ours(uri: str) -> bool:
     """Tell whether the file at `uri` is a shard or an index, of any version of the format."""
+    if storage.is_special(uri):
+        return False
     try:
-        schema = storage.open_parquet(pa.BufferReader(storage.read_bytes(uri))).schema_arrow
+        with storage.open_ranged(uri) as file:  # its footer alone: what others wrote may be large
+            schema = storage.open_parquet(file).schema_arrow
     except (pa.ArrowException, ValueError, OSError):
         return False
     return shards.VERSION_KEY.encode() in (schema.metadata or {})
