@@ -350,10 +350,13 @@ def parse_changes(assignments: Iterable[str]) -> dict[str, Any]:
 def toml_changes(text: str, source: str) -> dict[str, Any]:
     """Return `{dotted path: value}` from a TOML text of settings; raise `ConfigError`, which names its `source`."""
     try:
-        tree = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        return dict(_flatten(tomllib.loads(text)))
+    except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{source}: not a TOML file: {error}") from error
-    return dict(_flatten(tree))
+    except RecursionError as error:
+        raise ConfigError(
+            f"{source}: not a TOML file of settings: tables or lists in each other without end"
+        ) from error
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

@@ -19,6 +19,8 @@ EXIT_CALLERS_MISTAKE = 2
 EXIT_NOT_FINISHED = 3
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
+LONGEST_TEXT = 10_000
+"""Letters of what an error of the data says, which may be a stranger's: it goes to logs, tables and pages."""
 
 
 class RaytrainError(Exception):
@@ -34,14 +36,17 @@ class ConfigError(RaytrainError):
 
 
 class DataError(RaytrainError):
-    """One object of the data is wrong. `subject` names it (a chip id, a URI), `found` says what is wrong with it."""
+    """One object of the data is wrong. `subject` names it (a chip id, a URI), `found` says what is wrong with it.
+
+    Of either no more than `LONGEST_TEXT` letters are kept.
+    """
 
     exit_code = EXIT_DATA_WRONG
 
     def __init__(self, subject: str, found: str) -> None:
-        super().__init__(subject, found)
-        self.subject = subject
-        self.found = found
+        self.subject = subject[:LONGEST_TEXT]
+        self.found = found[:LONGEST_TEXT]
+        super().__init__(self.subject, self.found)
 
     def __str__(self) -> str:
         return f"{self.subject}: {self.found}"

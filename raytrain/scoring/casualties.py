@@ -44,7 +44,7 @@ def write_casualties(uri: str, rows: Sequence[Sequence[str]]) -> None:
         return
     text = io.StringIO()
     written = [
-        [*map(storage.without_queries, places), storage.without_queries(cause)[:LONGEST_CAUSE]]
+        [*map(storage.without_queries, places), storage.without_queries(cause[:LONGEST_CAUSE])]
         for *places, cause in sorted(rows, key=lambda row: row[0])
     ]
     csv.writer(text, lineterminator="\n").writerows([COLUMNS, *written])

@@ -13,7 +13,7 @@ from raytrain import storage
 CAUSES = 200
 """Kinds of causes that are counted by themselves."""
 OTHERS = "(others)"
-_PLACE = re.compile(r"""(?:[a-z0-9]+:/)?/[^\s'",;]+""")
+_PLACE = re.compile(r"""(?:[a-z0-9]{1,30}:/)?/[^\s'",;]+""")
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 

@@ -20,6 +20,7 @@ from raytrain import storage
 from raytrain.errors import ConfigError, DataError, StoreOutOfReach
 from raytrain.imagery.band_names import first_band
 from raytrain.imagery.baseline import baseline_in_name, baseline_number
+from raytrain.imagery.raster_limits import MOST_BANDS
 from raytrain.imagery.rasters import is_jp2
 from raytrain.imagery.scene_files import ALL_BANDS, BandFile, SceneSource, shown, utc_text
 from raytrain.scoring.listed import (
@@ -39,12 +40,18 @@ Json = Mapping[str, Any]
 
 DOCUMENT_BYTES = 256 * 2**20
 """Of one document: collections of ten thousand items have 200 MB."""
+DEEPEST = 64
+"""Catalogs within catalogs; public ones have up to ten: mission, product, grid, year, month, day."""
 NO_DATA_ROLES = {"thumbnail", "overview", "preview", "visual", "metadata"}
 _PICTURE_KEY = re.compile(r"(^|[_-])(visual|preview|overview|thumbnail|tci|pvi)([_-]|$)", re.IGNORECASE)
 _PICTURE_FILE = re.compile(r"(^|[_-])(TCI|PVI)([_.-]|$)")
 _RASTER_TYPE = re.compile(r"image/(tiff|jp2|vnd\.stac\.geotiff)")
 _NAMED_RESOLUTION = re.compile(r"_(\d+)m$", re.IGNORECASE)
 _BAND_NAMES = ("name", "common_name", "eo:common_name", "description")
+_VALUES = ("scale", "offset", "nodata", "spatial_resolution")
+_SAID_OF_BANDS = (*_BAND_NAMES, *_VALUES, *(f"raster:{name}" for name in _VALUES), "proj:transform", "gsd")
+_USED = ("href", *_SAID_OF_BANDS)
+"""What of an asset, and of its bands, is looked at."""
 _FLAGS = ("earthsearch:boa_offset_applied", "sentinel:boa_offset_applied")
 _BASELINES = ("s2:processing_baseline", "sentinel:processing_baseline", "processing:version")
 _PRODUCTS = ("s2:product_uri", "sentinel:product_id")
@@ -69,12 +76,13 @@ def read_document(uri: str) -> dict[str, Any]:
 
 
 def document_works(
-    uri: str, document: Json, bands: Sequence[str], visited: SeenNames | None = None
+    uri: str, document: Json, bands: Sequence[str], visited: SeenNames | None = None, depth: int = 0
 ) -> Iterator[Work | DataError]:
     """Yield the work of each item that the document at `uri` is, has or links to, in its order.
 
     Links of a static catalog are followed down, `next` from page to page; what was visited is not read again. A
-    document that can't be read or is no STAC is a `DataError` in its place.
+    document that can't be read, is no STAC, or lies deeper than `DEEPEST` is a `DataError` in its place. `depth` is how
+    many catalogs lead to this one.
     """
     visited = visited or SeenNames()
     visited.add(uri)
@@ -83,7 +91,7 @@ def document_works(
     elif "features" in document:
         yield from _page_works(uri, document, bands, visited)
     elif document.get("type") in ("Catalog", "Collection") or "stac_version" in document:
-        yield from _link_works(uri, document, bands, visited)
+        yield from _link_works(uri, document, bands, visited, depth)
     else:
         kinds = "an item, a collection of items, or a catalog"
         yield DataError(shown(uri), f"type {document.get('type')!r} is no STAC document: expected {kinds}")
@@ -128,7 +136,9 @@ def _next_page(uri: str, document: Json) -> str | None:
     return None
 
 
-def _link_works(uri: str, document: Json, bands: Sequence[str], visited: SeenNames) -> Iterator[Work | DataError]:
+def _link_works(
+    uri: str, document: Json, bands: Sequence[str], visited: SeenNames, depth: int
+) -> Iterator[Work | DataError]:
     """Yield what a catalog links to: items and catalogs, or what an API has at `items` where there are none."""
     links = [link for link in _links(document) if link.get("rel") in ("item", "child")]
     links = links or [link for link in _links(document) if link.get("rel") == "items"]
@@ -140,6 +150,9 @@ def _link_works(uri: str, document: Json, bands: Sequence[str], visited: SeenNam
             if link["rel"] == "item":
                 yield Work(shown(at), partial(_linked_item, at, bands))
                 continue
+            if depth == DEEPEST:
+                found = f"a catalog with {DEEPEST + 1} above it, expected at most {DEEPEST}"
+                raise DataError(shown(at), f"{found}; list it by itself")
             child = read_document(at)
         except DataError as error:
             yield error
@@ -147,7 +160,7 @@ def _link_works(uri: str, document: Json, bands: Sequence[str], visited: SeenNam
         except StoreOutOfReach as error:
             yield Work(shown(at), partial(_fail, error))
             continue
-        yield from document_works(at, child, bands, visited)
+        yield from document_works(at, child, bands, visited, depth + 1)
 
 
 def _fail(error: StoreOutOfReach) -> SceneSource:
@@ -319,11 +332,21 @@ def _listed_bands(asset: Json) -> list[dict[str, Any]]:
     """Return what an asset says of each of its bands, by one name for each thing; one band if it lists none."""
     unified, named, measured = (asset.get(name) or [] for name in ("bands", "eo:bands", "raster:bands"))
     bands = unified or named or measured or [{}]
+    if len(bands) > MOST_BANDS:
+        raise ValueError(f"an asset of {len(bands)} bands, expected at most {MOST_BANDS}")
+    # A copy of the whole asset for each of its bands could be gigabytes.
+    of_asset = {**_picked(asset, _USED), "name": None, "common_name": None, "description": None}
     merged = []
     for number, band in enumerate(bands):
         values = measured[number] if len(measured) == len(bands) else {}
-        merged.append({**asset, "name": None, "common_name": None, "description": None, **values, **band})
+        merged.append({**of_asset, **_picked(values, _SAID_OF_BANDS), **_picked(band, _SAID_OF_BANDS)})
     return merged
+
+
+def _picked(said: Json, names: Sequence[str]) -> dict[str, Any]:
+    if not isinstance(said, Mapping):
+        raise TypeError(f"a band is {type(said).__name__}, expected an object")
+    return {name: said[name] for name in names if name in said}
 
 
 def _names(key: str, band: Json, *, alone: bool) -> list[str]:

@@ -14,9 +14,8 @@ from raytrain.errors import ConfigError
 HTTP_SCHEMES = ("http", "https")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
-_QUERY = re.compile(
-    r"(https?://[^\s?#'\"]+)[?#][^\s'\"]*|([a-z][a-z0-9+.-]{0,30}://[^\s?'\"]+)\?[^\s'\"]*", re.IGNORECASE
-)
+_WORD = re.compile(r"[^\s'\"]+")
+_HTTP = re.compile("https?://", re.IGNORECASE)
 _PARTIAL_NAME = re.compile(r"^\.(?P<name>.+)\.[0-9a-f]{32}\.partial$")
 
 
@@ -77,8 +76,21 @@ def shown(uri: str) -> str:
 
 
 def without_queries(text: str) -> str:
-    """Return `text` without the queries of the addresses in it, of any scheme: they may be signatures."""
-    return _QUERY.sub(r"\1\2", text)
+    """Return `text` without the queries of the addresses in it, of any scheme: they may be signatures.
+
+    An address goes up to a blank or a quote. Time grows with the length of `text` alone, which may be a stranger's.
+    """
+    return _WORD.sub(lambda word: _without_query(word[0]), text) if "://" in text else text
+
+
+def _without_query(word: str) -> str:
+    start = word.find("://")
+    if start < 0:
+        return word
+    ends = [word.find("?", start)]
+    if http := _HTTP.search(word):  # of these a fragment goes, too
+        ends.append(word.find("#", http.end()))
+    return word[: min((end for end in ends if end >= 0), default=len(word))]
 
 
 def join(uri: str, *names: str) -> str:

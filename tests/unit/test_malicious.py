@@ -7,6 +7,8 @@ import io
 import json
 import pickle
 import struct
+import time
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -23,12 +25,15 @@ from pydantic import ValidationError
 from raytrain import storage
 from raytrain.cluster.runs import TrainJob
 from raytrain.command import load_changes
-from raytrain.errors import ConfigError, DataError
+from raytrain.errors import LONGEST_TEXT, ConfigError, DataError
+from raytrain.imagery.raster_limits import MOST_BANDS
 from raytrain.imagery.scene_files import SceneSource
 from raytrain.recipes import members
 from raytrain.scoring import ledger
 from raytrain.scoring.casualties import read_casualties, write_casualties
-from raytrain.scoring.listed_stac import read_document
+from raytrain.scoring.causes import kind_of
+from raytrain.scoring.listed import Work
+from raytrain.scoring.listed_stac import DEEPEST, document_works, item_scene, read_document
 from raytrain.scoring.listing import Unlisted, list_scenes
 from raytrain.scoring.manifest import ENSEMBLE_FILE, read_manifest
 from raytrain.scoring.records import Output, Record
@@ -284,6 +289,61 @@ def test_a_small_parquet_file_that_decodes_to_gigabytes_is_refused(tmp_path: Pat
         read_index(str(tmp_path / "shards"))
 
 
+def hidden(kind: str) -> bytes:
+    """Return a Parquet file of some hundred bytes whose column of `kind` decodes to 16 MiB: it could be anything."""
+    num_rows, length = 64, 2**18
+    indices = pa.array(np.zeros(num_rows, np.int32))
+    values = pa.array([b"x" * length], pa.binary(length)) if kind == "fixed" else pa.array(["x" * length])
+    column = pa.DictionaryArray.from_arrays(indices, values)
+    if kind == "list":
+        column = pa.ListArray.from_arrays(pa.array(np.arange(num_rows + 1, dtype=np.int32)), column)
+    elif kind == "struct":
+        column = pa.StructArray.from_arrays([column], ["a"])
+    return parquet_bytes(pa.table({"uri": column}), compression="zstd", store_schema=False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"), [("fixed", "fixed_size_binary"), ("list", "list<.*string"), ("struct", "struct<a: string>")]
+)
+def test_a_column_whose_size_nothing_tells_is_not_decoded(tmp_path: Path, kind: str, said: str) -> None:
+    data = hidden(kind)
+    assert len(data) < 1000
+    before = pa.total_allocated_bytes()
+    with pytest.raises(parquet.ParquetBomb, match=f"column uri is {said}.*expected numbers, times, text"):
+        next(parquet.iter_parquet(pa.BufferReader(data)))
+    assert pa.total_allocated_bytes() - before < 2**20
+    (tmp_path / "list.parquet").write_bytes(data)
+    with pytest.raises(ConfigError, match=rf"list\.parquet: not a readable Parquet file: column uri is {said}"):
+        list(list_scenes(str(tmp_path / "list.parquet"), ("B02",)))
+
+
+def test_a_column_of_lists_has_a_number_of_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    lists = pa.array([[1.0] * 60_000] * 10, pa.list_(pa.float64()))
+    data = parquet_bytes(pa.table({"x": lists}))
+    assert parquet.read_parquet(pa.BufferReader(data))["x"].to_pylist() == lists.to_pylist()
+    monkeypatch.setattr(parquet, "MOST_LISTED_VALUES", 500_000)
+    with pytest.raises(parquet.ParquetBomb, match="claims 600000 values of a column, expected at most 500000"):
+        parquet.read_parquet(pa.BufferReader(data))
+
+
+def test_columns_that_others_write_are_read(tmp_path: Path) -> None:
+    """What pandas, polars and others make of texts, moments and absent values."""
+    moments = pa.array([0, None], pa.timestamp("ns", tz="UTC"))
+    texts = pa.array(["a", "bc"])
+    columns = {
+        "t": moments,
+        "large": texts.cast(pa.large_string()),
+        "none": pa.nulls(2),
+        "d": pa.array([1, 2], pa.int32()).cast(pa.date32()),
+        "category": texts.dictionary_encode(),
+        "yes": pa.array([True, None]),
+    }
+    found = parquet.read_parquet(pa.BufferReader(parquet_bytes(pa.table(columns))))
+    assert {name: found[name].to_pylist() for name in found.column_names} == {
+        name: each.to_pylist() for name, each in columns.items()
+    }
+
+
 def test_a_parquet_footer_that_claims_too_much_is_refused() -> None:
     zeros = pa.table({"x": pa.array(np.zeros(2_000_000, np.int64))})
     data = parquet_bytes(zeros, use_dictionary=False, compression="zstd")
@@ -361,6 +421,55 @@ def test_nesting_without_end_is_a_damaged_document(tmp_path: Path) -> None:
     deep.write_text("a = " + "[" * 200_000)
     with pytest.raises(ConfigError, match="not a TOML file"):
         load_changes(deep)
+
+
+def test_tables_in_tables_without_end_are_no_settings(tmp_path: Path) -> None:
+    deep = tmp_path / "deep.toml"
+    deep.write_text(".".join(["a"] * 3000) + " = 1")
+    with pytest.raises(ConfigError, match=r"deep\.toml: not a TOML file of settings: .* without end"):
+        load_changes(deep)
+
+
+def test_a_long_chain_of_catalogs_ends_in_its_own_words(tmp_path: Path) -> None:
+    for i in range(600):
+        links = [{"rel": "child", "href": f"./{i + 1}.json"}, {"rel": "item", "href": f"./item{i}.json"}]
+        catalog = {"type": "Catalog", "stac_version": "1.0.0", "id": f"c{i}", "links": links[: 1 + (i in (1, DEEPEST))]}
+        (tmp_path / f"{i}.json").write_text(json.dumps(catalog))
+    found = list(document_works(str(tmp_path / "0.json"), read_document(str(tmp_path / "0.json")), ("B02",)))
+    assert [each.place for each in found if isinstance(each, Work)] == [
+        str(tmp_path / f"item{i}.json") for i in (DEEPEST, 1)
+    ]
+    (bad,) = [each for each in found if isinstance(each, DataError)]
+    assert bad.subject == str(tmp_path / f"{DEEPEST + 1}.json")
+    assert "a catalog with 65 above it, expected at most 64" in bad.found
+
+
+def test_an_asset_of_many_bands_is_not_copied_for_each(tmp_path: Path) -> None:
+    asset = {"href": "a.tif", "roles": ["data"]} | {f"k{i}": 0 for i in range(6000)}
+    item = {"type": "Feature", "id": "x", "properties": {}}
+    crafted = [
+        item | {"assets": {"a": asset | {"bands": [{"name": "other"}] * count}}}
+        for count in (MOST_BANDS, MOST_BANDS + 1)
+    ]
+    tracemalloc.start()
+    try:
+        assert item_scene(crafted[0], str(tmp_path / "i.json"), ("B02",)).files == {}
+        with pytest.raises(DataError, match="1001 bands, expected at most 1000"):
+            item_scene(crafted[1], str(tmp_path / "i.json"), ("B02",))
+        assert tracemalloc.get_traced_memory()[1] < 30 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_strangers_text_costs_no_more_than_its_length(tmp_path: Path) -> None:
+    start = time.process_time()
+    for text in ("s3://" * 200_000, "https://h#" * 100_000, "a" * 30_000 + "://x?", "a" * 100_000 + ":/"):
+        storage.without_queries(text)
+        error = DataError(text, text)
+        assert len(error.found) == len(error.subject) == LONGEST_TEXT
+        write_casualties(str(tmp_path), [["a", "s3://b/a.tif", "true", text]])
+        kind_of(error.found)
+    assert time.process_time() - start < 3.0
 
 
 # Weights
