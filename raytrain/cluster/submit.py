@@ -186,7 +186,7 @@ class JobServer:
         Raises `ConfigError` where other work of its verb runs that makes the same.
         """
         stem = f"raytrain-{work.verb}-{work.digest()}"
-        # As digests are asked for by many, the answer to a submission may be lost on its way: this tells whose it was.
+        # The answer to a submission may be lost on its way, and others may submit the same: this tells whose one is.
         mark = secrets.token_hex(8)
         while True:
             known = self.submissions()
@@ -285,7 +285,7 @@ class JobServer:
             if fruitless > 1 and not found.has_ended:  # perhaps nothing lets WebSockets through
                 self._pass_on_the_rest(name, lines)
             if not found.has_ended:
-                time.sleep(min(MOST_WAIT_S, 0.5 * 2.0**fruitless))
+                time.sleep(min(MOST_WAIT_S, 0.5 * 2 ** min(fruitless, 8)))
         self._pass_on_the_rest(name, lines)
         return found
 
@@ -345,6 +345,8 @@ class JobServer:
             except _NotAllowed as error:
                 raise ConfigError(self._refusal(error.status)) from None
             except RuntimeError as error:  # Ray's, of a server that is another one, or of a Ray too old
+                if self._client is not None:
+                    raise
                 raise ConfigError(f"no job API of Ray at {self._address}: {first_line(error)}") from error
             except (requests.RequestException, OSError, _Refused) as error:
                 passing = (
