@@ -323,7 +323,7 @@ def test_masks_of_another_ensemble_are_not_mixed_in(
 
 
 def test_local_paths_and_ray_client_are_refused_where_they_cannot_work() -> None:
-    with pytest.raises(ConfigError, match="ray job submit"), joined(Cluster(address="ray://head:10001"), []):
+    with pytest.raises(ConfigError, match="raytrain submit"), joined(Cluster(address="ray://head:10001"), []):
         pass
     with pytest.raises(ConfigError, match="500 workers need as many CPUs"):
         uses_gpus(TrainJob(shards="s", out="o", workers=500).fewest_workers)
