@@ -22,6 +22,7 @@ import ray
 import ray.exceptions
 import ray.tune
 from ray.tune import FailureConfig, PlacementGroupFactory, RunConfig, TuneConfig, Tuner
+from ray.tune.execution import class_cache
 from ray.tune.search import Searcher
 
 from raytrain import storage
@@ -84,6 +85,11 @@ for _name_of_variable, _value in {
     "RAY_AIR_NEW_OUTPUT": "0",
 }.items():
     os.environ.setdefault(_name_of_variable, _value)
+# Tune gives trials the keys of this process in their runtime environment, which Ray keeps in the GCS, writes into logs
+# and shows to whoever asks its state API. Nodes have keys of their own. The set is private to Ray, of a bound version.
+for _name_of_variable in list(class_cache.ENV_VARS_TO_PROPAGATE):
+    if _name_of_variable.startswith("AWS_"):
+        class_cache.ENV_VARS_TO_PROPAGATE.discard(_name_of_variable)
 
 
 def tune(

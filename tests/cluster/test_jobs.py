@@ -210,6 +210,7 @@ def head(s3: str) -> Iterator[HeadWithSecrets]:
         head.stop()
 
 
+@pytest.mark.timeout(1200)  # the whole chain as jobs, a stop and a bad network among them
 def test_jobs_do_what_the_commands_do_and_leave_no_secret_behind(
     head: HeadWithSecrets, s3: str, chips: Path, tmp_path: Path
 ) -> None:
