@@ -23,6 +23,7 @@ from raytrain import __version__
 from raytrain.cluster.code import digest
 from raytrain.cluster.in_time import TooLate, in_time
 from raytrain.cluster.node_report import Dashboard, Disk, GpuReport, Gpus, Memory, Network, NodeReport, Token
+from raytrain.cluster.token import default_path
 
 LIBRARIES = (
     "ray",
@@ -252,7 +253,7 @@ def token() -> Token:
     if os.environ.get("RAY_AUTH_TOKEN"):
         return Token(mode=mode, source="RAY_AUTH_TOKEN")
     named = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    path = Path(named or os.path.expanduser("~/.ray/auth_token"))  # also of a user without a home
+    path = Path(named) if named else default_path()
     try:
         found = path.stat()
     except OSError:

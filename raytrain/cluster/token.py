@@ -21,14 +21,14 @@ TOKEN, TOKEN_PATH, MODE = "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MOD
 
 
 def default_path() -> Path:
-    """Return where Ray keeps the token of a person."""
-    return Path.home() / ".ray" / "auth_token"
+    """Return where Ray keeps the token of a person, also of one without a home."""
+    return Path(os.path.expanduser("~/.ray/auth_token"))
 
 
 @contextlib.contextmanager
 def kept_from_others() -> Iterator[None]:
     """Keep a token that Ray makes in the body, where there was none, for its owner: Ray lets all read the file."""
-    path = os.path.expanduser("~/.ray/auth_token")
+    path = default_path()
     was_there = os.path.exists(path)
     try:
         yield
