@@ -41,7 +41,8 @@ from raytrain.storage.objects import (
     write_file,
 )
 from raytrain.storage.parquet import ParquetBomb, iter_parquet, open_parquet, read_parquet
-from raytrain.storage.probing import Answer, StoreReport, probe, probe_name
+from raytrain.storage.probe_answers import Answer, StoreReport
+from raytrain.storage.probing import probe, probe_name
 from raytrain.storage.ranged import RangedFile
 from raytrain.storage.retries import Retries, is_out_of_reach, is_passing, persistently
 from raytrain.storage.stores import Stores, StoreSettings, for_workers, read_stores, use_stores

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from raytrain import storage
-from raytrain.storage import StoreReport, probe, probe_name, probing
+from raytrain.storage import StoreReport, probe, probe_answers, probe_name, probe_store
 from tests.store.broken_folder import broken_folder
 from tests.store.faults import ANSWER_LOST, CORRUPT, FORBIDDEN, UNAVAILABLE, Fault, FaultProxy, slow_start
 
@@ -28,7 +28,7 @@ NO_BUCKET = Fault("no-bucket", 404, "NoSuchBucket")
 @pytest.fixture
 def proxy(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
     """A proxy before moto, which is where the environment says that the store is."""
-    monkeypatch.setattr(probing, "READ_S", 1.0)
+    monkeypatch.setattr(probe_store, "READ_S", 1.0)
     with FaultProxy(os.environ["AWS_ENDPOINT_URL"]) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         yield proxy
@@ -133,7 +133,7 @@ def test_bytes_that_come_back_changed_are_told(proxy: FaultProxy, place: str) ->
 
 
 def test_what_is_wrong_with_an_endpoint_has_its_own_name(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probing, "READ_S", 1.0)
+    monkeypatch.setattr(probe_store, "READ_S", 1.0)
 
     class Page(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -177,13 +177,13 @@ def test_a_machine_without_keys_says_so(place: str, monkeypatch: pytest.MonkeyPa
 
 
 def test_the_region_of_a_bucket_is_what_a_redirect_names() -> None:
-    wire = probing._Wire()
+    wire = probe_store._Wire()
     headers = {"x-amz-bucket-region": "eu-west-1", "Date": "Thu, 26 Nov 2026 12:00:00 GMT"}
     wire.note({}, {"status_code": 301, "headers": headers})
     wire.note({}, {"status_code": 200, "headers": {}})
     assert (wire.was_redirected, wire.bucket_region) == (True, "eu-west-1")
     malformed = {"Error": {"Code": "AuthorizationHeaderMalformed", "Region": "us-west-2"}}
-    wire = probing._Wire()
+    wire = probe_store._Wire()
     wire.note({}, {"status_code": 400, "headers": {}}, malformed)
     assert (wire.was_redirected, wire.bucket_region) == (True, "us-west-2")
 
@@ -272,14 +272,14 @@ class EndlessStore:
 
 def test_of_a_body_without_end_a_probe_s_bytes_are_read_and_it_is_closed() -> None:
     for writes in (True, False):
-        client, questions = EndlessStore(), probing._Questions(probing._kind_of)
+        client, questions = EndlessStore(), probe_answers.Questions(probe_store._kind_of)
         if writes:
-            probing._write_read_delete(client, {"Bucket": "b", "Key": "k"}, questions)
+            probe_store._write_read_delete(client, {"Bucket": "b", "Key": "k"}, questions)
         else:
             sizes = {"large": 10**12, "empty": 0, "small": 5, "middle": 10**6}
             page = {"Contents": [{"Key": key, "Size": size} for key, size in sizes.items()]}
-            probing._read_one_of(client, {"Bucket": "b"}, page, questions)
+            probe_store._read_one_of(client, {"Bucket": "b"}, page, questions)
             assert client.asked == ["small"]
         assert questions.answers["read"].kind == ("differs" if writes else "ok")
-        assert client.body.amounts == [probing.PROBE_BYTES + 1]
+        assert client.body.amounts == [probe_answers.PROBE_BYTES + 1]
         assert client.body.closed
