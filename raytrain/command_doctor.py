@@ -34,7 +34,8 @@ class Doctor(ClusterCommand):
 
     def run(self, narrator: Narrator) -> int:
         """Look, and print what was found."""
-        from raytrain.cluster.doctor import DoctorJob, doctor
+        from raytrain.cluster.doctor import doctor
+        from raytrain.cluster.examination import DoctorJob
 
         job = DoctorJob(
             uris=tuple(storage.normalise(uri) for uri in self.uri),

@@ -11,8 +11,9 @@ import pytest
 
 from raytrain import storage
 from raytrain.cli import main
-from raytrain.cluster import doctor as doctor_module
-from raytrain.cluster.doctor import DoctorJob, doctor
+from raytrain.cluster import node_tasks
+from raytrain.cluster.doctor import doctor
+from raytrain.cluster.examination import DoctorJob
 from raytrain.cluster.session import Cluster
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -45,14 +46,14 @@ def test_a_node_that_does_not_answer_is_a_finding_and_the_limit_holds(
     def never(request: dict[str, Any]) -> Any:
         time.sleep(60)
 
-    monkeypatch.setattr(doctor_module, "_stores", never)
+    monkeypatch.setattr(node_tasks, "stores", never)
     start = time.monotonic()
     report = doctor(DoctorJob(uris=(f"{s3}/x",), limit_s=12), Cluster())
     assert time.monotonic() - start < 25
     (late,) = [each for each in report.findings if each.verdict == "failed"]
     assert "its stores took longer than 12 s; there may be probes: s3://bucket/folder/x/raytrain-doctor-" in late.found
     assert [each.verdict for each in report.findings if each.check == "versions"] == ["ok"]
-    monkeypatch.setattr(doctor_module, "_look", never)
+    monkeypatch.setattr(node_tasks, "look", never)
     report = doctor(DoctorJob(limit_s=3), Cluster())
     assert [(each.verdict, each.found) for each in report.findings] == [("failed", "does not answer within 3 s (look)")]
 
@@ -61,13 +62,13 @@ def test_an_answer_of_another_raytrain_is_a_finding(monkeypatch: pytest.MonkeyPa
     def other(request: dict[str, Any]) -> Any:
         return {"versions": {"raytrain": "0.0.9"}, "something": "else"}
 
-    monkeypatch.setattr(doctor_module, "_look", other)
+    monkeypatch.setattr(node_tasks, "look", other)
     (found,) = doctor(DoctorJob(), Cluster()).findings
     assert (found.verdict, "version 0.0.9" in found.found) == ("failed", True)
 
     def absent(request: dict[str, Any]) -> Any:
         raise ModuleNotFoundError("No module named 'raytrain.cluster.node_look'")
 
-    monkeypatch.setattr(doctor_module, "_look", absent)
+    monkeypatch.setattr(node_tasks, "look", absent)
     (found,) = doctor(DoctorJob(), Cluster()).findings
     assert "its raytrain can't answer (look): ModuleNotFoundError: No module named 'raytrain.cluster" in found.found

@@ -20,12 +20,20 @@ import ray
 
 from raytrain import storage
 from raytrain.cli import main
-from raytrain.cluster import autoscaling, checks, checks_access, checks_machine, checks_store, node_look, session
+from raytrain.cluster import (
+    autoscaling,
+    checks,
+    checks_access,
+    checks_machine,
+    checks_store,
+    node_look,
+    session,
+)
 from raytrain.cluster import doctor as doctor_module
 from raytrain.cluster.checks import LOCKED_RAY, Finding, Node, Seen
 from raytrain.cluster.checks_store import NodeAnswers
 from raytrain.cluster.code import digest
-from raytrain.cluster.doctor import DoctorJob
+from raytrain.cluster.examination import DoctorJob, DoctorReport, Examination
 from raytrain.cluster.node_report import Dashboard, Disk, GpuReport, NodeReport
 from raytrain.cluster.session import Cluster
 from raytrain.storage import Answer, StoreReport
@@ -711,10 +719,10 @@ def cluster_node(number: int, labels: dict[str, str] | None = None, **resources:
 
 def examination(
     monkeypatch: pytest.MonkeyPatch, nodes: list[dict[str, Any]], job: DoctorJob | None = None, **cluster: Any
-) -> doctor_module._Examination:
+) -> Examination:
     """An examination of a cluster of these nodes, each of which is well."""
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
-    made = doctor_module._Examination(job or DoctorJob(), Cluster(**cluster), None)
+    made = Examination(job or DoctorJob(), Cluster(**cluster), None)
     for each in made._answers:
         each.report = report(versions=node_look.versions(), code=digest())
     return made
@@ -850,7 +858,7 @@ def test_a_ray_of_this_machine_writes_no_token_and_that_there_is_none_is_told(
             (tmp_path / ".ray" / "auth_token").write_text("made up")
         yield
 
-    def run(made: doctor_module._Examination) -> doctor_module.DoctorReport:
+    def run(made: Examination) -> DoctorReport:
         (each,) = made._answers
         monkeypatch.setattr(made, "_ask", lambda *_: None)
         made._take_look(each, report(token=node_look.token().model_dump()))
@@ -859,7 +867,7 @@ def test_a_ray_of_this_machine_writes_no_token_and_that_there_is_none_is_told(
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "nodes", lambda: [cluster_node(0)])
     monkeypatch.setattr(session, "joined", joined)
-    monkeypatch.setattr(doctor_module._Examination, "run", run)
+    monkeypatch.setattr(Examination, "run", run)
     found = doctor_module.doctor(DoctorJob(), Cluster())
     (token,) = [each for each in found.findings if each.check == "token"]
     assert (token.verdict, "there is none in RAY_AUTH_TOKEN" in token.found) == ("failed", True)
