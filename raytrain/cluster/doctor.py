@@ -38,7 +38,7 @@ def doctor(job: DoctorJob, cluster: session.Cluster, on_progress: OnProgress | N
         # What differs is told of.
         with _token_of_its_own(token), session.joined(cluster, [], any_code=True):
             return Examination(job, cluster, on_progress, token).run()
-    except session.ClusterOutOfReach as error:
+    except (session.ClusterOutOfReach, session.RayNotStarted) as error:
         return _without_cluster(job, str(error))
 
 

@@ -44,6 +44,10 @@ class ClusterOutOfReach(ConfigError):
     """No Ray could be joined or started where the caller said: a mistake, or a cluster that is away."""
 
 
+class RayNotStarted(WorkNotFinished):
+    """No Ray of this machine, or no part of one that is joined, came up in the time that Ray gives it."""
+
+
 class Cluster(Settings):
     """Where work runs: `local` starts a Ray on this machine; `auto` or `host:port` (its GCS) joins a cluster."""
 
@@ -57,7 +61,7 @@ def joined(cluster: Cluster, uris: Iterable[str], *, any_code: bool = False) -> 
 
     `uris` are all inputs and outputs: on more than one node a local path is refused, unless `shared_path` says that all
     nodes see it. A cluster whose nodes run another raytrain is refused but with `any_code`. Raises `ConfigError`
-    for that and for an address that can't be joined.
+    for that and for an address that can't be joined, `RayNotStarted` where Ray itself does not come up in time.
     """
     check_address(cluster.address)
     with contextlib.ExitStack() as stack:
@@ -119,10 +123,23 @@ def _start(cluster: Cluster, *, same_code: bool) -> None:
         with _own_signals():
             _init(cluster, same_code=same_code)
         logs.begin_again()  # Ray was imported, and has told its loggers how to write
+    except TimeoutError as error:
+        raise _not_started(cluster, error) from error
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
         remedy = "; if it wants a token, set RAY_AUTH_MODE=token and the token"
         said = f"{first_line(error)}{'' if os.environ.get('RAY_AUTH_MODE') else remedy}"
         raise ClusterOutOfReach(f"can't join Ray at {cluster.address}: {said}") from error
+    except Exception as error:
+        if type(error) is Exception:  # what Ray's node raises once it has waited 30 s for its raylet
+            raise _not_started(cluster, error) from error
+        raise
+
+
+def _not_started(cluster: Cluster, error: Exception) -> RayNotStarted:
+    what = "start on this machine" if cluster.address == LOCAL else f"let this process join at {cluster.address}"
+    return RayNotStarted(
+        f"Ray did not {what} in time: {first_line(error)}; the machine may be too busy, or out of memory or disk"
+    )
 
 
 def _init(cluster: Cluster, *, same_code: bool) -> None:

@@ -77,6 +77,20 @@ def test_mistakes_end_with_2_and_one_line(
     assert message in failed(capsys, *arguments)
 
 
+@pytest.mark.parametrize("error", [Exception("The current node timed out during startup."), TimeoutError("5 s")])
+def test_ray_that_does_not_come_up_in_time_is_told_as_that_with_3(
+    chips: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    def never(**options: object) -> None:
+        raise error
+
+    monkeypatch.setattr("ray.init", never)
+    assert cli.main(["shard", str(chips), "/tmp/never"]) == 3
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"Ray did not start on this machine in time: {error}" in told
+    assert "internal error" not in told
+
+
 def test_address_of_ray_client_is_refused_with_the_way_out(chips: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "raytrain submit" in failed(capsys, "shard", str(chips), "/tmp/never", "--address", "ray://head:10001")
 
