@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 from moto.server import ThreadedMotoServer
+from xdist.scheduler import LoadScopeScheduling
 
 import raytrain.cluster  # noqa: F401  # sets what Ray reads when it is imported
 from raytrain import storage
 from raytrain.imagery.synth import write_chips, write_scenes
 
 REAL_IMAGERY = Path(__file__).resolve().parents[2] / "shared" / "data"
+LANES = {"nodes": 0, "ray": 1}
 
 
 @pytest.hookimpl(wrapper=True)
@@ -28,8 +30,31 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests with a Ray of their own come first: the one that all others share is there to the end."""
-    items.sort(key=lambda item: item.get_closest_marker("own_ray") is None)
+    """Bring what takes longest first, and of a Ray's tests those with one of their own: that of all others stays."""
+    items.sort(key=lambda item: (LANES.get(lane(item.nodeid), len(LANES)), not item.get_closest_marker("own_ray")))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScopeScheduling:
+    """Give each process whole lanes."""
+    return Lanes(config, log)
+
+
+class Lanes(LoadScopeScheduling):
+    """Tests that share something dear run in one process: a cluster of three nodes, a Ray of this machine, or a file.
+
+    `--dist loadgroup`, which would do, groups nothing with pytest 9.2: https://github.com/pytest-dev/pytest-xdist/issues/1386.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        return lane(nodeid)
+
+
+def lane(nodeid: str) -> str:
+    """Return what a test shares with others: `nodes`, `ray`, or its file."""
+    path = nodeid.partition("::")[0]
+    if path.startswith("tests/multinode/"):
+        return "nodes"
+    return "ray" if path.startswith(("tests/cluster/", "tests/store/test_scoring_between_stores.py")) else path
 
 
 @pytest.fixture(scope="session")
