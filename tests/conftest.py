@@ -16,7 +16,9 @@ from raytrain import storage
 from raytrain.imagery.synth import write_chips, write_scenes
 
 REAL_IMAGERY = Path(__file__).resolve().parents[2] / "shared" / "data"
-LANES = {"nodes": 0, "ray": 1}
+OTHER_PROCESSES = [f"tests/cluster/test_{name}.py" for name in ("jobs", "elastic", "growing", "memory")]
+"""Tests whose Ray is that of other processes, a head's or a program's."""
+FIRST = ["nodes", "ray", *OTHER_PROCESSES]
 
 
 @pytest.hookimpl(wrapper=True)
@@ -31,7 +33,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Bring what takes longest first, and of a Ray's tests those with one of their own: that of all others stays."""
-    items.sort(key=lambda item: (LANES.get(lane(item.nodeid), len(LANES)), not item.get_closest_marker("own_ray")))
+    order = {name: i for i, name in enumerate(FIRST)}
+    items.sort(key=lambda item: (order.get(lane(item.nodeid), len(order)), not item.get_closest_marker("own_ray")))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScopeScheduling:
@@ -54,6 +57,8 @@ def lane(nodeid: str) -> str:
     path = nodeid.partition("::")[0]
     if path.startswith("tests/multinode/"):
         return "nodes"
+    if path in OTHER_PROCESSES:
+        return path
     return "ray" if path.startswith(("tests/cluster/", "tests/store/test_scoring_between_stores.py")) else path
 
 
