@@ -40,7 +40,14 @@ from raytrain.storage.objects import (
     write_bytes,
     write_file,
 )
-from raytrain.storage.parquet import ParquetBomb, iter_parquet, open_parquet, read_parquet
+from raytrain.storage.parquet import (
+    LARGEST_TABLE_BYTES,
+    ParquetBomb,
+    decoded_bytes,
+    iter_parquet,
+    open_parquet,
+    read_parquet,
+)
 from raytrain.storage.probe_answers import Answer, StoreReport
 from raytrain.storage.probing import probe, probe_name
 from raytrain.storage.ranged import RangedFile
@@ -63,6 +70,7 @@ from raytrain.storage.uris import (
 __all__ = [
     "GDAL_CACHE_BYTES",
     "GDAL_DRIVERS",
+    "LARGEST_TABLE_BYTES",
     "Answer",
     "FileInfo",
     "NoRanges",
@@ -74,6 +82,7 @@ __all__ = [
     "Stores",
     "TooLarge",
     "arrow_filesystem",
+    "decoded_bytes",
     "exists",
     "filesystem",
     "find",

@@ -76,10 +76,10 @@ def iter_parquet(
 ) -> Iterator[pa.RecordBatch]:
     """Yield a Parquet file, or `columns` of it, by `rows`; `dictionaries` are columns of texts that repeat.
 
-    Columns are numbers, times, texts or bytes, and lists of numbers. `nested` are those that may be anything else, in a
-    file whose writers are trusted: nothing tells how much they are before they are decoded. Raises `ParquetBomb` for
-    others, for a file that claims more than `limit_bytes`, and before so many are held of one batch, or what pyarrow
-    raises.
+    Of a file without rows one empty batch comes. Columns are numbers, times, texts or bytes, and lists of numbers.
+    `nested` are those that may be anything else, in a file whose writers are trusted: nothing tells how much they are
+    before they are decoded. `options` are pyarrow's. Raises `ParquetBomb` for other columns, for a file that claims
+    more than `limit_bytes`, and before so many are held of one batch, or what pyarrow raises.
     """
     schema = open_parquet(source, limit_bytes).schema_arrow
     names = schema.names if columns is None else [name for name in schema.names if name in set(columns)]
@@ -91,11 +91,15 @@ def iter_parquet(
     texts = [name for name in names if _is_text(schema.field(name).type)]
     file = open_parquet(source, limit_bytes, read_dictionary=texts, **options)
     kept = pa.schema([_kept(schema.field(name), dictionaries) for name in names], metadata=schema.metadata)
+    is_empty = True
     for batch in file.iter_batches(batch_size=rows, columns=names):
-        if sum(map(_plain_bytes, batch.columns)) > limit_bytes:
+        is_empty = False
+        if decoded_bytes(batch) > limit_bytes:
             raise ParquetBomb(f"{batch.num_rows} rows decode to more than {limit_bytes} bytes")
         arrays = [batch.column(field.name).cast(field.type) for field in kept]
         yield pa.RecordBatch.from_arrays(arrays, schema=kept)
+    if is_empty:
+        yield pa.RecordBatch.from_arrays([pa.array([], field.type) for field in kept], schema=kept)
 
 
 def read_parquet(
@@ -112,16 +116,16 @@ def read_parquet(
     num_bytes = 0
     limits: dict[str, Any] = {"dictionaries": dictionaries, "nested": nested, "limit_bytes": limit_bytes}
     for batch in iter_parquet(source, columns, **limits, **options):
-        num_bytes += sum(map(_plain_bytes, batch.columns))
+        num_bytes += decoded_bytes(batch)
         if num_bytes > limit_bytes:
             raise ParquetBomb(f"decodes to more than {limit_bytes} bytes")
         batches.append(batch)
-    if batches:
-        return pa.Table.from_batches(batches)
-    schema = open_parquet(source, limit_bytes).schema_arrow
-    names = schema.names if columns is None else [name for name in schema.names if name in set(columns)]
-    fields = [_kept(schema.field(name), dictionaries) for name in names]
-    return pa.schema(fields, metadata=schema.metadata).empty_table()
+    return pa.Table.from_batches(batches)
+
+
+def decoded_bytes(batch: pa.RecordBatch) -> int:
+    """Return how many bytes a batch takes once its texts are no dictionaries any more."""
+    return sum(map(_plain_bytes, batch.columns))
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -8,7 +8,7 @@ import json
 import logging
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -31,6 +31,8 @@ LARGEST_TILE_BYTES = 128 * 2**20
 """Of a band of a tile, decoded or as it is stored; a chip has no more (`raster_limits.LARGEST_CHIP_BYTES`)."""
 _FETCHES = 4
 """How often a tile is asked of a store that answers, but not with the bytes that the index names."""
+_ROWS_AT_ONCE = 2**15
+"""Some MB of the index: checks of a million tiles at once would take as much memory as it has."""
 _logger = logging.getLogger(__name__)
 
 
@@ -67,22 +69,56 @@ def read_index(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
 
     Locations and the names of shards, which repeat, are dictionaries.
     """
+    with _open_index(uri) as index:
+        return pa.Table.from_batches(list(index.batches(columns)))
+
+
+@dataclass(frozen=True)
+class _OpenIndex:
+    """The file of an index: a path, or bytes that came from a store."""
+
+    path: str
+    source: Any
+
+    @property
+    def num_rows(self) -> int:
+        """What its footer claims."""
+        return int(storage.open_parquet(self.source).metadata.num_rows)
+
+    def batches(self, columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
+        """Yield `columns` of all rows, some at a time and at least once, checked."""
+        names: set[str] = set()
+        num_bytes = 0
+        # The file lies here already: read ahead, all of its columns would be held beside what they decode to.
+        options: dict[str, Any] = {"dictionaries": ("location", "shard"), "rows": _ROWS_AT_ONCE, "pre_buffer": False}
+        for batch in storage.iter_parquet(self.source, columns, **options):
+            missing = sorted(set(columns or ()) - set(batch.schema.names))
+            if missing:
+                raise ConfigError(f"{self.path}: damaged, it has no column {', '.join(missing)}")
+            num_bytes += storage.decoded_bytes(batch)
+            if num_bytes > storage.LARGEST_TABLE_BYTES:
+                raise ValueError(f"decodes to more than {storage.LARGEST_TABLE_BYTES} bytes")
+            if "shard" in batch.schema.names:
+                new = set(map(str, batch["shard"].unique().to_pylist())) - names
+                _check_names(self.path, sorted(new))
+                names |= new
+            yield batch
+
+
+@contextlib.contextmanager
+def _open_index(uri: str) -> Iterator[_OpenIndex]:
+    """Give the index of the shards at `uri`; what is wrong with it, as the body finds, is a `ConfigError`."""
     path = storage.join(uri, INDEX)
     try:
         # Of a local file no more is read than the columns.
         is_local = storage.is_local(path)
-        source = storage.path_of(path) if is_local else pa.BufferReader(storage.read_bytes(path, INDEX_BYTES))
-        table = storage.read_parquet(source, columns, dictionaries=("location", "shard"))
+        yield _OpenIndex(
+            path, storage.path_of(path) if is_local else pa.BufferReader(storage.read_bytes(path, INDEX_BYTES))
+        )
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file, but {MANIFEST} stands beside it") from error
     except (pa.ArrowException, ValueError, storage.TooLarge) as error:
         raise ConfigError(f"{path}: damaged: {first_line(error)}") from error
-    missing = sorted(set(columns or ()) - set(table.column_names))
-    if missing:
-        raise ConfigError(f"{path}: damaged, it has no column {', '.join(missing)}")
-    if "shard" in table.column_names:
-        _check_names(path, [str(name) for name in table["shard"].unique().to_pylist()])
-    return table
 
 
 def _check_names(path: str, names: Sequence[str]) -> None:
@@ -143,39 +179,56 @@ class TileReader:
         self._num_cells = 1 + len(manifest["bands"])  # those that are not asked for may lie between
         parts = ("offset", "bytes", "crc32")
         numbers = ["height", "width", "fold", *(f"{cell}_{part}" for cell in self._cells for part in parts)]
-        index = read_index(uri, [*numbers, "tile_id", "location", "shard"])
-        self._has_label = index["label_bytes"].is_valid().to_numpy()
-        self._tile_ids, self._locations, self._shards = (
-            index[name].combine_chunks() for name in ("tile_id", "location", "shard")
-        )
-        self._numbers: dict[str, NDArray[Any]] = {}
-        for name in numbers:
-            self._numbers[name] = index[name].fill_null(0).to_numpy()
-            index = index.drop_columns([name])  # a million tiles are 100 MB, which need not be there twice
+        with _open_index(uri) as index:
+            self._take(index, numbers)
         self._check_numbers()
         self._cache = _open_cache(loader, manifest) if loader is not None else None
 
+    def _take(self, index: _OpenIndex, numbers: Sequence[str]) -> None:
+        """Keep the columns of the index: of a million tiles `numbers` are 100 MB, which are never there twice."""
+        texts: dict[str, list[pa.Array]] = {name: [] for name in ("tile_id", "location", "shard")}
+        count, taken = index.num_rows, 0
+        self._has_label = np.empty(count, np.bool_)
+        self._numbers: dict[str, NDArray[Any]] = {}
+        for batch in index.batches([*numbers, *texts]):
+            for name, arrays in texts.items():
+                arrays.append(batch[name])
+            here = slice(taken, taken + batch.num_rows)
+            taken += batch.num_rows
+            if taken > count:
+                raise ValueError(f"has more than the {count} rows that it claims")
+            self._has_label[here] = batch["label_bytes"].is_valid().to_numpy(zero_copy_only=False)
+            for name in numbers:
+                values = batch[name].fill_null(0).to_numpy()
+                if name not in self._numbers:
+                    self._numbers[name] = np.empty(count, values.dtype)
+                self._numbers[name][here] = values
+        if taken < count:
+            raise ValueError(f"has {taken} of the {count} rows that it claims")
+        self._tile_ids, self._locations, self._shards = (
+            pa.chunked_array(arrays).combine_chunks() for arrays in texts.values()
+        )
+
     def _check_numbers(self) -> None:
         """Raise `ConfigError` for tiles, or places of cells, of which no reader could hold one."""
-        numbers = {name: values.astype(np.int64, copy=False) for name, values in self._numbers.items()}
-        if not len(self):
-            return
-        height, width = numbers["height"], numbers["width"]
-        sizes = np.stack([numbers[f"{cell}_bytes"] for cell in self._cells])
-        starts = np.stack([numbers[f"{cell}_offset"] for cell in self._cells])
-        is_cell = sizes > 0
-        first = np.where(is_cell, starts, np.iinfo(np.int64).max).min(0)
-        span = np.where(is_cell.any(0), np.where(is_cell, starts + sizes, 0).max(0) - first, 0)
-        bad = (height < 1) | (width < 1) | (height > LARGEST_TILE_BYTES) | (width > LARGEST_TILE_BYTES)
-        bad |= 2 * height * width > LARGEST_TILE_BYTES
-        bad |= (sizes < 0).any(0) | (sizes > LARGEST_TILE_BYTES).any(0) | (starts < 0).any(0) | (span < 0)
-        bad |= span > self._num_cells * LARGEST_TILE_BYTES
-        if bad.any():
-            i = int(np.flatnonzero(bad)[0])
-            raise ConfigError(
-                f"{storage.join(self.uri, INDEX)}: damaged: {self.subject(i)} claims {width[i]} x {height[i]} px in "
-                f"{span[i]} bytes, expected at most {LARGEST_TILE_BYTES >> 20} MiB a band"
-            )
+        for first in range(0, len(self), _ROWS_AT_ONCE):
+            some = slice(first, first + _ROWS_AT_ONCE)
+            sizes = np.stack([self._numbers[f"{cell}_bytes"][some] for cell in self._cells], dtype=np.int64)
+            starts = np.stack([self._numbers[f"{cell}_offset"][some] for cell in self._cells], dtype=np.int64)
+            height, width = (self._numbers[name][some].astype(np.int64) for name in ("height", "width"))
+            is_cell = sizes > 0
+            start = np.where(is_cell, starts, np.iinfo(np.int64).max).min(0)
+            span = np.where(is_cell.any(0), np.where(is_cell, starts + sizes, 0).max(0) - start, 0)
+            bad = (height < 1) | (width < 1) | (height > LARGEST_TILE_BYTES) | (width > LARGEST_TILE_BYTES)
+            bad |= 2 * height * width > LARGEST_TILE_BYTES
+            bad |= (sizes < 0).any(0) | (sizes > LARGEST_TILE_BYTES).any(0) | (starts < 0).any(0) | (span < 0)
+            bad |= span > self._num_cells * LARGEST_TILE_BYTES
+            if bad.any():
+                i = int(np.flatnonzero(bad)[0])
+                raise ConfigError(
+                    f"{storage.join(self.uri, INDEX)}: damaged: {self.subject(first + i)} claims {width[i]} x "
+                    f"{height[i]} px in {span[i]} bytes, expected at most {LARGEST_TILE_BYTES >> 20} MiB a band"
+                )
 
     def __len__(self) -> int:
         return len(self._tile_ids)

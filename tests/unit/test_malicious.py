@@ -39,6 +39,7 @@ from raytrain.scoring.manifest import ENSEMBLE_FILE, read_manifest
 from raytrain.scoring.records import Output, Record
 from raytrain.scoring.units import ChipSource
 from raytrain.storage import parquet
+from raytrain.tiles import reader
 from raytrain.tiles.format import decode_cell
 from raytrain.tiles.metadata import read_metadata
 from raytrain.tiles.reader import TileReader, read_index
@@ -287,6 +288,34 @@ def test_a_small_parquet_file_that_decodes_to_gigabytes_is_refused(tmp_path: Pat
     (tmp_path / "shards" / "index.parquet").write_bytes(data.replace(b"uri", b"fox"))
     with pytest.raises(ConfigError, match=r"index\.parquet: damaged: .*decode"):
         read_index(str(tmp_path / "shards"))
+
+
+def test_an_index_has_as_many_rows_as_it_claims_and_one_without_any_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tiles(tmp_path, [make_tile(i, (32, 32)) for i in range(5)], "raw")
+    monkeypatch.setattr(reader, "_ROWS_AT_ONCE", 2)
+    assert TileReader(str(tmp_path), ("B02",)).tile_ids == [f"tile{i}" for i in range(5)]
+    for claimed, said in ((4, "more than the 4"), (6, "5 of the 6")):
+        monkeypatch.setattr(reader._OpenIndex, "num_rows", claimed)
+        with pytest.raises(ConfigError, match=rf"index\.parquet: damaged: has {said} rows that it claims"):
+            TileReader(str(tmp_path), ("B02",))
+    monkeypatch.undo()
+    whole = pq.read_table(tmp_path / "index.parquet")
+    pq.write_table(whole.slice(0, 0), tmp_path / "index.parquet")
+    assert len(TileReader(str(tmp_path), ("B02",))) == 0
+
+
+def test_texts_of_an_index_that_repeat_are_counted_over_all_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tiles(tmp_path, [make_tile(0, (32, 32))], "raw")
+    pq.write_table(pa.table({"location": ["x" * 1000] * 100}), tmp_path / "index.parquet")
+    monkeypatch.setattr(reader, "_ROWS_AT_ONCE", 10)
+    assert read_index(str(tmp_path)).num_rows == 100
+    monkeypatch.setattr(storage, "LARGEST_TABLE_BYTES", 50_000)
+    with pytest.raises(ConfigError, match=r"index\.parquet: damaged: decodes to more than 50000 bytes"):
+        read_index(str(tmp_path))
 
 
 def hidden(kind: str) -> bytes:
