@@ -34,6 +34,7 @@ def open_parquet(source: Any, limit_bytes: int = LARGEST_TABLE_BYTES, **options:
     """Return the Parquet file in `source`; raise `ParquetBomb` for one that claims too much, or what pyarrow raises."""
     file = pq.ParquetFile(
         source,
+        pre_buffer=False,  # else all of its columns are held, as they are stored, before the first row comes
         thrift_string_size_limit=FOOTER_STRING_BYTES,
         thrift_container_size_limit=FOOTER_VALUES,
         **options,

@@ -89,9 +89,7 @@ class _OpenIndex:
         """Yield `columns` of all rows, some at a time and at least once, checked."""
         names: set[str] = set()
         num_bytes = 0
-        # The file lies here already: read ahead, all of its columns would be held beside what they decode to.
-        options: dict[str, Any] = {"dictionaries": ("location", "shard"), "rows": _ROWS_AT_ONCE, "pre_buffer": False}
-        for batch in storage.iter_parquet(self.source, columns, **options):
+        for batch in storage.iter_parquet(self.source, columns, dictionaries=("location", "shard"), rows=_ROWS_AT_ONCE):
             missing = sorted(set(columns or ()) - set(batch.schema.names))
             if missing:
                 raise ConfigError(f"{self.path}: damaged, it has no column {', '.join(missing)}")
