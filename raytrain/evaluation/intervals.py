@@ -9,8 +9,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.stats
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 
 LEVEL = 0.95
 FEW_LOCATIONS = 20
@@ -58,4 +58,4 @@ def mean_over_seeds_and_locations(values_SL: NDArray[np.float64]) -> Interval:
 
 def _half_width(values: NDArray[np.float64]) -> float:
     """Return half the width of the interval of the mean of `values` by Student's t."""
-    return float(scipy.stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
+    return float(stdtrit(len(values) - 1, (1 + LEVEL) / 2) * values.std(ddof=1) / math.sqrt(len(values)))
