@@ -43,7 +43,6 @@ from raytrain.storage.objects import (
 from raytrain.storage.parquet import (
     LARGEST_TABLE_BYTES,
     ParquetBomb,
-    decoded_bytes,
     iter_parquet,
     open_parquet,
     read_parquet,
@@ -82,7 +81,6 @@ __all__ = [
     "Stores",
     "TooLarge",
     "arrow_filesystem",
-    "decoded_bytes",
     "exists",
     "filesystem",
     "find",

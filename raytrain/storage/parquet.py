@@ -72,6 +72,7 @@ def iter_parquet(
     dictionaries: Sequence[str] = (),
     nested: Sequence[str] = (),
     limit_bytes: int = LARGEST_TABLE_BYTES,
+    total_bytes: int | None = None,
     rows: int = ROWS_AT_ONCE,
     **options: Any,
 ) -> Iterator[pa.RecordBatch]:
@@ -80,7 +81,8 @@ def iter_parquet(
     Of a file without rows one empty batch comes. Columns are numbers, times, texts or bytes, and lists of numbers.
     `nested` are those that may be anything else, in a file whose writers are trusted: nothing tells how much they are
     before they are decoded. `options` are pyarrow's. Raises `ParquetBomb` for other columns, for a file that claims
-    more than `limit_bytes`, and before so many are held of one batch, or what pyarrow raises.
+    more than `limit_bytes`, before so many are held of one batch, and where all batches so far decode to more than
+    `total_bytes`; or what pyarrow raises.
     """
     schema = open_parquet(source, limit_bytes).schema_arrow
     names = schema.names if columns is None else [name for name in schema.names if name in set(columns)]
@@ -92,11 +94,15 @@ def iter_parquet(
     texts = [name for name in names if _is_text(schema.field(name).type)]
     file = open_parquet(source, limit_bytes, read_dictionary=texts, **options)
     kept = pa.schema([_kept(schema.field(name), dictionaries) for name in names], metadata=schema.metadata)
-    is_empty = True
+    is_empty, num_bytes = True, 0
     for batch in file.iter_batches(batch_size=rows, columns=names):
         is_empty = False
-        if decoded_bytes(batch) > limit_bytes:
+        batch_bytes = sum(map(_plain_bytes, batch.columns))
+        num_bytes += batch_bytes
+        if batch_bytes > limit_bytes:
             raise ParquetBomb(f"{batch.num_rows} rows decode to more than {limit_bytes} bytes")
+        if total_bytes is not None and num_bytes > total_bytes:
+            raise ParquetBomb(f"decodes to more than {total_bytes} bytes")
         arrays = [batch.column(field.name).cast(field.type) for field in kept]
         yield pa.RecordBatch.from_arrays(arrays, schema=kept)
     if is_empty:
@@ -113,20 +119,8 @@ def read_parquet(
     **options: Any,
 ) -> pa.Table:
     """Return what `iter_parquet` yields as one table; `limit_bytes` is that of all of it."""
-    batches: list[pa.RecordBatch] = []
-    num_bytes = 0
-    limits: dict[str, Any] = {"dictionaries": dictionaries, "nested": nested, "limit_bytes": limit_bytes}
-    for batch in iter_parquet(source, columns, **limits, **options):
-        num_bytes += decoded_bytes(batch)
-        if num_bytes > limit_bytes:
-            raise ParquetBomb(f"decodes to more than {limit_bytes} bytes")
-        batches.append(batch)
-    return pa.Table.from_batches(batches)
-
-
-def decoded_bytes(batch: pa.RecordBatch) -> int:
-    """Return how many bytes a batch takes once its texts are no dictionaries any more."""
-    return sum(map(_plain_bytes, batch.columns))
+    limits: dict[str, Any] = {"nested": nested, "limit_bytes": limit_bytes, "total_bytes": limit_bytes}
+    return pa.Table.from_batches(list(iter_parquet(source, columns, dictionaries=dictionaries, **limits, **options)))
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -88,14 +88,11 @@ class _OpenIndex:
     def batches(self, columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
         """Yield `columns` of all rows, some at a time and at least once, checked."""
         names: set[str] = set()
-        num_bytes = 0
-        for batch in storage.iter_parquet(self.source, columns, dictionaries=("location", "shard"), rows=_ROWS_AT_ONCE):
+        options: dict[str, Any] = {"dictionaries": ("location", "shard"), "rows": _ROWS_AT_ONCE}
+        for batch in storage.iter_parquet(self.source, columns, total_bytes=storage.LARGEST_TABLE_BYTES, **options):
             missing = sorted(set(columns or ()) - set(batch.schema.names))
             if missing:
                 raise ConfigError(f"{self.path}: damaged, it has no column {', '.join(missing)}")
-            num_bytes += storage.decoded_bytes(batch)
-            if num_bytes > storage.LARGEST_TABLE_BYTES:
-                raise ValueError(f"decodes to more than {storage.LARGEST_TABLE_BYTES} bytes")
             if "shard" in batch.schema.names:
                 new = set(map(str, batch["shard"].unique().to_pylist())) - names
                 _check_names(self.path, sorted(new))
