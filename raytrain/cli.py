@@ -27,6 +27,7 @@ from raytrain.cluster import code
 from raytrain.command import ClusterCommand, Command, listed, local_folder, or_dash, selection
 from raytrain.command_doctor import Doctor
 from raytrain.command_evaluate import Evaluate, print_scores
+from raytrain.command_review import REVIEW_COMMANDS
 from raytrain.command_score import Score
 from raytrain.command_submit import REQUESTS, VERBS, Submit, check_paths_of_job
 from raytrain.command_train import Train, Weights
@@ -295,6 +296,10 @@ class Demo(ClusterCommand):
         return [self.out]
 
 
+class Review(Command):
+    """Find labels that are wrong, look at them, decide, make new shards, see the effect: `raytrain review --help`."""
+
+
 COMMANDS: dict[str, Callable[..., Command]] = {
     "demo": Demo,
     "synth": Synth,
@@ -306,6 +311,7 @@ COMMANDS: dict[str, Callable[..., Command]] = {
     "score": Score,
     "evaluate": Evaluate,
     "verify": Verify,
+    "review": Review,
     "submit": Submit,
     "doctor": Doctor,
 }
@@ -426,10 +432,14 @@ def _parse(arguments: list[str]) -> Command:
 def _parsed(arguments: list[str]) -> Command:
     """Return the command of a command line; a wrong one is a `ConfigError` in one line; `--help` exits."""
     message = io.StringIO()
+    commands, program, description = COMMANDS, "raytrain", __doc__.splitlines()[0]
+    if arguments[:1] == ["review"]:
+        commands, program, description = REVIEW_COMMANDS, "raytrain review", str(Review.__doc__)
+        arguments = arguments[1:]
     try:
         with contextlib.redirect_stderr(message):
             command = tyro.extras.subcommand_cli_from_dict(
-                COMMANDS, prog="raytrain", description=__doc__.splitlines()[0], args=arguments, config=_TYRO
+                commands, prog=program, description=description, args=arguments, config=_TYRO
             )
     except SystemExit as stop:
         if stop.code in (0, None):

@@ -1,0 +1,36 @@
+"""Decisions of people about labels: what one is. Must not know where they are kept, or what comes of them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, get_args
+
+from pydantic import Field
+
+from raytrain.config import PlainName, Settings
+from raytrain.review.kinds import ErrorKind
+
+Verdict = Literal["accept", "fix", "ignore", "drop", "unsure", "undo"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+
+
+class Decision(Settings):
+    """One entry of the log: who decided when what about which tile; nothing of it ever changes.
+
+    `tile_sha256` is the hash of the tile that was looked at, bands and label. `number` counts the entries of a
+    reviewer, from 1: the later one counts. `mask` is a PNG of 8 bits grey, base64: of a `fix` the whole new label
+    `[H, W]` (0 clear, 1 cloud, 255 ignore), of an `ignore` the region (1) to ignore; None for others. An `undo` takes
+    the decision `undoes` back. `time` is UTC, ISO 8601, with milliseconds and a Z. `kind` is the error suspected then.
+    """
+
+    format_version: Literal[1] = 1
+    decision_id: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    reviewer: PlainName
+    number: Annotated[int, Field(ge=1)]
+    time: str
+    tile_id: PlainName
+    tile_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    verdict: Verdict
+    reason: Annotated[str, Field(max_length=1000)] = ""
+    kind: ErrorKind | None = None
+    mask: str | None = None
+    undoes: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")] | None = None

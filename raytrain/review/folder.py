@@ -1,0 +1,56 @@
+"""What a folder of a review holds: `review.json` says of which shards and predictions, the rest lies beside it.
+
+Must not know what a ranking or a decision is made of.
+"""
+
+from __future__ import annotations
+
+from raytrain import __version__, storage
+from raytrain.config import Settings, parse
+from raytrain.errors import ConfigError
+
+REVIEW_FILE = "review.json"
+RANKING = "ranking.parquet"
+"""Labelled tiles, the most suspicious first."""
+UNLABELLED = "unlabelled.parquet"
+"""Tiles and scenes without a label, those most worth one first."""
+DECISIONS = "decisions"
+"""The folder of the log of decisions: `<reviewer>/<decision_id>.json`."""
+FORMAT_VERSION = 1
+
+
+class Review(Settings):
+    """What was ranked: the shards, and the predictions that their labels were held against.
+
+    `shards_digest` is that of `tiles.reader.shards_digest`; `scoring_digest` that of what the predictions were made
+    with. `threshold` is the probability from which a pixel is predicted cloud. `bands` are those of the shards.
+    """
+
+    format_version: int = FORMAT_VERSION
+    shards: str
+    shards_digest: str
+    predictions: str
+    scoring_digest: str
+    threshold: float
+    bands: tuple[str, ...]
+    num_labelled: int
+    num_unlabelled: int
+    raytrain_version: str = __version__
+
+
+def read_review(uri: str) -> Review:
+    """Return what the folder `uri` is a review of; raise `ConfigError` where it is none."""
+    path = storage.join(uri, REVIEW_FILE)
+    try:
+        values = storage.read_json(path)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file, so no finished ranking; make it with raytrain review rank") from error
+    if values.get("format_version") != FORMAT_VERSION:
+        found = values.get("format_version")
+        raise ConfigError(f"{path}: a review of format version {found}; this raytrain reads {FORMAT_VERSION}")
+    return parse(Review, values, path)
+
+
+def write_review(uri: str, review: Review) -> None:
+    """Write `review.json`, which makes the ranking whole: after all that lies beside it."""
+    storage.write_bytes(storage.join(uri, REVIEW_FILE), f"{review.model_dump_json(indent=1)}\n".encode())
