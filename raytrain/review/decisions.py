@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from datetime import datetime
+from typing import Annotated, Literal, Self, get_args
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raytrain.config import PlainName, Settings
 from raytrain.review.kinds import ErrorKind
 
 Verdict = Literal["accept", "fix", "ignore", "drop", "unsure", "undo"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+WITH_MASK: tuple[Verdict, ...] = ("fix", "ignore")
+TIME = r"^\d{4}-[01]\d-[0-3]\dT[0-2]\d:[0-5]\d:[0-5]\d\.\d{3}Z$"
 
 
 class Decision(Settings):
@@ -26,7 +29,7 @@ class Decision(Settings):
     decision_id: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
     reviewer: PlainName
     number: Annotated[int, Field(ge=1)]
-    time: str
+    time: Annotated[str, Field(pattern=TIME)]
     tile_id: PlainName
     tile_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     verdict: Verdict
@@ -34,3 +37,12 @@ class Decision(Settings):
     kind: ErrorKind | None = None
     mask: str | None = None
     undoes: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")] | None = None
+
+    @model_validator(mode="after")
+    def _has_what_its_verdict_needs(self) -> Self:
+        datetime.fromisoformat(self.time)  # there is no month 13
+        if (self.mask is not None) != (self.verdict in WITH_MASK):
+            raise ValueError(f"mask is given with {' or '.join(WITH_MASK)}, and only with them, not {self.verdict}")
+        if (self.undoes is not None) != (self.verdict == "undo"):
+            raise ValueError(f"undoes is given with undo, and only with it, not {self.verdict}")
+        return self
