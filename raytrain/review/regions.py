@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from raytrain.errors import DataError, first_line
+from raytrain.imagery.rasters import LABEL_CLEAR, LABEL_CLOUD, LABEL_IGNORE
 from raytrain.review.decisions import Decision
 
-LABEL_VALUES = (0, 1, 255)
+LABEL_VALUES = (LABEL_CLEAR, LABEL_CLOUD, LABEL_IGNORE)
 """Of the mask of a `fix`: clear, cloud, ignore."""
 REGION_VALUES = (0, 1)
 """Of the mask of an `ignore`: 1 is to be ignored."""
@@ -85,6 +86,28 @@ def mask_of(decision: Decision, shape: tuple[int, int]) -> NDArray[np.uint8]:
         return decode_mask(decision.mask, shape, LABEL_VALUES if decision.verdict == "fix" else REGION_VALUES)
     except BadMask as error:
         raise DataError(name_of(decision), f"its mask can't be used: {error}") from error
+
+
+def label_after(
+    decision: Decision, label_HW: NDArray[np.uint8] | None, valid_HW: NDArray[np.bool_]
+) -> NDArray[np.uint8] | None:
+    """Return the label `[H, W] uint8` that a tile has by a decision, of `label_HW`, its label now (None without one).
+
+    Pixels without data, which `valid_HW` says, are 255 in the label of a `fix`, whatever was painted there. Raises
+    `DataError`, which names the decision, where its mask is none of this tile, or there is no label to ignore parts of.
+    """
+    if decision.verdict == "fix":
+        return np.where(valid_HW, mask_of(decision, _shape(valid_HW)), np.uint8(LABEL_IGNORE))
+    if decision.verdict != "ignore":
+        return label_HW
+    if label_HW is None:
+        raise DataError(name_of(decision), "the tile has no label to ignore a part of")
+    return np.where(mask_of(decision, _shape(valid_HW)) == 1, np.uint8(LABEL_IGNORE), label_HW)
+
+
+def _shape(array_HW: NDArray[Any]) -> tuple[int, int]:
+    height, width = array_HW.shape
+    return height, width
 
 
 def name_of(decision: Decision) -> str:
