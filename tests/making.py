@@ -22,7 +22,8 @@ from raytrain.scoring.manifest import write_manifest as write_ensemble
 from raytrain.tiles.archive import Chip, open_archive
 from raytrain.tiles.folds import assign_folds
 from raytrain.tiles.format import ShardWriter, Tile, index_schema
-from raytrain.tiles.ingest import ShardPart, ShardWork, standing_at, write_index, write_manifest, write_shard
+from raytrain.tiles.ingest import ShardWork, write_manifest, write_shard
+from raytrain.tiles.parts import ShardPart, standing_at, write_index
 from raytrain.training.checkpoint_files import read_checkpoint
 from raytrain.training.checkpoints import TrainingState, restore_state, take_snapshot, write_checkpoint
 from raytrain.training.models import build_model

@@ -22,19 +22,8 @@ from raytrain.errors import ConfigError, DataError, WorkNotFinished
 from raytrain.imagery.baseline import doubt
 from raytrain.tiles.archive import Chip, ChipArchive, open_archive
 from raytrain.tiles.folds import assign_folds
-from raytrain.tiles.ingest import (
-    ShardPart,
-    ShardWork,
-    Standing,
-    check_shard,
-    chip_facts,
-    discard,
-    remove_parts,
-    standing_at,
-    write_index,
-    write_manifest,
-    write_shard,
-)
+from raytrain.tiles.ingest import ShardWork, check_shard, chip_facts, write_manifest, write_shard
+from raytrain.tiles.parts import ShardPart, Standing, discard, remove_parts, standing_at, write_index
 from raytrain.tiles.reader import MANIFEST, read_manifest
 from raytrain.tiles.selection import Selection, select_chips
 
@@ -130,7 +119,7 @@ def _write(
         discard(job.dst)
         return ShardReport(None, problems, was_done=False)
     totals = write_index(job.dst, job.settings.bands, parts)
-    num_dark = sum(part.num_dark for part in parts)
+    num_dark = sum(part.facts["num_dark"] for part in parts)
     source |= {"num_dark": num_dark, "doubt": doubt(num_dark, totals["num_tiles"], job.settings.baseline)}
     manifest = write_manifest(job.dst, job.settings, source, parts, problems, totals)
     return ShardReport(manifest, problems, was_done=False, nodes=frozenset(node for _, node in results))

@@ -21,7 +21,7 @@ from raytrain.scoring.records import Output
 from raytrain.scoring.verify import LedgerRead, unknown_outputs, verify_outputs
 from raytrain.tiles.reader import MANIFEST
 from raytrain.tiles.reader import read_manifest as read_shards
-from raytrain.tiles.verify import unknown_files, verify_index, verify_shard
+from raytrain.tiles.verify import unknown_files, verify_beside, verify_index, verify_shard
 
 OnProgress = Callable[[int, int], None]
 RECORDS_PER_TASK = 64
@@ -66,13 +66,18 @@ def verify(job: VerifyJob, cluster: session.Cluster, on_progress: OnProgress | N
 def _verify_shards(uri: str, cluster: session.Cluster, on_progress: OnProgress | None) -> VerifyReport:
     manifest = read_shards(uri)
     records: list[dict[str, Any]] = manifest["shards"]
-    differences = unknown_files(uri, [record["name"] for record in records]) + verify_index(uri, manifest["index"])
+    beside: list[dict[str, Any]] = manifest["beside"]
+    differences = unknown_files(uri, [record["name"] for record in [*records, *beside]])
+    differences += verify_index(uri, manifest["index"])
+    for record in beside:
+        differences += verify_beside(uri, record)
     with session.joined(cluster, [uri]):
         work = (_Work(uri, record) for record in records)
         for found in run_tasks(_verify_shard, work, len(records), on_progress):
             differences += found
-    size = sum(record["bytes"] for record in [*records, manifest["index"]])
-    return VerifyReport("shards", len(records) + 1, size, differences)
+    others = [manifest["index"], *beside]
+    size = sum(record["bytes"] for record in [*records, *others])
+    return VerifyReport("shards", len(records) + len(others), size, differences)
 
 
 def _verify_shard(work: _Work) -> list[DataError]:

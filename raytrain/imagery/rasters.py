@@ -371,6 +371,12 @@ def read_label(name: str, data: bytes, chip: Raster) -> NDArray[np.uint8]:
     return pixels.astype(np.uint8)
 
 
+def cloud_fraction(label: NDArray[np.uint8]) -> float | None:
+    """Return the share of cloud in the pixels of a label that are not ignored; None where all of them are."""
+    known = label != LABEL_IGNORE
+    return float((label == LABEL_CLOUD).sum() / known.sum()) if known.any() else None
+
+
 def _size(pixels: NDArray[Any]) -> str:
     return f"{pixels.shape[1]} x {pixels.shape[0]}"
 

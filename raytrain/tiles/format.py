@@ -190,7 +190,10 @@ class ShardWriter:
             "label": None if tile.label is None else encode_cell(tile.label, self._encoding),
             **{band: encode_cell(tile.bands[band], self._encoding) for band in self._bands},
         }
-        row = row_of(tile)
+        self.add_encoded(row_of(tile), cells)
+
+    def add_encoded(self, row: dict[str, Any], cells: Mapping[str, bytes | None]) -> None:
+        """Append a tile whose cells are encoded already, as a shard of this encoding has them; `row` is `row_of` it."""
         table = pa.Table.from_pylist([{**row, **cells}], schema=self._schema)
         self._writer.write_table(table, row_group_size=1)
         self._rows.append(row)

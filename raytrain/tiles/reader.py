@@ -37,7 +37,10 @@ _logger = logging.getLogger(__name__)
 
 
 def read_manifest(uri: str) -> dict[str, Any]:
-    """Return the manifest of the shards at `uri`; raise `ConfigError` where there is none or of another version."""
+    """Return the manifest of the shards at `uri`; raise `ConfigError` where there is none or of another version.
+
+    `beside` are the files that lie beside the index, none where it has no word of them.
+    """
     try:
         manifest = storage.read_json(storage.join(uri, MANIFEST))
     except FileNotFoundError as error:
@@ -50,8 +53,9 @@ def read_manifest(uri: str) -> dict[str, Any]:
         raise ConfigError(
             f"{uri}: {MANIFEST} is damaged, or of an older raytrain: it has no {', '.join(sorted(missing))}"
         )
+    manifest.setdefault("beside", [])
     try:
-        names = [str(record["name"]) for record in manifest["shards"]]
+        names = [str(record["name"]) for record in [*manifest["shards"], *manifest["beside"]]]
     except (TypeError, LookupError) as error:
         raise ConfigError(f"{uri}: {MANIFEST} is damaged: its shards have no names") from error
     _check_names(storage.join(uri, MANIFEST), names)

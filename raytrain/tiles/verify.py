@@ -33,6 +33,13 @@ def verify_index(uri: str, record: dict[str, Any]) -> list[DataError]:
     return [] if difference is None else [DataError(index, difference)]
 
 
+def verify_beside(uri: str, record: dict[str, Any]) -> list[DataError]:
+    """Return what is wrong with the file of `record`, which the manifest of the shards at `uri` names beside them."""
+    file = storage.join(uri, record["name"])
+    difference, _ = _difference(file, record)
+    return [] if difference is None else [DataError(file, difference)]
+
+
 def unknown_files(uri: str, known: Iterable[str]) -> list[DataError]:
     """Return the Parquet files at `uri` that the manifest does not name."""
     names = {*known, INDEX}

@@ -61,7 +61,7 @@ def make_index(folder: Path, count: int) -> None:
     import pyarrow.parquet as pq
 
     from raytrain.tiles.format import index_schema
-    from raytrain.tiles.ingest import ROWS_AT_ONCE
+    from raytrain.tiles.parts import ROWS_AT_ONCE
 
     schema = index_schema(BANDS)
     with pq.ParquetWriter(folder / "index.parquet", schema, compression="zstd") as writer:

@@ -31,8 +31,8 @@ from raytrain.scoring.perform import perform
 from raytrain.scoring.units import Unit
 from raytrain.scoring.verify import unknown_outputs, verify_outputs
 from raytrain.scoring.work import Work
-from raytrain.tiles.ingest import remove_parts
 from raytrain.tiles.order import Position
+from raytrain.tiles.parts import remove_parts
 from raytrain.tiles.reader import TileReader
 from raytrain.tiles.reader import read_manifest as read_shards
 from raytrain.tiles.verify import unknown_files, verify_index, verify_shard

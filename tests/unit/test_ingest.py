@@ -17,10 +17,11 @@ from raytrain import storage
 from raytrain.config import ShardSettings
 from raytrain.errors import ConfigError, DataError, WorkNotFinished
 from raytrain.imagery.baseline import doubt, is_dark, to_reflectance
-from raytrain.tiles import ingest
+from raytrain.tiles import parts
 from raytrain.tiles.archive import open_archive
 from raytrain.tiles.folds import assign_folds
-from raytrain.tiles.ingest import ShardWork, read_tile, remove_parts, standing_at, write_shard
+from raytrain.tiles.ingest import ShardWork, read_tile, write_shard
+from raytrain.tiles.parts import remove_parts, standing_at
 from raytrain.tiles.reader import TileReader
 from raytrain.tiles.verify import unknown_files, verify_index, verify_shard
 from tests.making import BANDS, finish, make_tile, plan_chips, shard_chips, write_tiles
@@ -113,6 +114,24 @@ def test_chip_that_changed_meanwhile_is_read_again_and_the_others_are_not(own_ch
     assert (found != 0).any()
 
 
+def test_shard_of_other_work_that_was_cut_off_before_its_part_is_not_taken_for_the_first_ones(
+    chips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Raw cells: shards of the same tiles with other values have the same size."""
+    first = ShardSettings(folds="3", cell_encoding="raw")
+    write_shard(plan_chips(chips, tmp_path, first)[0])
+    whole = (tmp_path / "shard-00000.parquet").read_bytes()
+    other = plan_chips(chips, tmp_path, ShardSettings(folds="3", cell_encoding="raw", baseline="from-04.00"))[0]
+    monkeypatch.setattr(parts, "_write_part", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        write_shard(other)
+    monkeypatch.undo()
+    between = (tmp_path / "shard-00000.parquet").read_bytes()
+    assert (len(between), between == whole) == (len(whole), False)
+    write_shard(plan_chips(chips, tmp_path, first)[0])
+    assert (tmp_path / "shard-00000.parquet").read_bytes() == whole
+
+
 def test_files_of_others_are_neither_taken_nor_removed(tmp_path: Path) -> None:
     (tmp_path / "shard-00000.parquet").write_bytes(b"a table of somebody else")
     with pytest.raises(ConfigError, match=r"holds a shard-00000\.parquet that raytrain did not write"):
@@ -132,7 +151,7 @@ def test_parts_of_another_run_at_the_same_place_are_not_taken_for_this_ones(chip
     other = ShardSettings(folds="3", tiles_per_shard=4, baseline="from-04.00")
     parts = [write_shard(work) for work in plan_chips(chips, tmp_path, SETTINGS)]
     write_shard(plan_chips(chips, tmp_path, other)[1])
-    with pytest.raises(WorkNotFinished, match="another raytrain shard works here"):
+    with pytest.raises(WorkNotFinished, match="another raytrain works here"):
         finish(tmp_path, SETTINGS, parts)
     assert not (tmp_path / "manifest.json").exists()
 
@@ -169,7 +188,7 @@ def test_list_of_chips_takes_less_than_500_bytes_a_tile(monkeypatch: pytest.Monk
 def test_index_of_many_parts_is_that_of_one(
     tmp_path: Path, whole: Path, chips: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ingest, "ROWS_AT_ONCE", 5)
+    monkeypatch.setattr(parts, "ROWS_AT_ONCE", 5)
     shard_chips(chips, tmp_path / "shards", SETTINGS)
     one, other = (pq.read_table(folder / "index.parquet") for folder in (whole, tmp_path / "shards"))
     assert one.equals(other)
