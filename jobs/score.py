@@ -1,4 +1,4 @@
-"""Score chips or scenes with an ensemble, as a Ray job: `ray job submit --working-dir . -- python jobs/score.py ...`.
+"""Score chips, scenes or shards, as a Ray job: `ray job submit --working-dir . -- python jobs/score.py ...`.
 
 The options are those of `raytrain score`; it runs on the cluster that runs the job.
 """

@@ -12,25 +12,31 @@ from raytrain.config import ScoreSettings, change, parse_changes
 from raytrain.console import Narrator, print_table
 from raytrain.errors import EXIT_DATA_WRONG, EXIT_DONE, EXIT_NOT_FINISHED, ConfigError
 
+OUT_OF_FOLD_LAYERS = {"probability": "uint8", "disagreement": "uint8"}
+"""What people who review labels look at, beside the mask."""
+
 
 class Score(ClusterCommand):
-    """Score chips or scenes with an ensemble: masks of clouds, a catalogue of them, a ledger that makes it go on."""
+    """Score chips, scenes or shards: masks of clouds by an ensemble, a catalogue, a ledger that makes it go on."""
 
     src: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
     """Chips in the challenge's layout; scenes: SRC/scenes/<id>.tif, SRC/<id>.tif or SRC/<id>/<band>.tif; a STAC item,
-    item collection, collection or search; a list of URIs (.txt, .csv, .parquet)."""
+    item collection, collection or search; a list of URIs (.txt, .csv, .parquet); a folder of finished tile shards."""
     dst: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
     """Where the masks go: DST/<id>.tif."""
     ensemble: str
     """The folder of ensemble.json, or the file."""
     fold: str | None = None
     """Score with the nets of this fold, or with `all`; by default with the lowest."""
+    out_of_fold: bool = False
+    """Of shards: score each tile with the nets that never saw its location (those of its fold; train --fold all). Then
+    probability and disagreement are written, too, as uint8, unless --set says otherwise."""
     where: tuple[str, ...] = ()
     """COLUMN=VALUE filters on --metadata: only these chips."""
     metadata: str | None = None
     """CSV with chip_id and the columns of --where."""
     max_failures: int | None = None
-    """Stop when more than this many chips or scenes can't be scored."""
+    """Stop when more than this many chips, tiles or scenes can't be scored."""
     datetime: str | None = None
     """The date (ISO 8601, UTC) of scenes that have none."""
     plan: bool = False
@@ -44,13 +50,15 @@ class Score(ClusterCommand):
 
         if self.fold is not None and not (self.fold.isdecimal() or self.fold == "all"):
             raise ConfigError(f"--fold: expected a number or all, found {self.fold!r}")
+        layers = OUT_OF_FOLD_LAYERS if self.out_of_fold else {}
         dated = {"datetime": self.datetime} if self.datetime is not None else {}
         job = ScoreJob(
             src=storage.normalise(self.src),
             dst=storage.normalise(self.dst),
             ensemble=storage.normalise(self.ensemble),
             fold=int(self.fold) if self.fold and self.fold.isdecimal() else self.fold,
-            settings=change(ScoreSettings(), {**parse_changes(self.set), **dated}),
+            out_of_fold=self.out_of_fold,
+            settings=change(ScoreSettings(), {**layers, **parse_changes(self.set), **dated}),
             selection=selection(self.where, self.metadata),
             max_failures=self.max_failures,
         )

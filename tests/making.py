@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -24,6 +25,7 @@ from raytrain.tiles.folds import assign_folds
 from raytrain.tiles.format import ShardWriter, Tile, index_schema
 from raytrain.tiles.ingest import ShardWork, write_manifest, write_shard
 from raytrain.tiles.parts import ShardPart, standing_at, write_index
+from raytrain.tiles.reader import read_manifest, shards_digest
 from raytrain.training.checkpoint_files import read_checkpoint
 from raytrain.training.checkpoints import TrainingState, restore_state, take_snapshot, write_checkpoint
 from raytrain.training.models import build_model
@@ -119,21 +121,30 @@ def restore_from(folder: Path, state: TrainingState, settings: MemberSettings) -
 
 
 def make_ensemble(
-    folder: Path, names: Sequence[str] = ("small-byob-3b", "small-effnet-4b-20k"), **changes: object
+    folder: Path,
+    names: Sequence[str] = ("small-byob-3b", "small-effnet-4b-20k"),
+    folds: Sequence[int] = (0,),
+    shards: str | None = None,
+    **changes: object,
 ) -> str:
-    """Write an ensemble of small members with random weights, always the same ones, and return its URI."""
+    """Write an ensemble of small members with random weights, always the same ones, and return its URI.
+
+    It says of itself that it was trained on `shards`, by default on some that are nowhere.
+    """
     torch.manual_seed(0)
     trained = []
-    for settings in members(tuple(names)):
+    for fold, settings in itertools.product(folds, members(tuple(names))):
         member = change(settings, {"decoder_channels": [8, 8, 8, 4, 4], **changes})
         net = build_model(member, with_encoder_weights=False)
-        key = f"{member.name}-fold0/weights.safetensors"
+        key = f"{member.name}-fold{fold}/weights.safetensors"
         (folder / key).parent.mkdir(parents=True, exist_ok=True)
         save_file(net.state_dict(), folder / key)
         sha256 = storage.sha256_of((folder / key).read_bytes())
         trained.append(
-            TrainedMember(name=member.name, fold=0, weights=key, sha256=sha256, settings=member, score=None, epoch=1)
+            TrainedMember(name=member.name, fold=fold, weights=key, sha256=sha256, settings=member, score=None, epoch=1)
         )
-    manifest = EnsembleManifest(raytrain_version="0", shards="s", shards_digest="d", members=tuple(trained))
+    digest = "d" if shards is None else shards_digest(read_manifest(shards))
+    trained_on = {"shards": shards or "s", "shards_digest": digest}
+    manifest = EnsembleManifest(raytrain_version="0", members=tuple(trained), **trained_on)
     write_ensemble(str(folder), manifest)
     return str(folder)

@@ -24,7 +24,7 @@ from raytrain.cluster.pool import UNITS_IN_FLIGHT, Pool
 from raytrain.cluster.room import actors_at_once, cpus_each, has_gpus, resources_of
 from raytrain.cluster.scorer import Scorer
 from raytrain.config import ScoreSettings, Settings
-from raytrain.errors import DataError, RaytrainError, StoreOutOfReach, WorkNotFinished, first_line
+from raytrain.errors import ConfigError, DataError, RaytrainError, StoreOutOfReach, WorkNotFinished, first_line
 from raytrain.scoring import ledger
 from raytrain.scoring.catalogue import is_catalogue_whole
 from raytrain.scoring.destination import REPORT_PAGE, Scoring, check_destination, check_source, claim_destination
@@ -32,8 +32,9 @@ from raytrain.scoring.manifest import EnsembleManifest, check_names_differ, memb
 from raytrain.scoring.pace import Rate
 from raytrain.scoring.partials import remove_partials
 from raytrain.scoring.plan import Plan, is_started, read_parts, start, write_plan
-from raytrain.scoring.planning import Listing
+from raytrain.scoring.planning import Listing, holds_shards
 from raytrain.scoring.schedule import Casualty, Schedule
+from raytrain.scoring.unseen import find_unseen, of_folds
 from raytrain.tiles.selection import Selection
 
 _logger = logging.getLogger(__name__)
@@ -42,13 +43,15 @@ _logger = logging.getLogger(__name__)
 class ScoreJob(Settings):
     """What to score with which ensemble, where to; `fold` is a number, `all`, or None for the lowest.
 
-    The work stops when more than `max_failures` items can't be scored; None stops for none.
+    `out_of_fold` is for shards: each tile is scored by the nets that never saw its location. The work stops when more
+    than `max_failures` items can't be scored; None stops for none.
     """
 
     src: str
     dst: str
     ensemble: str
     fold: int | str | None = None
+    out_of_fold: bool = False
     settings: ScoreSettings = ScoreSettings()
     selection: Selection = Selection()
     max_failures: int | None = None
@@ -88,7 +91,7 @@ def score(job: ScoreJob, cluster: session.Cluster, on_progress: OnProgress | Non
             stack.enter_context(joined)
         ledger.compact(job.dst)
         known = ledger.Known(job.dst, scoring.digest(), ledger.standing_at(job.dst))
-        listing = Listing(job.src, job.dst, manifest.bands, job.settings, job.selection, known)
+        listing = listing_of(job, manifest, known)
         is_open, run = is_started(job.dst), uuid.uuid4().hex[:8]
         plan = _plan(job, scoring, listing, run)
         schedule = Schedule(read_parts(job.dst, plan), plan.num_units, job.max_failures)
@@ -185,11 +188,41 @@ def _run(job: ScoreJob, scoring: Scoring, manifest: EnsembleManifest, schedule: 
 
 def scoring_of(job: ScoreJob) -> tuple[EnsembleManifest, Scoring]:
     """Return the nets that score, and what all outputs are made with."""
-    manifest = read_manifest(job.ensemble).of_fold(job.fold)
-    names = member_names(manifest.members)
-    if job.settings.members != "none":
-        check_names_differ(names)
-    return manifest, Scoring(ensemble=manifest.nets_digest(), members=names, settings=job.settings)
+    if job.out_of_fold and job.fold is not None:
+        raise ConfigError(
+            f"--out-of-fold takes for each tile the nets that never saw its location, --fold {job.fold} the same for "
+            "all; leave one of the two out"
+        )
+    whole = read_manifest(job.ensemble)
+    if job.out_of_fold:
+        manifest = of_folds(whole)
+        names = tuple(dict.fromkeys(member.name for member in manifest.members))  # a tile has a net of each
+    else:
+        manifest = whole.of_fold(job.fold)
+        names = member_names(manifest.members)
+        if job.settings.members != "none":
+            check_names_differ(names)
+    scoring = Scoring(
+        ensemble=manifest.nets_digest(), members=names, settings=job.settings, out_of_fold=job.out_of_fold
+    )
+    return manifest, scoring
+
+
+def listing_of(job: ScoreJob, manifest: EnsembleManifest, known: ledger.Known) -> Listing:
+    """Return the listing of what `job` scores with the nets of `manifest`; raise `ConfigError` as `find_unseen` does.
+
+    That is raised for chips and scenes out of fold, too: no index knows their locations.
+    """
+    unseen = None
+    if job.out_of_fold:
+        if not holds_shards(job.src):
+            raise ConfigError(
+                f"{storage.shown(job.src)}: --out-of-fold is for finished tile shards (a folder with manifest.json and "
+                "index.parquet, as raytrain shard makes it), whose locations are known; for chips and scenes leave it "
+                "out, or choose a --fold"
+            )
+        unseen = find_unseen(job.src, manifest)
+    return Listing(job.src, job.dst, manifest.bands, job.settings, job.selection, known, unseen)
 
 
 def start_actor(job: ScoreJob, scoring: Scoring, manifest: EnsembleManifest, *, use_gpu: bool) -> Any:

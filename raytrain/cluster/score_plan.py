@@ -13,14 +13,14 @@ from raytrain import storage
 from raytrain.cluster import growth, session
 from raytrain.cluster.pool import UNITS_IN_FLIGHT
 from raytrain.cluster.room import actors_at_once, has_gpus
-from raytrain.cluster.score import ScoreJob, scoring_of, start_actor
+from raytrain.cluster.score import ScoreJob, listing_of, scoring_of, start_actor
 from raytrain.errors import ConfigError, DataError, StoreOutOfReach, first_line
 from raytrain.imagery.rasters import is_jp2
 from raytrain.imagery.scene_reader import open_scene
 from raytrain.scoring import ledger
 from raytrain.scoring.destination import check_destination
 from raytrain.scoring.estimate import Calibration, Sample, disk_bytes, hours_of, unit_bytes, windows_of, worker_bytes
-from raytrain.scoring.planning import Listing
+from raytrain.scoring.open_shards import OpenShards
 from raytrain.scoring.units import ChipSource, Unit, blocks_of
 from raytrain.scoring.work import layers_of
 from raytrain.tiles.archive import read_chip
@@ -78,12 +78,12 @@ def plan_score(job: ScoreJob, cluster: session.Cluster) -> ScorePlan:
     check_destination(job.dst, scoring, (name for name, _ in storage.walk(job.dst)))
     with session.joined(cluster, [job.src, job.dst, job.ensemble]):
         known = ledger.Known(job.dst, scoring.digest(), ledger.standing_at(job.dst))
-        listing = Listing(job.src, job.dst, manifest.bands, job.settings, job.selection, known)
-        chosen = _Sampler()
+        listing = listing_of(job, manifest, known)
+        chosen, opened = _Sampler(), OpenShards()
         for unit in listing.units():
             chosen.add(unit)
         with ThreadPoolExecutor(SAMPLES) as pool:
-            looked = list(pool.map(lambda item: _look(item, job, manifest.bands), chosen.items))
+            looked = list(pool.map(lambda item: _look(item, job, manifest.bands, opened), chosen.items))
         samples = _readable(looked)
         with growth.asked_for(1, use_gpu=has_gpus()):
             calibration = _calibrate(job, scoring, manifest)
@@ -93,7 +93,7 @@ def plan_score(job: ScoreJob, cluster: session.Cluster) -> ScorePlan:
     pixels = sum(each.height * each.width for each in samples) * share
     windows = sum(windows_of(each.height, each.width, job.settings) for each in samples) * share
     blocks = sum(len(blocks_of(each.height, each.width, job.settings.block_px)) for each in samples) * share
-    num_units = chosen.num_units if chosen.of_chips else round(blocks)
+    num_units = chosen.num_units if chosen.of_small else round(blocks)
     largest = max((unit_bytes(each, len(manifest.bands), layers, job.settings) for each in samples), default=0)
     return ScorePlan(
         num_items=listing.num_items,
@@ -103,7 +103,7 @@ def plan_score(job: ScoreJob, cluster: session.Cluster) -> ScorePlan:
         megapixels=pixels / 1e6,
         bytes_to_read=round(sum(each.num_bytes for each in samples) * share),
         bytes_to_write=round(sum(layers.temporary_bytes(each.height, each.width) for each in samples) * share),
-        memory_per_worker=worker_bytes(calibration, largest, UNITS_IN_FLIGHT),
+        memory_per_worker=worker_bytes(calibration, largest, UNITS_IN_FLIGHT, opened.index_bytes),
         disk_per_worker=UNITS_IN_FLIGHT * max((disk_bytes(each, layers) for each in samples), default=0),
         workers=workers,
         window_s=calibration.window_s,
@@ -118,14 +118,14 @@ class _Sampler:
     def __init__(self) -> None:
         self.items: list[ChipSource | Unit] = []
         self.num_items = self.num_units = 0
-        self.of_chips = False
+        self.of_small = False
         self._every = 1
 
     def add(self, unit: Unit) -> None:
         """Count a unit."""
         self.num_units += 1
-        self.of_chips = unit.kind == "chips"
-        for item in unit.chips or (unit,):
+        self.of_small = unit.kind in ("chips", "tiles")
+        for item in unit.chips or unit.of_one_item():
             if self.num_items % self._every == 0:
                 self.items.append(item)
             self.num_items += 1
@@ -145,14 +145,20 @@ def _readable(looked: Sequence[Sample | DataError | StoreOutOfReach]) -> list[Sa
     return samples
 
 
-def _look(item: ChipSource | Unit, job: ScoreJob, bands: tuple[str, ...]) -> Sample | DataError | StoreOutOfReach:
+def _look(
+    item: ChipSource | Unit, job: ScoreJob, bands: tuple[str, ...], opened: OpenShards
+) -> Sample | DataError | StoreOutOfReach:
     """Return the size of an item, or what is wrong with it, or that its store is away, which says nothing of it."""
     try:
         if isinstance(item, ChipSource):
             chip = read_chip(item.chip_id, item.files)
             size = sum(storage.size_of(uri) for uri in item.files.values())
             height, width = chip.valid.shape
-            return Sample(height, width, size, is_chip=True)
+            return Sample(height, width, size, is_small=True)
+        if item.shards is not None:
+            tiles, (tile,) = opened.reader(item.shards), item.tiles
+            height, width = tiles.read(tile.position)[0].shape[1:]
+            return Sample(height, width, tiles.stored_bytes(tile.position), is_small=True)
         assert item.scene is not None, "a unit of scenes"
         sizes = {uri: storage.size_of(uri) for uri in {file.uri for file in item.scene.files.values()}}
         remote = [uri for uri in sizes if not storage.is_local(uri)]

@@ -1,7 +1,11 @@
-"""An actor that scores: it loads the ensemble once and does units, some at a time. The driver makes and feeds it."""
+"""An actor that scores: it loads the ensemble once and does units, some at a time. The driver makes and feeds it.
+
+Out of fold it loads the nets of a fold when a unit needs them, and holds those of few folds.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
@@ -15,11 +19,13 @@ from raytrain.cluster import code, metrics
 from raytrain.config import parse
 from raytrain.errors import ConfigError, DataError, first_line
 from raytrain.scoring.destination import Scoring
+from raytrain.scoring.fold_nets import FOLDS_HELD, FoldNets
 from raytrain.scoring.manifest import EnsembleManifest
 from raytrain.scoring.units import Answer, Unit
 from raytrain.storage.temporary import remove_folders_of_the_dead
 
 if TYPE_CHECKING:  # it imports torch
+    from raytrain.scoring.ensemble import Ensemble
     from raytrain.scoring.work import Work
 
 
@@ -38,30 +44,52 @@ class Scorer:
         # Here, since torch and timm take seconds to import and the driver does without.
         import torch
 
-        from raytrain.scoring.ensemble import Ensemble, use_threads
-        from raytrain.scoring.work import Work
+        from raytrain.scoring.ensemble import Ensemble, NetThreads, use_threads
+        from raytrain.scoring.open_shards import OpenShards
 
         logs.begin_worker()
         remove_folders_of_the_dead()
         loaded = parse(EnsembleManifest, manifest)
-        settings = parse(Scoring, scoring).settings
+        self._destination, self._scoring, self._shards = destination, parse(Scoring, scoring), OpenShards()
+        settings = self._scoring.settings
         use_threads(settings.threads)
         device = torch.device("cuda" if use_gpu else "cpu")
         asked = {"disagreement": settings.disagreement != "none", "member_maps": settings.members != "none"}
+        threads = NetThreads(settings, device)
+
+        def load(fold: int | None) -> Ensemble:
+            of_fold = loaded if fold is None else loaded.of_fold(fold)
+            return Ensemble.load(ensemble, of_fold, settings, device, threads=threads, **asked)
+
+        self._nets = FoldNets(load)
+        self._folds = sorted({each.fold for each in loaded.members if each.fold is not None})
+        self._device = device
         self._mistake = ""
         try:
-            with metrics.stores_watched():
-                nets = Ensemble.load(ensemble, loaded, settings, device, **asked)
-            self._work = Work(destination, parse(Scoring, scoring), nets)
+            with metrics.stores_watched(), self._nets.of(self._first_folds[0]):
+                pass  # the first unit will most likely need them
         except (ConfigError, DataError) as error:
             self._mistake = str(error)  # anything else, as a store out of reach, ends this actor: another one is tried
+
+    @property
+    def _first_folds(self) -> list[int | None]:
+        """The folds whose nets the first units need, as many as are held; [None] where one set of nets scores all."""
+        return [*self._folds[:FOLDS_HELD]] if self._scoring.out_of_fold else [None]
+
+    def _work(self, nets: Ensemble) -> Work:
+        from raytrain.scoring.work import Work
+
+        return Work(self._destination, self._scoring, nets, self._shards)
 
     def ready(self) -> tuple[str, dict[str, Any]]:
         """Return what keeps this actor from work, or an empty text, and where and by what it computes."""
         if self._mistake:
             return self._mistake, {}
+        from raytrain.scoring.devices import device_record
+
+        computed_with = device_record(self._scoring.settings, self._device)
         program = {"code": code.digest()[:12]}
-        return "", {"host": socket.gethostname(), "pid": os.getpid(), **program, **self._work.nets.device_record()}
+        return "", {"host": socket.gethostname(), "pid": os.getpid(), **program, **computed_with}
 
     def perform(self, unit: str) -> tuple[str, str]:
         """Return the answer of a unit as JSON and an empty text, or an empty text and why the unit failed."""
@@ -71,7 +99,8 @@ class Scorer:
         with logs.about(unit=asked.unit_id), metrics.stores_watched():
             _logger.info("unit begins, %d items", len(asked.item_ids), extra=logs.fields(event="unit begins"))
             try:
-                answer: Answer = perform(asked, self._work)
+                with self._nets.of(asked.fold) as nets:
+                    answer: Answer = perform(asked, self._work(nets))
             except Exception as error:  # a unit's bulkhead: the others go on, the driver tries it again
                 _logger.warning("unit %s failed", asked.unit_id, exc_info=True, extra=logs.fields(event="unit failed"))
                 return "", f"{type(error).__name__}: {first_line(error)}"
@@ -80,8 +109,14 @@ class Scorer:
             return answer.model_dump_json(), ""
 
     def calibrate(self) -> tuple[float, int]:
-        """Return the seconds that a window takes, and the memory of this process with some computed."""
-        return calibrate(self._work)
+        """Return the seconds that a window takes, and the memory of this process with some computed.
+
+        Out of fold, the nets of as many folds are loaded as are held at most.
+        """
+        with contextlib.ExitStack() as stack:
+            held = [stack.enter_context(self._nets.of(fold)) for fold in self._first_folds]
+            found = [calibrate(self._work(nets)) for nets in held]
+        return max(window_s for window_s, _ in found), max(peak_bytes for _, peak_bytes in found)
 
 
 def calibrate(work: Work) -> tuple[float, int]:

@@ -177,6 +177,15 @@ def read_picture_source(
     return np.stack(found).astype(np.uint16)
 
 
+def averaged_down(pixels: NDArray[np.uint16], shape: tuple[int, ...]) -> NDArray[np.uint16]:
+    """Return `pixels` `[C, H, W]` as `[C, *shape]`, each the mean of what it covers; those of `shape` as they are."""
+    if pixels.shape[1:] == shape:
+        return pixels
+    size = shape[1], shape[0]
+    planes = [Image.fromarray(band.astype(np.float32)).resize(size, Image.Resampling.BOX) for band in pixels]
+    return np.asarray(np.rint(np.stack([np.asarray(plane) for plane in planes])), np.uint16)
+
+
 def read_picture_mask(uri: str, max_px: int = MAX_PX) -> NDArray[np.uint8]:
     """Return a mask as `[h, w] uint8`, of the size that `read_picture_source` gives, by the nearest pixel."""
     return np.asarray(_read_small(uri, None, max_px, Resampling.nearest)[0], np.uint8)

@@ -16,12 +16,19 @@ from raytrain import storage
 from raytrain.errors import DataError, RaytrainError, StoreOutOfReach, first_line
 from raytrain.evaluation.gallery import DISAGREEMENT_SCALE, PICTURE_PX, compare
 from raytrain.evaluation.page import Comparison, Gallery
-from raytrain.evaluation.pictures import MASK_LEGEND, TRUE_COLOUR_BANDS, read_picture_mask, read_picture_values
+from raytrain.evaluation.pictures import (
+    MASK_LEGEND,
+    TRUE_COLOUR_BANDS,
+    averaged_down,
+    read_picture_mask,
+    read_picture_values,
+)
 from raytrain.imagery.scene_reader import open_scene
 from raytrain.scoring.destination import Scoring
 from raytrain.scoring.source_again import baseline_again, source_again
 from raytrain.scoring.totals import Item, Totals
 from raytrain.scoring.work import layers_of
+from raytrain.tiles.reader import TileReader
 
 EACH = 3
 PICTURES_S = 60.0
@@ -83,7 +90,7 @@ def _numbers(item: Item) -> str:
 class _Artist:
     """Draws items until `masks_until`, with their sources until `until`, both of a monotonic clock.
 
-    `away` says why no more sources are read.
+    `away` says why no more sources are read; `tiles` are those of the archive, opened for the first that is drawn.
     """
 
     uri: str
@@ -92,6 +99,7 @@ class _Artist:
     until: float
     masks_until: float
     away: str = ""
+    tiles: TileReader | None = None
 
     def draw(self, item: Item, caption: str) -> Comparison:
         """Return the panels of an item, the caption with why it has no true colour; raise if its mask can't be read."""
@@ -118,6 +126,8 @@ class _Artist:
             raise DataError(item.item_id, self.away)
         if time.monotonic() > self.until:
             raise DataError(item.item_id, TOO_LATE)
+        if item.kind == "tile":
+            return averaged_down(self._tile(item), shape)
         source = source_again(item, TRUE_COLOUR_BANDS, self.archive)
         with open_scene(source, TRUE_COLOUR_BANDS, baseline_again(item, self.scoring.settings.baseline)) as reader:
             missing = [band for band in TRUE_COLOUR_BANDS if band not in reader.bands]
@@ -132,4 +142,19 @@ class _Artist:
             pixels = reader.read_small(PICTURE_PX).pixels
         if pixels.shape[1:] != shape:
             raise DataError(item.item_id, "the mask has other sides than its source")
+        return pixels
+
+    def _tile(self, item: Item) -> NDArray[np.uint16]:
+        """Return the pixels of a tile of the archive, and of no other shards: a record may name any."""
+        if item.source_uri != self.archive:
+            raise DataError(item.item_id, f"it is a tile of {item.source_uri}, not of {self.archive}")
+        if self.tiles is None:
+            self.tiles = TileReader(self.archive, TRUE_COLOUR_BANDS, labels=False)
+        at = self.tiles.position(item.item_id)
+        if at is None:
+            raise DataError(item.item_id, "not among the shards any more")
+        pixels, _ = self.tiles.read(at)
+        if pixels.shape[1:] != (item.height, item.width):
+            found = f"the tile is {pixels.shape[1]} x {pixels.shape[2]} px now, not what was scored"
+            raise DataError(item.item_id, found)
         return pixels

@@ -286,6 +286,7 @@ def _facts(scored: Scored) -> list[tuple[str, str]]:
         ("Ensemble", storage.shown(scored.ensemble)),
         ("Digest of its nets", scoring.ensemble),
         ("Members", ", ".join(scoring.members)),
+        ("Nets of a tile", "those that never saw its location" if scoring.out_of_fold else "the same for all"),
         ("Computed on", ", ".join(devices) or _DASH),
         ("Taken", f"{totals.first} to {totals.last}" if totals.first else _DASH),
     ]

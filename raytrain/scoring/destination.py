@@ -42,12 +42,14 @@ class Scoring(Settings):
     """What outputs were made with: a hash of the nets, their names, the settings, the version of raytrain.
 
     `members` are names of `manifest.member_names`. Where `settings.members` asks for it, each has a folder of maps; no
-    output depends on the names but these.
+    output depends on the names but these. Where `out_of_fold`, the nets are those of all folds, and each tile was
+    scored by those of one, a net a member.
     """
 
     ensemble: str
     members: tuple[MemberName, ...]
     settings: ScoreSettings
+    out_of_fold: bool = False
     raytrain_version: str = __version__
 
     def digest(self) -> str:
@@ -55,7 +57,9 @@ class Scoring(Settings):
         fields = ScoreSettings.model_fields
         left_out = {name for name in LATER_SETTINGS if getattr(self.settings, name) == fields[name].default}
         settings = self.settings.model_dump(mode="json", exclude={*SPEED_SETTINGS, *left_out})
-        text = repr((self.ensemble, sorted(settings.items()), self.raytrain_version))
+        # Came later: what was scored before is the same without it.
+        later = ("out_of_fold",) if self.out_of_fold else ()
+        text = repr((self.ensemble, sorted(settings.items()), self.raytrain_version, *later))
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

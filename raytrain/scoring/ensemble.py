@@ -14,8 +14,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -35,6 +36,7 @@ from raytrain.storage.temporary import temporary_folder
 from raytrain.training.models import load_weights
 
 STRAIGHT, FLIPPED = False, True
+ResultT = TypeVar("ResultT")
 LARGEST_WEIGHTS_BYTES = 4 * 2**30
 """Of the weights of a member: a thousand million parameters."""
 
@@ -57,11 +59,36 @@ class _Pass:
     flips: tuple[bool, ...]
 
 
+class NetThreads:
+    """The threads that nets compute in on a device, and how long they did; of one ensemble, or of several in turn."""
+
+    def __init__(self, settings: ScoreSettings, device: torch.device) -> None:
+        on_cuda = device.type == "cuda"
+        self.num = 1 if on_cuda else settings.threads
+        self._pool = ThreadPoolExecutor(self.num, "nets", None if on_cuda else _one_thread_each)
+        self._lock = threading.Lock()
+        self._busy_s = 0.0
+
+    def submit(self, what: Callable[[], ResultT]) -> Future[ResultT]:
+        """Have `what` done by one of the threads."""
+        return self._pool.submit(what)
+
+    def count(self, seconds: float) -> None:
+        """Count so much time of a thread inside nets."""
+        with self._lock:
+            self._busy_s += seconds
+
+    @property
+    def network_s(self) -> float:
+        """How long nets have computed so far, in seconds, the device's work included; of several threads the mean."""
+        return self._busy_s / self.num
+
+
 class Ensemble:
     """The nets of an ensemble on one device; `bands` are the channels that the members use together.
 
     `names` are what the nets are called, by default as their members: each another where `member_maps` asks for the
-    layer of each.
+    layer of each. `threads` are those of other ensembles that compute in the same place, by default its own.
 
     On a CPU each window, member and flip has a pass of its own, by one thread, and `threads` of these run side by side:
     the result is that of one thread, to the bit, and a busy core delays one pass instead of all. (In a batch the last
@@ -80,6 +107,7 @@ class Ensemble:
         names: Sequence[str] | None = None,
         disagreement: bool = False,
         member_maps: bool = False,
+        threads: NetThreads | None = None,
     ) -> None:
         self.bands = tuple(dict.fromkeys(band for member, _ in members for band in member.bands))
         self._settings = settings
@@ -88,10 +116,7 @@ class Ensemble:
         self._dtype = devices.scoring_dtype(settings.precision, device)
         self._on_cuda = device.type == "cuda"
         self._per_pass = settings.windows_per_pass if self._on_cuda else 1
-        self._num_threads = 1 if self._on_cuda else settings.threads
-        self._pool = ThreadPoolExecutor(self._num_threads, "nets", None if self._on_cuda else _one_thread_each)
-        self._lock = threading.Lock()
-        self._busy_s = 0.0
+        self._threads = threads or NetThreads(settings, device)
         called = [member.name for member, _ in members] if names is None else names
         assert not member_maps or len(set(called)) == len(called), "layers of members are known by their names"
         self._nets = [self._prepare(name, *pair) for name, pair in zip(called, members, strict=True)]
@@ -108,6 +133,7 @@ class Ensemble:
         *,
         disagreement: bool = False,
         member_maps: bool = False,
+        threads: NetThreads | None = None,
     ) -> Ensemble:
         """Load the members of `manifest`, which lies at `uri`; raise `ConfigError` for weights absent or changed."""
         folder = ensemble_folder(uri)
@@ -118,7 +144,8 @@ class Ensemble:
                 path.write_bytes(_read_weights(storage.join(folder, member.weights), member.name))
                 members.append((member.settings, load_weights(member.settings, path, member.sha256)))
         names = member_names(manifest.members)
-        return cls(members, settings, device, names=names, disagreement=disagreement, member_maps=member_maps)
+        asked = {"disagreement": disagreement, "member_maps": member_maps}
+        return cls(members, settings, device, names=names, threads=threads, **asked)
 
     def _prepare(self, name: str, member: MemberSettings, net: nn.Module) -> _Net:
         net = net.eval() if self._on_cuda else rewritten(net, len(member.bands))
@@ -135,13 +162,12 @@ class Ensemble:
         empty = np.zeros((len(self.bands), side, side), np.uint16)
         inputs = self._inputs(self._nets, self.bands, [empty], [np.zeros((side, side), np.bool_)])
         for job in self._jobs(self._nets):
-            self._pool.submit(self._maps, job, inputs).result()
-        self._busy_s = 0.0
+            self._threads.submit(partial(self._computed, job, inputs)).result()
 
     @property
     def network_s(self) -> float:
-        """How long nets have computed so far, in seconds, the device's work included; of several threads the mean."""
-        return self._busy_s / self._num_threads
+        """How long nets have computed so far in its threads, see `NetThreads`."""
+        return self._threads.network_s
 
     def device_record(self) -> dict[str, Any]:
         """Return what a forward pass is computed with, as plain values: for a log, or beside results."""
@@ -185,13 +211,13 @@ class Ensemble:
         if not nets:
             raise ConfigError(f"no member can be used: bands found {', '.join(channels)}; members use {self._needed()}")
         jobs = self._jobs(nets)
-        ahead = -(-self._num_threads // len(jobs))  # passes to begin before one is waited for, so no thread idles
+        ahead = -(-self._threads.num // len(jobs))  # passes to begin before one is waited for, so no thread idles
         running: deque[list[Future[list[Tensor]]]] = deque()
         found: list[NDArray[np.float32]] = []
         for start in range(0, len(windows), self._per_pass):
             part = slice(start, start + self._per_pass)
             inputs = self._inputs(nets, channels, windows[part], valid[part])
-            running.append([self._pool.submit(self._maps, job, inputs) for job in jobs])
+            running.append([self._threads.submit(partial(self._maps, job, inputs)) for job in jobs])
             if len(running) > ahead:
                 found += self._merge(running.popleft())
         for futures in running:
@@ -230,11 +256,16 @@ class Ensemble:
         """Return the probability `[windows of a pass, H, W] float32` of each pass and flip of `job`, flipped back."""
         self._synchronise()
         start = time.perf_counter()
+        maps = self._computed(job, inputs)
+        self._threads.count(time.perf_counter() - start)
+        return maps
+
+    @torch.inference_mode()
+    def _computed(self, job: list[_Pass], inputs: dict[InputKey, Tensor]) -> list[Tensor]:
+        """Return what `_maps` does, once it is there; the time that it takes counts as none of scoring."""
         with _exact_cudnn():
             maps = [each for one in job for each in self._forward(one, inputs[input_key(one.net.member)])]
         self._synchronise()
-        with self._lock:
-            self._busy_s += time.perf_counter() - start
         return maps
 
     def _forward(self, one: _Pass, straight: Tensor) -> list[Tensor]:

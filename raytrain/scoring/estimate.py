@@ -9,7 +9,7 @@ from raytrain import storage
 from raytrain.config import ScoreSettings
 from raytrain.imagery.windows import round_up
 from raytrain.scoring.blending import needed_windows, region_bytes
-from raytrain.scoring.chips import CHIPS_AHEAD
+from raytrain.scoring.images import IMAGES_AHEAD
 from raytrain.scoring.layers import Layers
 from raytrain.scoring.units import blocks_of
 
@@ -25,7 +25,7 @@ RASTER_BYTES = 32 * 2**20
 
 @dataclass(frozen=True)
 class Sample:
-    """An item that was looked at: its size in pixels, and the bytes of its files.
+    """An item that was looked at: its size in pixels, and the bytes of its files or cells; chips and tiles are small.
 
     Of a scene, `num_remote_files` are read by ranges, and `copied_bytes` are of files that lie on the local disk while
     it is read (remote JPEG 2000).
@@ -34,7 +34,7 @@ class Sample:
     height: int
     width: int
     num_bytes: int
-    is_chip: bool = False
+    is_small: bool = False
     num_remote_files: int = 0
     copied_bytes: int = 0
 
@@ -69,19 +69,20 @@ def hours_of(windows: float, num_units: int, workers: int, window_s: float) -> f
     return rounds * windows / num_units * window_s / 3600
 
 
-def worker_bytes(calibration: Calibration, unit_bytes: int, units_in_flight: int) -> int:
+def worker_bytes(calibration: Calibration, unit_bytes: int, units_in_flight: int, index_bytes: int = 0) -> int:
     """Return how much memory a worker takes that has this many units at once, each of at most `unit_bytes`.
 
-    GDAL's cache is one for all of a process. No raster was read yet when a worker is calibrated.
+    GDAL's cache is one for all of a process, and so is the index of shards. No raster, nor an index, was read yet when
+    a worker is calibrated.
     """
     of_rasters = storage.GDAL_CACHE_BYTES + RASTER_BYTES
-    return calibration.resident_bytes + of_rasters + units_in_flight * unit_bytes
+    return calibration.resident_bytes + of_rasters + index_bytes + units_in_flight * unit_bytes
 
 
 def unit_bytes(sample: Sample, num_bands: int, layers: Layers, settings: ScoreSettings) -> int:
     """Return how much memory a unit takes beside the nets and GDAL's cache, with what malloc wastes on the way."""
-    if sample.is_chip:
-        arrays = _chips_bytes(sample, num_bands, layers, settings)
+    if sample.is_small:
+        arrays = _images_bytes(sample, num_bands, layers, settings)
     else:
         widest = max(block.width for block in blocks_of(sample.height, sample.width, settings.block_px))
         encoded = settings.window_px * widest * _encoding_bytes(layers)
@@ -90,10 +91,10 @@ def unit_bytes(sample: Sample, num_bands: int, layers: Layers, settings: ScoreSe
     return round(WASTE * arrays) + caches
 
 
-def _chips_bytes(sample: Sample, num_bands: int, layers: Layers, settings: ScoreSettings) -> int:
-    """Return what a unit of chips takes: those read ahead, those scored together, their layers, one being read."""
+def _images_bytes(sample: Sample, num_bands: int, layers: Layers, settings: ScoreSettings) -> int:
+    """Return what a unit of chips or tiles takes: those read ahead, scored together, or being read, and layers."""
     pixels, together = sample.height * sample.width, settings.windows_per_pass
-    held = (CHIPS_AHEAD + 2 + 2 * together) * pixels * (2 * num_bands + 1) + 2 * sample.num_bytes
+    held = (IMAGES_AHEAD + 2 + 2 * together) * pixels * (2 * num_bands + 1) + 2 * sample.num_bytes
     computed = together * pixels * (4 * layers.num_computed + _encoding_bytes(layers))
     blended = max(sample.height, sample.width) > settings.window_px
     return held + computed + (region_bytes(num_bands, layers.num_computed, sample.width, settings) if blended else 0)

@@ -13,6 +13,7 @@ from raytrain.scoring import ledger
 from raytrain.scoring.chips import score_chips
 from raytrain.scoring.scenes import assemble, missing_blocks, opened, remove_blocks, score_block, score_whole
 from raytrain.scoring.sources import CHANGED, SourceChanged, scene_has_changed
+from raytrain.scoring.tiles import score_tiles
 from raytrain.scoring.units import Answer, Problem, Unit, blocks_of, shown_source
 from raytrain.scoring.work import Work, remove_outputs
 
@@ -26,8 +27,10 @@ def perform(unit: Unit, work: Work) -> Answer:
     start = time.monotonic()
     if unit.kind == "chips":
         answer = score_chips(unit.chips, work)
+    elif unit.kind == "tiles":
+        answer = score_tiles(unit, work)
     else:
-        assert unit.scene is not None, "only units of chips have no scene"
+        assert unit.scene is not None, "only units of chips and tiles have no scene"
         try:
             answer = _PERFORM[unit.kind](unit, unit.scene, work)
         except DataError as error:

@@ -1,4 +1,4 @@
-"""What the ledger keeps of a finished chip or scene: nothing of it depends on time, place or attempt."""
+"""What the ledger keeps of a finished chip, tile or scene: nothing of it depends on time, place or attempt."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Output(Settings):
 
 
 class Record(Settings):
-    """A finished chip or scene: what it was made from and with, what stands for it, what was found.
+    """A finished chip, tile or scene: what it was made from and with, what stands for it, what was found.
 
     `settings_digest` is that of everything the outputs depend on but the source. `source_item_uri` is where the STAC
     item of the source lies. `outputs` are by kind, those of rasters and `item`. `members_left_out` lacked bands: they
@@ -27,7 +27,7 @@ class Record(Settings):
     """
 
     item_id: PlainName
-    kind: Literal["chip", "scene"]
+    kind: Literal["chip", "tile", "scene"]
     source_uri: str
     source_item_uri: str | None = None
     identity: str

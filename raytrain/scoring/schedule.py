@@ -1,6 +1,6 @@
 """Which unit is next, what came of each, and when to give up: the book-keeping of a scoring, without who computes.
 
-A unit that fails is tried again, later; one whose worker died is tried alone, and at last each of its chips is. So is
+A unit that fails is tried again, later; one whose worker died is tried alone, and at last each of its items is. So is
 one that many nodes were lost over. Blocks of a scene and what puts them together come before further scenes, so that
 few scenes are under way. What failed on a worker goes to another one next, where there is one. Must not know Ray.
 """
@@ -17,7 +17,7 @@ from raytrain.errors import WorkNotFinished
 from raytrain.imagery.scene_files import SceneSource
 from raytrain.scoring.blending import Region
 from raytrain.scoring.pace import Progress, Rate
-from raytrain.scoring.units import Answer, Problem, Unit, folder_of, shown_source
+from raytrain.scoring.units import Answer, Problem, Unit
 
 ATTEMPTS = 3
 """How often a unit is tried that fails, or whose worker dies over it."""
@@ -218,10 +218,10 @@ class Schedule:
     def _give_up(self, task: Task, found: str) -> None:
         """Make casualties of a unit's items, not their data's fault; of several, each has a last try by itself."""
         unit = task.unit
-        if len(unit.chips) > 1:
+        if len(unit.item_ids) > 1:
             tried = replace(task, failures=ATTEMPTS - 1, deaths=ATTEMPTS - 1, losses=min(task.losses, LOSSES - 1))
-            self._again.extend(replace(tried, unit=Unit(kind="chips", chips=(chip,))) for chip in unit.chips)
-            self.num_units += len(unit.chips) - 1
+            self._again.extend(replace(tried, unit=single) for single in unit.of_one_item())
+            self.num_units += len(unit.item_ids) - 1
             return
         self.num_done += 1
         if unit.scene is not None:
@@ -267,7 +267,5 @@ class Schedule:
 
 
 def _problems(unit: Unit, found: str) -> Iterator[Problem]:
-    if unit.scene is not None:
-        yield Problem(item_id=unit.scene.scene_id, source_uri=shown_source(unit.scene), found=found)
-    for chip in unit.chips:
-        yield Problem(item_id=chip.chip_id, source_uri=folder_of(chip), found=found)
+    for item_id, source_uri in unit.sources:
+        yield Problem(item_id=item_id, source_uri=source_uri, found=found)

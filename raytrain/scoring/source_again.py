@@ -21,7 +21,7 @@ _BAND = re.compile(r"(?<![A-Za-z0-9])[Bb](?:0[1-9]|1[0-2]|8[Aa])(?![0-9A-Za-z])"
 
 
 def source_again(item: Item, bands: Sequence[str], archive: str) -> SceneSource:
-    """Return the files of `item` of the `archive` that should have `bands`.
+    """Return the files of `item`, a chip or a scene of the `archive`, that should have `bands`.
 
     Raises `DataError` where its document tells of none, and for a file of this machine that a record names of an
     archive elsewhere: no listing of that would have.

@@ -2,7 +2,8 @@
 
 Outputs and records bear the identity that the listing found; of a source that changed since, they may show another one,
 or parts of two. A store is asked for an ETag, or lists the files of a chip; a local file is looked at, and read again
-only if its stamp changed; of a server without ETags a file is read again. Must not know who asks.
+only if its stamp changed; of a server without ETags a file is read again. Of shards the manifest is read again, and
+only where a tile of them can't be read: what can be is checked against their index. Must not know who asks.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from raytrain import storage
-from raytrain.errors import WorkNotFinished
+from raytrain.errors import ConfigError, WorkNotFinished
 from raytrain.imagery.scene_files import FileVersion, SceneSource
-from raytrain.scoring.units import ChipSource, folder_of
+from raytrain.scoring.units import ChipSource, ShardsSource, folder_of
 from raytrain.tiles.archive import identity_now
+from raytrain.tiles.reader import manifest_digest, read_manifest
 
 CHANGED = "its source changed while it was scored; run again"
 
@@ -38,6 +40,14 @@ def chip_has_changed(chip: ChipSource) -> bool:
     if storage.is_local(folder_of(chip)):
         return _any_changed(chip.versions)
     return identity_now(folder_of(chip), chip.files) != chip.identity
+
+
+def shards_have_changed(shards: ShardsSource) -> bool:
+    """Tell whether `shards` are no more what was listed, or gone as a whole."""
+    try:
+        return manifest_digest(read_manifest(shards.uri)) != shards.manifest_digest
+    except ConfigError:
+        return True
 
 
 def _any_changed(versions: Mapping[str, FileVersion]) -> bool:

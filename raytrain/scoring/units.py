@@ -1,15 +1,15 @@
-"""Units of work: some chips, a scene, a block of a large scene, or the putting together of its blocks.
+"""Units of work: some chips or tiles, a scene, a block of a large scene, or the putting together of its blocks.
 
-Plain records that travel as JSON. Which chips share a unit, and how a scene is cut, changes no output. Must not know
-how a unit is done.
+Plain records that travel as JSON. Which chips or tiles share a unit, and how a scene is cut, changes no output. Must
+not know how a unit is done.
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator
-from typing import Annotated, Literal
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field
 
@@ -20,9 +20,11 @@ from raytrain.imagery.scene_files import FileVersion, SceneSource
 from raytrain.scoring.blending import Region
 from raytrain.scoring.records import Record
 
-CHIPS_PER_UNIT = 16
+ITEMS_PER_UNIT = 16
+"""Of chips, and of tiles."""
 BLOCK_ALIGNMENT_PX = 512
 """Blocks begin where a tile of the mask begins."""
+ItemT = TypeVar("ItemT")
 
 
 class ChipSource(Settings):
@@ -37,11 +39,38 @@ class ChipSource(Settings):
     versions: dict[str, FileVersion] = Field(default_factory=dict)
 
 
-class Unit(Settings):
-    """What one worker does in one go. A block has the box that is its own, an assembly all boxes of its scene."""
+class TileSource(Settings):
+    """One tile of a set of shards: its id, where the index has it, its place on Earth, what changes when it does.
 
-    kind: Literal["chips", "scene", "block", "assembly"]
+    `identity` is that of `tile_identity`.
+    """
+
+    tile_id: PlainName
+    position: int
+    identity: str
+    crs: str | None = None
+    transform: tuple[float, ...] | None = None
+
+
+class ShardsSource(Settings):
+    """The shards that tiles are of, as they were listed: where, a hash of their manifest, the bands to read of them."""
+
+    uri: str
+    manifest_digest: str
+    bands: tuple[str, ...]
+
+
+class Unit(Settings):
+    """What one worker does in one go. A block has the box that is its own, an assembly all boxes of its scene.
+
+    Tiles are those of `shards`; where these are scored out of fold, all are for the nets of `fold`.
+    """
+
+    kind: Literal["chips", "tiles", "scene", "block", "assembly"]
     chips: tuple[ChipSource, ...] = ()
+    tiles: tuple[TileSource, ...] = ()
+    shards: ShardsSource | None = None
+    fold: int | None = None
     scene: SceneSource | None = None
     regions: tuple[Region, ...] = ()
 
@@ -49,15 +78,29 @@ class Unit(Settings):
     def unit_id(self) -> str:
         """A name for people and logs, the same in every run."""
         if self.scene is None:
-            ids = "\0".join(chip.chip_id for chip in self.chips)
-            return f"chips-{hashlib.sha256(ids.encode()).hexdigest()[:16]}"
+            return f"{self.kind}-{hashlib.sha256(chr(0).join(self.item_ids).encode()).hexdigest()[:16]}"
         place = f"-{self.regions[0].row}-{self.regions[0].column}" if self.kind == "block" else ""
         return f"{self.kind}-{self.scene.scene_id}{place}"
 
     @property
     def item_ids(self) -> tuple[str, ...]:
-        """The ids of the chips, or of the scene."""
-        return (self.scene.scene_id,) if self.scene is not None else tuple(chip.chip_id for chip in self.chips)
+        """The ids of the chips or tiles, or of the scene."""
+        return tuple(item_id for item_id, _ in self.sources)
+
+    @property
+    def sources(self) -> tuple[tuple[str, str], ...]:
+        """The id of each chip or tile, or of the scene, with the URI that stands for it."""
+        if self.scene is not None:
+            return ((self.scene.scene_id, shown_source(self.scene)),)
+        if self.shards is not None:
+            return tuple((tile.tile_id, self.shards.uri) for tile in self.tiles)
+        return tuple((chip.chip_id, folder_of(chip)) for chip in self.chips)
+
+    def of_one_item(self) -> tuple[Unit, ...]:
+        """Return units of one chip or tile each that are this one together; any other unit is its own."""
+        chips = [self.model_copy(update={"chips": (chip,)}) for chip in self.chips]
+        tiles = [self.model_copy(update={"tiles": (tile,)}) for tile in self.tiles]
+        return (*chips, *tiles) or (self,)
 
 
 Said = Annotated[str, BeforeValidator(encodable)]
@@ -65,7 +108,7 @@ Said = Annotated[str, BeforeValidator(encodable)]
 
 
 class Problem(Settings):
-    """Why a chip or scene can't be scored: what was found in the data, or what went wrong every time."""
+    """Why a chip, tile or scene can't be scored: what was found in the data, or what went wrong every time."""
 
     item_id: Said
     source_uri: Said
@@ -94,14 +137,29 @@ class Answer(Settings):
 
 def units_of_chips(chips: Iterable[ChipSource]) -> Iterator[Unit]:
     """Yield units of chips, in the order given."""
-    batch: list[ChipSource] = []
-    for chip in chips:
-        batch.append(chip)
-        if len(batch) == CHIPS_PER_UNIT:
-            yield Unit(kind="chips", chips=tuple(batch))
-            batch = []
-    if batch:
-        yield Unit(kind="chips", chips=tuple(batch))
+    for batch in _batches(chips):
+        yield Unit(kind="chips", chips=batch)
+
+
+def units_of_tiles(tiles: Iterable[TileSource], shards: ShardsSource, fold: int | None) -> Iterator[Unit]:
+    """Yield units of tiles of `shards`, in the order given, for the nets of `fold` if there is one."""
+    for batch in _batches(tiles):
+        yield Unit(kind="tiles", tiles=batch, shards=shards, fold=fold)
+
+
+def _batches(items: Iterable[ItemT]) -> Iterator[tuple[ItemT, ...]]:
+    rest = iter(items)
+    while batch := tuple(itertools.islice(rest, ITEMS_PER_UNIT)):
+        yield batch
+
+
+def tile_identity(pixels: str, crs: str | None, transform: Sequence[float] | None, fold: int | None) -> str:
+    """Return what changes when the outputs of a tile do: its pixels, its place, the fold of the nets out of fold.
+
+    `pixels` is `TileReader.pixels_identity`, which no label changes.
+    """
+    place = None if transform is None else [float(value) for value in transform]
+    return hashlib.sha256(repr((pixels, crs, place, fold)).encode()).hexdigest()[:32]
 
 
 def blocks_of(height_px: int, width_px: int, block_px: int) -> tuple[Region, ...]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from raytrain import storage
 from raytrain.errors import DataError
 from raytrain.scoring.destination import Scoring
 from raytrain.scoring.layers import KINDS, Kind, Layers, layer_key, member_kind
+from raytrain.scoring.open_shards import OpenShards
 from raytrain.scoring.records import Output, Record
 from raytrain.scoring.stac import Making, item_key, scene_item, to_bytes
 
@@ -25,11 +26,12 @@ if TYPE_CHECKING:  # it imports torch, which the driver does without
 
 @dataclass(frozen=True)
 class Work:
-    """The destination, what its outputs are made with, and the nets."""
+    """The destination, what its outputs are made with, the nets, and the shards that tiles are read of."""
 
     destination: str
     scoring: Scoring
     nets: Ensemble
+    shards: OpenShards = field(default_factory=OpenShards)
 
     @cached_property
     def digest(self) -> str:

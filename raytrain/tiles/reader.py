@@ -15,6 +15,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raytrain import storage
@@ -66,6 +67,11 @@ def shards_digest(manifest: Mapping[str, Any]) -> str:
     """Return a hash of what a net learns from shards: their bytes and their folds."""
     learnt_from = [manifest["shards"], manifest["source"]["folds_digest"]]
     return storage.sha256_of(json.dumps(learnt_from, sort_keys=True).encode())
+
+
+def manifest_digest(manifest: Mapping[str, Any]) -> str:
+    """Return a hash of all that a manifest says, which changes when any of its shards or the index is written anew."""
+    return storage.sha256_of(json.dumps(manifest, sort_keys=True).encode())
 
 
 def read_index(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
@@ -161,12 +167,14 @@ class _Cell:
 class TileReader:
     """Random access to the tiles of a set of shards, by position in the index.
 
-    Only what a tile needs is read, its label and the asked bands, in one ranged read that spans them; what the cache of
-    `loader` has of it is not read again. Every cell is checked against the index. May be used by many threads, and sent
-    to other processes.
+    Only what a tile needs is read, its label (unless `labels` says without) and the asked bands, in one ranged read
+    that spans them; what the cache of `loader` has of it is not read again. Every cell is checked against the index.
+    May be used by many threads, and sent to other processes.
     """
 
-    def __init__(self, uri: str, bands: Sequence[str], loader: LoaderSettings | None = None) -> None:
+    def __init__(
+        self, uri: str, bands: Sequence[str], loader: LoaderSettings | None = None, *, labels: bool = True
+    ) -> None:
         manifest = read_manifest(uri)
         missing = [band for band in bands if band not in manifest["bands"]]
         if missing:
@@ -174,7 +182,7 @@ class TileReader:
         self.uri = uri
         self.bands = tuple(bands)
         self._encoding: CellEncoding = manifest["cell_encoding"]
-        self._cells = ("label", *bands)
+        self._cells = ("label", *bands) if labels else tuple(bands)
         self._num_cells = 1 + len(manifest["bands"])  # those that are not asked for may lie between
         parts = ("offset", "bytes", "crc32")
         numbers = ["height", "width", "fold", *(f"{cell}_{part}" for cell in self._cells for part in parts)]
@@ -189,7 +197,7 @@ class TileReader:
         count, taken = index.num_rows, 0
         self._has_label = np.empty(count, np.bool_)
         self._numbers: dict[str, NDArray[Any]] = {}
-        for batch in index.batches([*numbers, *texts]):
+        for batch in index.batches(list(dict.fromkeys([*numbers, *texts, "label_bytes"]))):
             for name, arrays in texts.items():
                 arrays.append(batch[name])
             here = slice(taken, taken + batch.num_rows)
@@ -256,8 +264,34 @@ class TileReader:
         """Tell of every tile whether it has a label, `[N] bool`."""
         return np.asarray(self._has_label)
 
+    @property
+    def index_bytes(self) -> int:
+        """How much memory is held of the index."""
+        texts = sum(array.nbytes for array in (self._tile_ids, self._locations, self._shards))
+        return int(texts + self._has_label.nbytes + sum(array.nbytes for array in self._numbers.values()))
+
+    def tile_id(self, i: int) -> str:
+        """Return the id of the tile at position `i`."""
+        return cast(str, self._tile_ids[i].as_py())
+
+    def position(self, tile_id: str) -> int | None:
+        """Return where the index has a tile; None where it has none of this id."""
+        i = int(pc.index(self._tile_ids, tile_id).as_py())
+        return None if i < 0 else i
+
+    def pixels_identity(self, i: int) -> str:
+        """Return what changes when the asked bands of tile `i` do, as the index has it, and with no label."""
+        sides = f"{self._number('height', i)} {self._number('width', i)}"
+        cells = [self._place(band, i) for band in self.bands]
+        text = "\n".join([sides, *(f"{cell.name} {cell.end - cell.start} {cell.crc32:08x}" for cell in cells)])
+        return storage.sha256_of(text.encode())[:32]
+
+    def stored_bytes(self, i: int) -> int:
+        """Return how many bytes the cells of tile `i` that `read` decodes have in their shard."""
+        return sum(cell.end - cell.start for cell in (self._place(name, i) for name in self._cells))
+
     def read(self, i: int) -> tuple[NDArray[np.uint16], NDArray[np.uint8] | None]:
-        """Return the bands `[C, H, W] uint16` and the label `[H, W] uint8` (None without) of tile `i`.
+        """Return the bands `[C, H, W] uint16` and the label `[H, W] uint8` of tile `i`; None without, or unasked.
 
         Raises `DataError` that names tile and shard if its bytes are not there, are others than those of the index, or
         can't be decoded; `StoreOutOfReach`, which names them, too, if the store gives no answer.
@@ -269,7 +303,7 @@ class TileReader:
             found |= self._fetch(missing, i)
         shape = (self._number("height", i), self._number("width", i))
         bands = np.empty((len(self.bands), *shape), "<u2")
-        label = np.empty(shape, np.uint8) if self._has_label[i] else None
+        label = np.empty(shape, np.uint8) if "label" in found else None
         try:
             for name, out in zip(self.bands, bands, strict=True):
                 shards.decode_cell(found[name], out, self._encoding)

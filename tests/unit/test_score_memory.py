@@ -133,7 +133,7 @@ def test_stated_memory_counts_what_a_worker_holds() -> None:
     strip_px = 128 * 1536
     everything = Layers(probability="uint8", disagreement="uint8")
     assert unit_bytes(local, 4, everything, SETTINGS) > unit + WASTE * 12 * strip_px
-    chip, settings = Sample(512, 512, 10**6, is_chip=True), ScoreSettings()
+    chip, settings = Sample(512, 512, 10**6, is_small=True), ScoreSettings()
     assert unit_bytes(chip, 4, masks, settings) > 8 * 512**2 * 9
     assert unit_bytes(chip, 4, masks, change(settings, {"windows_per_pass": 64})) > 64 * 512**2 * (9 + 4)
     names = tuple(f"m{i}" for i in range(8))

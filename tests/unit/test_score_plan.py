@@ -11,6 +11,7 @@ from raytrain.cluster.score_plan import _look, _readable
 from raytrain.config import ScoreSettings
 from raytrain.errors import ConfigError, DataError, StoreOutOfReach
 from raytrain.scoring.estimate import Sample, hours_of, windows_of
+from raytrain.scoring.open_shards import OpenShards
 from raytrain.scoring.units import ChipSource, Unit
 from tests.unit.test_perform import BANDS, SETTINGS, noise, scenes_of, write_scene
 
@@ -34,7 +35,7 @@ def test_item_smaller_than_a_window_counts_by_what_the_nets_see_of_it() -> None:
 
 
 def look(unit: Unit | ChipSource) -> Sample | DataError | StoreOutOfReach:
-    return _look(unit, ScoreJob(src="in", dst="out", ensemble="e", settings=SETTINGS), BANDS)
+    return _look(unit, ScoreJob(src="in", dst="out", ensemble="e", settings=SETTINGS), BANDS, OpenShards())
 
 
 def test_item_that_may_not_be_read_is_one_of_the_bad_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

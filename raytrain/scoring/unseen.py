@@ -1,0 +1,109 @@
+"""Which nets never saw a tile: those whose training had no labelled tile of its location. Must not know pixels.
+
+The rule is by location, not by tile, since pictures of one place are alike. It is decided by the shards that were
+trained on: what is scored may be another version of them, with tiles dropped and labels repaired.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raytrain.errors import ConfigError
+from raytrain.scoring.manifest import EnsembleManifest
+from raytrain.tiles.reader import read_index, read_manifest, shards_digest
+
+TRAIN_ALL = "train --fold all trains a net of each member for every fold"
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """By location, the folds of its labelled tiles among the shards that were trained on, and the nets of each fold.
+
+    `names` are the members by fold, in the order of the ensemble.
+    """
+
+    shards: str
+    folds: Mapping[str, frozenset[int]]
+    names: Mapping[int, tuple[str, ...]]
+
+    def fold_for(self, location: str) -> int | None:
+        """Return the fold whose nets never saw `location`; None where the nets of every fold did.
+
+        A net of fold k learnt from all labelled tiles that are not in fold k. Of a location without such tiles no net
+        saw anything, and the lowest fold is taken, as by default.
+        """
+        folds = self.folds.get(location, frozenset())
+        if not folds:
+            return min(self.names)
+        return next(iter(folds)) if len(folds) == 1 else None
+
+    def why_none(self, location: str) -> str:
+        """Return why no net is unseen for `location`."""
+        folds = ", ".join(str(fold) for fold in sorted(self.folds[location]))
+        return (
+            f"location {location} has labelled tiles in the folds {folds} of {self.shards}, so every net learnt from "
+            "it; make shards with folds by location (shard --folds 4) and train anew"
+        )
+
+    def check(self, folds: Iterable[int]) -> None:
+        """Raise `ConfigError` unless there are nets of all members for each of `folds`, one a member."""
+        every = tuple(dict.fromkeys(name for names in self.names.values() for name in names))
+        wanted = sorted(set(folds))
+        missing = {fold: [name for name in every if name not in self.names.get(fold, ())] for fold in wanted}
+        texts = [f"fold {fold} has no {', '.join(names)}" for fold, names in missing.items() if names]
+        if texts:
+            raise ConfigError(f"--out-of-fold needs nets that the ensemble lacks: {'; '.join(texts)}; {TRAIN_ALL}")
+        twice = [f"{name} of fold {k}" for k in wanted for name in every if self.names[k].count(name) > 1]
+        if twice:
+            raise ConfigError(f"--out-of-fold needs one net a member and fold; the ensemble has several {twice[0]}")
+
+
+def of_folds(manifest: EnsembleManifest) -> EnsembleManifest:
+    """Return the manifest with the nets of folds alone; raise `ConfigError` for an ensemble without such.
+
+    One trained without a fold learnt from all tiles.
+    """
+    kept = tuple(member for member in manifest.members if member.fold is not None)
+    if not kept:
+        raise ConfigError(f"--out-of-fold: the nets of this ensemble have no folds, so all saw every tile; {TRAIN_ALL}")
+    return manifest.model_copy(update={"members": kept})
+
+
+def find_unseen(source: str, manifest: EnsembleManifest) -> Unseen:
+    """Return which nets of `manifest`, all of folds, saw which locations, to score the shards at `source`.
+
+    The shards that were trained on are `source` itself or lie where the ensemble says. Raises `ConfigError` where they
+    can't be read, or are others by now.
+    """
+    own = shards_digest(read_manifest(source))
+    shards = source if own == manifest.shards_digest else manifest.shards
+    try:
+        if shards != source:
+            found = shards_digest(read_manifest(shards))
+            if found != manifest.shards_digest:
+                raise ConfigError(f"they are not those that were trained on (digest {found})")
+        table = read_index(shards, ["location", "fold", "label_bytes"])
+    except (ConfigError, PermissionError) as error:
+        raise ConfigError(
+            f"--out-of-fold needs the index of the shards that the ensemble was trained on, at {shards} (digest "
+            f"{manifest.shards_digest}), to know which net saw which location: {error}; bring them back there"
+        ) from error
+    names: dict[int, tuple[str, ...]] = {}
+    for member in manifest.members:
+        assert member.fold is not None, "a net without a fold saw all"
+        names[member.fold] = (*names.get(member.fold, ()), member.name)
+    return Unseen(shards, _labelled_folds(table), names)
+
+
+def _labelled_folds(table: pa.Table) -> dict[str, frozenset[int]]:
+    """Return the folds of the labelled tiles of each location that has any."""
+    labelled = table.filter(table["label_bytes"].is_valid())
+    pairs = pa.table({"location": pc.cast(labelled["location"], pa.string()), "fold": labelled["fold"]})
+    folds: dict[str, set[int]] = {}
+    for row in pairs.group_by(["location", "fold"]).aggregate([]).to_pylist():
+        folds.setdefault(row["location"], set()).add(row["fold"])
+    return {location: frozenset(each) for location, each in folds.items()}
