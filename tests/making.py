@@ -49,11 +49,17 @@ def make_tile(i: int, shape: tuple[int, int], *, labelled: bool = True) -> Tile:
     )
 
 
-def write_tiles(uri: str | Path, tiles: list[Tile], encoding: CellEncoding, tiles_per_shard: int = 1000) -> None:
-    """Write tiles of the bands `BANDS`, alternately in folds 0 and 1."""
+def write_tiles(
+    uri: str | Path,
+    tiles: list[Tile],
+    encoding: CellEncoding,
+    tiles_per_shard: int = 1000,
+    bands: tuple[str, ...] = BANDS,
+) -> None:
+    """Write tiles of `bands`, alternately in folds 0 and 1."""
     records, rows = [], []
     for start in range(0, len(tiles), tiles_per_shard):
-        writer = ShardWriter(f"shard-{len(records):05d}.parquet", BANDS, encoding)
+        writer = ShardWriter(f"shard-{len(records):05d}.parquet", bands, encoding)
         for tile in tiles[start : start + tiles_per_shard]:
             writer.add(tile)
         data, found = writer.finish()
@@ -63,13 +69,13 @@ def write_tiles(uri: str | Path, tiles: list[Tile], encoding: CellEncoding, tile
         rows += found
     sink = pa.BufferOutputStream()
     rows = [row | {"fold": i % 2} for i, row in enumerate(rows)]
-    pq.write_table(pa.Table.from_pylist(rows, schema=index_schema(BANDS)), sink)
+    pq.write_table(pa.Table.from_pylist(rows, schema=index_schema(bands)), sink)
     index = sink.getvalue().to_pybytes()
     storage.write_bytes(storage.join(str(uri), "index.parquet"), index)
     manifest = {
         "format_version": 1,
         "cell_encoding": encoding,
-        "bands": list(BANDS),
+        "bands": list(bands),
         "shards": records,
         "index": {"bytes": len(index), "sha256": hashlib.sha256(index).hexdigest()},
         "settings": {},

@@ -5,11 +5,14 @@ Must not know how suspicion is found.
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raytrain import storage
 from raytrain.errors import ConfigError, first_line
+from raytrain.review.features import Features
 from raytrain.review.folder import RANKING, UNLABELLED
 from raytrain.review.kinds import ERROR_KINDS
 
@@ -30,20 +33,7 @@ IDENTITY_FIELDS = [
 ]
 """From 1 on; the position in the index; what the index says of the tile, its hash (bands and label) among it."""
 
-FEATURE_NAMES = (
-    "iou",
-    "missing_fraction",
-    "false_fraction",
-    "boundary_px",
-    "shift_row_px",
-    "shift_column_px",
-    "outline_px",
-    "agreement",
-    "label_fraction",
-    "predicted_fraction",
-    "cut_fraction",
-    "disagreement_mean",
-)
+FEATURE_NAMES = tuple(each.name for each in fields(Features))
 """The numbers that a tile is judged by; what each is stands with `raytrain.review.features.Features`."""
 
 JUDGEMENT_FIELDS = [

@@ -1,0 +1,92 @@
+"""How suspicious each label is, and of what error: from the features of all tiles at once. Must not know pixels.
+
+What contradicts a label is counted beyond what is normal at its location: where a model is weak, all labels are
+contradicted. Which error it is comes from what undoing each would gain. Nothing depends on the order of the tiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raytrain.review.features import Features
+from raytrain.review.kinds import ERROR_KINDS, ErrorKind
+
+PRIOR_TILES = 4.0
+"""A location says as much of what is normal there as all locations together when it has so many tiles."""
+HALF = 0.5
+"""The contradiction beyond the normal, in squared nats, that makes a suspicion of 1/2."""
+ALL_FRACTION = 0.998
+"""A label with more of one class is taken to have only that."""
+OUTLINE_WEIGHT = 1.3
+"""An outline explains the contradictions beside it, though pieces of these may gain as much alone."""
+LEAST_GAIN = 1e-3
+"""In nats per pixel; by less no kind is told from another, and all have a part in the suspicion."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """How suspicious a label is, in [0, 1], the kind of error that explains most, and the suspicion of each kind.
+
+    The suspicion of a kind is that of any error times how much this one explains beside the one that explains most.
+    """
+
+    suspicion: float
+    kind: ErrorKind
+    of_kind: dict[ErrorKind, float]
+
+
+def judge(features: Sequence[Features], locations: Sequence[str]) -> list[Judgement]:
+    """Return the judgement of each tile, by its features, among all tiles and those of its location.
+
+    Raises `ValueError` where there are not as many locations as features.
+    """
+    if len(features) != len(locations):
+        raise ValueError(f"{len(features)} features, but {len(locations)} locations")
+    if not features:
+        return []
+    contradiction = np.array([each.contradiction for each in features])
+    beyond = np.maximum(contradiction - _normal(contradiction, locations), 0)
+    suspicion = beyond / (beyond + HALF)
+    gains_NK = np.array([_gains(each) for each in features])
+    most_N = gains_NK.max(1)
+    shares_NK = gains_NK / np.maximum(most_N, LEAST_GAIN)[:, None]
+    return [
+        Judgement(
+            suspicion=float(suspicion[i]),
+            kind=ERROR_KINDS[int(gains_NK[i].argmax())],
+            of_kind=dict(zip(ERROR_KINDS, (suspicion[i] * shares_NK[i]).tolist(), strict=True)),
+        )
+        for i in range(len(features))
+    ]
+
+
+def _normal(values: NDArray[np.float64], locations: Sequence[str]) -> NDArray[np.float64]:
+    """Return the median of `values` at each tile's location, drawn towards that of all tiles."""
+    numbers = np.unique(np.asarray(locations, dtype=np.str_), return_inverse=True)[1]
+    order = np.lexsort((values, numbers))
+    counts = np.bincount(numbers)
+    starts = np.cumsum(counts) - counts
+    middles = values[order][starts + (counts - 1) // 2]
+    weights = counts / (counts + PRIOR_TILES)
+    return np.asarray((weights * middles + (1 - weights) * np.median(values))[numbers])
+
+
+def _gains(features: Features) -> list[float]:
+    """Return what undoing each kind of error gains, in the order of the kinds; 0 for kinds that can't be."""
+    found = dict.fromkeys(ERROR_KINDS, 0.0)
+    if features.label_fraction < 1 - ALL_FRACTION:
+        found["empty"] = features.whole_gain
+    elif features.label_fraction > ALL_FRACTION:
+        found["full"] = features.whole_gain
+    else:
+        found["missing-cloud"] = features.missing_gain
+        found["false-cloud"] = features.false_gain
+        found["shifted"] = features.shift_gain
+        outline: ErrorKind = "loose-outline" if features.outline_px > 0 else "tight-outline"
+        found[outline] = OUTLINE_WEIGHT * features.outline_gain
+        found["noise"] = 2 * min(features.missing_gain, features.false_gain)
+    return [found[kind] for kind in ERROR_KINDS]
