@@ -27,7 +27,7 @@ from raytrain.cluster import code
 from raytrain.command import ClusterCommand, Command, listed, local_folder, or_dash, selection
 from raytrain.command_doctor import Doctor
 from raytrain.command_evaluate import Evaluate, print_scores
-from raytrain.command_review import REVIEW_COMMANDS
+from raytrain.command_review import REVIEW_COMMANDS, check_review_of_job
 from raytrain.command_score import Score
 from raytrain.command_submit import REQUESTS, VERBS, Submit, check_paths_of_job
 from raytrain.command_train import Train, Weights
@@ -334,6 +334,8 @@ def job(verb: str) -> int:
     """
 
     def on_this_cluster(command: Command, narrator: Narrator) -> Command:
+        if verb == "review":
+            check_review_of_job(sys.argv[1:])
         check_paths_of_job(command)
         given = any(argument.split("=")[0] == "--address" for argument in sys.argv[1:])
         if not given and isinstance(command, ClusterCommand):
@@ -426,6 +428,8 @@ def _parse(arguments: list[str]) -> Command:
         return _parsed(arguments)
     submit, rest = _parsed(arguments[: at + 1]), arguments[at + 1 :]
     assert isinstance(submit, Submit)
+    if arguments[at] == "review":
+        check_review_of_job(rest)
     return submit.of(tuple(rest), _parsed([arguments[at], *rest]))
 
 

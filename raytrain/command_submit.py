@@ -20,7 +20,7 @@ from raytrain.errors import EXIT_DONE, EXIT_NOT_FINISHED, ConfigError
 
 ADDRESS = "RAY_API_SERVER_ADDRESS"
 """Ray's own name for where a job API is; `ray job submit` reads it, too."""
-Verb = Literal["shard", "train", "tune", "score", "evaluate", "verify", "doctor"]
+Verb = Literal["shard", "train", "tune", "score", "evaluate", "verify", "review", "doctor"]
 Request = Literal["status", "logs", "stop"]
 VERBS: tuple[str, ...] = get_args(Verb)
 REQUESTS: tuple[str, ...] = get_args(Request)
@@ -75,7 +75,8 @@ class Submit(Command):
         for each in files:
             if ".." in Path(each).parts or not Path(each).is_file():
                 raise ConfigError(f"{each}: expected a file below this folder, to be sent along, or s3://...")
-        more = {"meaning": _meaning(work), "writes": work.writes_to(), "files": files}
+        of_verb = {"command": arguments[0]} if self.what == "review" else {}  # the commands of a verb have like options
+        more = {"meaning": {**_meaning(work), **of_verb}, "writes": work.writes_to(), "files": files}
         return self.model_copy(update={"arguments": arguments, **more})
 
     def run(self, narrator: Narrator) -> int:

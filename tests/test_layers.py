@@ -27,6 +27,7 @@ LAYERS = [
         "raytrain.command_review",
         "raytrain.command_review_apply",
         "raytrain.command_review_effect",
+        "raytrain.command_review_log",
         "raytrain.command_review_rank",
         "raytrain.command_review_serve",
         "raytrain.command_score",
@@ -96,7 +97,7 @@ def test_every_module_says_what_it_is_for() -> None:
 
 def test_jobs_are_one_page_and_use_the_command() -> None:
     jobs = sorted((ROOT / "jobs").glob("*.py"))
-    assert [job.stem for job in jobs] == ["doctor", "evaluate", "score", "shard", "train", "tune", "verify"]
+    assert [job.stem for job in jobs] == ["doctor", "evaluate", "review", "score", "shard", "train", "tune", "verify"]
     for job in jobs:
         assert len(job.read_text().splitlines()) < 40
         assert {module for module, _ in imports(job)} <= {"sys", "raytrain.cli"}

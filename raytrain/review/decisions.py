@@ -12,6 +12,8 @@ from raytrain.review.kinds import ErrorKind
 
 Verdict = Literal["accept", "fix", "ignore", "drop", "unsure", "undo"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+Conflicts = Literal["leave", "latest"]
+"""What becomes of a tile about which reviewers contradict each other: it stays as it is, or the latest decides."""
 WITH_MASK: tuple[Verdict, ...] = ("fix", "ignore")
 TIME = r"^\d{4}-[01]\d-[0-3]\dT[0-2]\d:[0-5]\d:[0-5]\d\.\d{3}Z$"
 

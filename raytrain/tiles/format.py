@@ -60,13 +60,18 @@ class Tile:
         return height, width
 
     def sha256(self) -> str:
-        """Return the hash over the decoded bytes: the bands in the order of the format, then the label."""
-        digest = hashlib.sha256()
-        for band in band_order(self.bands):
-            digest.update(self.bands[band].astype("<u2").tobytes())
-        if self.label is not None:
-            digest.update(self.label.tobytes())
-        return digest.hexdigest()
+        """Return the hash over the decoded bytes."""
+        return sha256_of_tile(self.bands, self.label)
+
+
+def sha256_of_tile(bands: Mapping[str, NDArray[np.uint16]], label: NDArray[np.uint8] | None) -> str:
+    """Return the hash over the decoded bytes: the bands `[H, W]` in the order of the format, then the label."""
+    digest = hashlib.sha256()
+    for band in band_order(bands):
+        digest.update(bands[band].astype("<u2").tobytes())
+    if label is not None:
+        digest.update(label.tobytes())
+    return digest.hexdigest()
 
 
 def band_order(bands: Sequence[str] | Mapping[str, Any]) -> list[str]:

@@ -463,6 +463,16 @@ def test_order_and_printing_are_no_part_of_the_work() -> None:
     assert two.meaning == three.meaning
 
 
+def test_commands_of_a_review_are_sent_and_told_apart() -> None:
+    found = parsed("--detach", "review", "apply", "s3://b/review", "s3://b/new", "--conflicts", "latest")
+    assert (found.detach, found.what, found.writes) == (True, "review", "s3://b/new")
+    assert found.arguments == ("apply", "s3://b/review", "s3://b/new", "--conflicts", "latest")
+    same = parsed("review", "apply", "--conflicts", "latest", "s3://b/review/", "s3://b/new")
+    assert found.meaning == same.meaning
+    rank = parsed("review", "rank", "s3://b/shards", "s3://b/predictions", "s3://b/new")
+    assert (rank.meaning["command"], found.meaning["command"]) == ("rank", "apply")
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -474,6 +484,12 @@ def test_order_and_printing_are_no_part_of_the_work() -> None:
         (("verify", "https://h/x?X-Amz-Signature=abc"), "may be signed"),
         (("verify", "s3://b/x", "--stores", "none.toml"), "expected a file below this folder"),
         (("verify", "s3://b/x", "--stores", "../pyproject.toml"), "expected a file below this folder"),
+        (("review",), "apply"),
+        (("review", "serve", "s3://b/review"), "review serve is not for a job: a job has no address"),
+        (("review", "merge", "s3://b/review", "s3://b/other"), "needs no cluster; run raytrain review merge here"),
+        (("review", "apply", "review", "s3://b/new"), "a job needs s3://"),
+        (("review", "apply", "s3://b/review", "new"), "a job needs s3://"),
+        (("review", "apply", "s3://b/review"), "DST"),
         (("frobnicate",), "frobnicate"),
     ],
 )

@@ -1,0 +1,168 @@
+"""Logs between folders of reviews: exported as a table, copied from one to another, held against each other.
+
+Must not know the command line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from raytrain.config import choose
+from raytrain.errors import ConfigError, DataError
+from raytrain.review.comparing import Difference, Pixels, differences, of_reviewer
+from raytrain.review.decisions import Decision
+from raytrain.review.folder import Review, read_review
+from raytrain.review.log import READERS, DecisionLog
+from raytrain.review.standing import Agreement, Progress, agreement_of, progress_of, standing_of
+from raytrain.review.table import decision_table, key_of, standing_keys, write_export
+from raytrain.tiles.reader import TileReader, read_manifest
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export has: entries, how many of them stand, how far each reviewer is; and what in the log is wrong."""
+
+    num_entries: int
+    num_standing: int
+    reviewers: list[Progress]
+    problems: list[DataError]
+
+
+def export(review_uri: str, out: str) -> Exported:
+    """Write all entries of a log as a Parquet file at `out`, in place of an older export.
+
+    Raises `ConfigError` for a place in the review or among its shards, and where anything else stands there.
+    """
+    review = read_review(review_uri)
+    for what, folder in (("review", review_uri), ("shards", review.shards), ("predictions", review.predictions)):
+        if out == folder or out.startswith(f"{folder}/"):
+            raise ConfigError(f"{out}: lies in the folder of the {what}; choose another place")
+    log = DecisionLog(review_uri)
+    decisions = log.read_all()
+    standing = standing_of(decisions)
+    keys = standing_keys(standing)
+    table, problems = decision_table(decisions, keys)
+    write_export(out, table)
+    return Exported(len(decisions), len(keys), progress_of(decisions, standing), [*log.problems, *problems])
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What was copied: entries that are new in the log, those that it had; and what in the other log is wrong."""
+
+    num_new: int
+    num_known: int
+    problems: list[DataError]
+
+
+def merge(review_uri: str, other_uri: str) -> Merged:
+    """Copy the entries of another log into this one, which it may be gone on with; nothing is overwritten.
+
+    Raises `ConfigError` for a review of other shards. An entry whose id another one has here is a problem.
+    """
+    _check_same_shards(review_uri, other_uri)
+    log, other = DecisionLog(review_uri), DecisionLog(other_uri)
+    log.read_all()
+
+    def add(decision: Decision) -> bool | DataError:
+        try:
+            return log.append(decision)
+        except DataError as error:
+            return error
+
+    with ThreadPoolExecutor(READERS) as pool:
+        found = list(pool.map(add, other.read_all()))
+    refused = [each for each in found if isinstance(each, DataError)]
+    return Merged(found.count(True), found.count(False), [*other.problems, *refused])
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What differs: tiles by reviewer of two logs (`agreement` is None), or between two reviewers.
+
+    `num_entries` are how many entries only the first log has, only the second, and both. Of two reviewers only tiles
+    that both decided differ; `num_alone` are how many only the first, and only the second, decided.
+    """
+
+    differences: list[tuple[str, Difference]]
+    num_entries: tuple[int, int, int]
+    num_alone: tuple[int, int]
+    agreement: Agreement | None
+    problems: list[DataError] = field(default_factory=list)
+
+
+def compare(review_uri: str, other_uri: str, pair: tuple[str, str] | None = None) -> Compared:
+    """Hold two logs against each other, reviewer by reviewer; or of a `pair` the first's against the second's.
+
+    With a pair the first one's decisions are those of the first log, the second one's those of the second. Raises
+    `ConfigError` for reviews of different shards, and for reviewers that have no entry.
+    """
+    review = _check_same_shards(review_uri, other_uri)
+    logs = DecisionLog(review_uri), DecisionLog(other_uri)
+    entries = [log.read_all() for log in logs]
+    ours, theirs = ({key_of(each): each for each in found} for found in entries)
+    same = sum(theirs.get(key) == each for key, each in ours.items())
+    counts = len(ours) - same, len(theirs) - same, same
+    problems = {str(each): each for log in logs for each in log.problems}
+    found = _between_logs(review, entries) if pair is None else _between_reviewers(review, entries, pair)
+    more = {str(each): each for each in found.problems}
+    return Compared(found.differences, counts, found.num_alone, found.agreement, list((problems | more).values()))
+
+
+def _between_logs(review: Review, entries: Sequence[Sequence[Decision]]) -> Compared:
+    pixels = _TilePixels(review)
+    ours, theirs = (standing_of(each) for each in entries)
+    found: list[tuple[str, Difference]] = []
+    problems: list[DataError] = []
+    for reviewer in sorted({each.reviewer for of_log in entries for each in of_log}):
+        some, wrong = differences(of_reviewer(ours, reviewer), of_reviewer(theirs, reviewer), pixels)
+        found += [(reviewer, each) for each in some]
+        problems += wrong
+    return Compared(found, (0, 0, 0), (0, 0), None, problems)
+
+
+def _between_reviewers(review: Review, entries: Sequence[Sequence[Decision]], pair: tuple[str, str]) -> Compared:
+    for name, of_log in zip(pair, entries, strict=True):
+        choose("reviewer", [name], {each.reviewer for each in of_log})
+    ours, theirs = (of_reviewer(standing_of(each), name) for name, each in zip(pair, entries, strict=True))
+    both = ours.keys() & theirs.keys()
+    found, problems = differences(
+        {tile_id: ours[tile_id] for tile_id in both},
+        {tile_id: theirs[tile_id] for tile_id in both},
+        _TilePixels(review),
+    )
+    agreement = agreement_of(*pair, [(ours[tile_id].verdict, theirs[tile_id].verdict) for tile_id in sorted(both)])
+    alone = len(ours) - len(both), len(theirs) - len(both)
+    return Compared([(" / ".join(pair), each) for each in found], (0, 0, 0), alone, agreement, problems)
+
+
+def _check_same_shards(review_uri: str, other_uri: str) -> Review:
+    """Return the first review; raise `ConfigError` if the second is one of other shards."""
+    review, other = read_review(review_uri), read_review(other_uri)
+    if review.shards_digest != other.shards_digest:
+        raise ConfigError(
+            f"{other_uri} is a review of other shards ({other.shards}) than {review_uri} ({review.shards}); decisions "
+            "are about the tiles that were looked at"
+        )
+    return review
+
+
+class _TilePixels:
+    """Labels and valid pixels of the tiles of a review's shards, which are opened when the first is asked for."""
+
+    def __init__(self, review: Review) -> None:
+        self._uri = review.shards
+        self._opened: tuple[TileReader, dict[str, int]] | None = None
+
+    def __call__(self, tile_id: str) -> Pixels:
+        """Return the label of a tile and which of its pixels have data; raise `DataError` where there is no such."""
+        if self._opened is None:
+            reader = TileReader(self._uri, read_manifest(self._uri)["bands"])
+            self._opened = reader, {name: i for i, name in enumerate(reader.tile_ids)}
+        reader, positions = self._opened
+        if tile_id not in positions:
+            raise DataError(f"tile {tile_id}", f"{self._uri} has no such tile")
+        pixels_CHW, label_HW = reader.read(positions[tile_id])
+        return label_HW, (pixels_CHW != 0).any(0)

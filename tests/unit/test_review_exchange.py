@@ -1,0 +1,197 @@
+"""Logs exported, merged and held against each other, and what the commands print of it."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from raytrain import cli, storage
+from raytrain.review.log import DecisionLog
+from raytrain.review.regions import decode_png, encode_mask
+from tests.deciding import decide, decide_on, make_review
+from tests.making import make_tile, write_tiles
+
+SHAPE = (16, 16)
+TWO_ROWS = np.zeros(SHAPE, np.uint8)
+TWO_ROWS[:2] = 1
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    write_tiles(tmp_path / "shards", [make_tile(i, SHAPE) for i in range(4)], "raw")
+    return tmp_path / "shards"
+
+
+@pytest.fixture
+def review(tmp_path: Path, shards: Path) -> str:
+    return make_review(tmp_path / "review", shards)
+
+
+@pytest.fixture
+def other(tmp_path: Path, shards: Path) -> str:
+    return make_review(tmp_path / "other", shards)
+
+
+def ran(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> dict[str, Any]:
+    """Run `raytrain review` with --json and return what it printed."""
+    assert cli.main(["review", *arguments, "--json"]) == code, capsys.readouterr().err
+    found = json.loads(capsys.readouterr().out)
+    assert isinstance(found, dict)
+    return found
+
+
+def failed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert cli.main(["review", *arguments]) == 2
+    return capsys.readouterr().err.replace("\n", " ")
+
+
+def test_export_has_all_entries_typed_and_says_which_stand(
+    tmp_path: Path, shards: Path, review: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out" / "decisions.parquet"
+    decide_on(review, shards, "tile0", 1, verdict="fix", mask=encode_mask(TWO_ROWS), reason="größer", kind="shifted")
+    decide_on(review, shards, "tile0", 2, verdict="drop")
+    decide_on(review, shards, "tile0", 3, verdict="undo", undoes=f"{2:032x}")
+    decide_on(review, shards, "tile1", 1, reviewer="bob")
+    found = ran(capsys, "export", review, str(out))
+    assert (found["num_entries"], found["num_standing"], found["problems"]) == (4, 2, [])
+    assert [(each["reviewer"], each["num_tiles"]) for each in found["reviewers"]] == [("ann", 1), ("bob", 1)]
+    table = pq.read_table(out)
+    rows = table.to_pylist()
+    assert [(row["reviewer"], row["number"], row["stands"]) for row in rows] == [
+        ("ann", 1, True),
+        ("ann", 2, False),
+        ("ann", 3, False),
+        ("bob", 1, True),
+    ]
+    assert (decode_png(rows[0]["mask"], SHAPE, (0, 1)) == TWO_ROWS).all()
+    assert (rows[0]["reason"], rows[0]["kind"], rows[1]["mask"]) == ("größer", "shifted", None)
+    assert rows[2]["undoes"] == f"{2:032x}"
+    assert rows[0]["time"] == datetime(2026, 11, 27, 10, tzinfo=UTC)
+    assert str(table.schema.field("time").type) == "timestamp[ms, tz=UTC]"
+    assert ran(capsys, "export", review, str(out))["num_entries"] == 4, "an older export is replaced"
+    assert cli.main(["review", "export", review, str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "4 entries, 2 of which stand" in printed
+    assert "fix 1" in printed
+
+
+def test_export_takes_the_place_of_nothing_else(
+    tmp_path: Path, shards: Path, review: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.parquet").write_bytes((shards / "index.parquet").read_bytes())
+    assert "did not write" in failed(capsys, "export", review, str(tmp_path / "mine.parquet"))
+    assert (tmp_path / "mine.parquet").read_bytes() == (shards / "index.parquet").read_bytes()
+    for place in (f"{review}/ranking.parquet", str(shards / "index.parquet"), f"{review}/new.parquet", review):
+        assert "lies in the folder of the" in failed(capsys, "export", review, place)
+    assert "make it with raytrain review rank" in failed(capsys, "export", str(shards), str(tmp_path / "x.parquet"))
+
+
+def test_export_names_masks_that_are_none_and_entries_that_are_damaged(
+    tmp_path: Path, shards: Path, review: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    decide_on(review, shards, "tile0", 1, verdict="fix", mask="no base64")
+    storage.write_bytes(storage.join(review, "decisions", "junk"), b"")
+    found = ran(capsys, "export", review, str(tmp_path / "x.parquet"), code=1)
+    assert len(found["problems"]) == 2
+    assert pq.read_table(tmp_path / "x.parquet")["mask"].to_pylist() == [None]
+
+
+def test_merge_copies_what_is_new_and_overwrites_nothing(
+    shards: Path, review: str, other: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    same = decide_on(review, shards, "tile0", 1)
+    clashes = decide_on(review, shards, "tile0", 2, verdict="drop")
+    DecisionLog(other).append(same)
+    decide_on(other, shards, "tile1", 2)
+    news = [decide_on(other, shards, f"tile{i}", i + 1, reviewer="bob") for i in range(3)]
+    storage.write_bytes(storage.join(other, "decisions", "junk"), b"")
+    found = ran(capsys, "merge", review, other, code=1)
+    assert (found["num_new"], found["num_known"]) == (3, 1)
+    assert len(found["problems"]) == 2
+    assert any("another decision has this id" in each["found"] for each in found["problems"])
+    assert DecisionLog(review).read_all() == [same, clashes, *news]
+    again = ran(capsys, "merge", review, other, code=1)
+    assert (again["num_new"], again["num_known"]) == (0, 4)
+
+
+def test_logs_of_other_shards_are_neither_merged_nor_compared(
+    tmp_path: Path, review: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tiles(tmp_path / "more", [make_tile(9, SHAPE)], "raw")
+    strange = make_review(tmp_path / "strange", tmp_path / "more")
+    decide_on(strange, tmp_path / "more", "tile9", 1)
+    for command in ("merge", "diff"):
+        assert "is a review of other shards" in failed(capsys, command, review, strange)
+    assert DecisionLog(review).read_all() == []
+
+
+def test_diff_of_two_logs_names_what_stands_differently(
+    shards: Path, review: str, other: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    label = make_tile(0, SHAPE).label
+    assert label is not None
+    flipped = np.where(np.arange(16)[:, None] < 4, 1 - label, label).astype(np.uint8)
+    less = np.where(np.arange(16)[:, None] < 1, 1 - label, label).astype(np.uint8)
+    both = decide_on(review, shards, "tile1", 1)
+    DecisionLog(other).append(both)
+    decide_on(review, shards, "tile0", 2, verdict="fix", mask=encode_mask(flipped))
+    decide_on(other, shards, "tile0", 3, verdict="fix", mask=encode_mask(less))
+    decide_on(review, shards, "tile2", 4, verdict="drop")
+    decide_on(other, shards, "tile2", 5, reason="for another reason, and the same verdict", verdict="drop")
+    decide_on(other, shards, "tile3", 1, reviewer="bob")
+    found = ran(capsys, "diff", review, other)
+    assert [(each["tile_id"], each["reviewer"], each["iou"]) for each in found["differences"]] == [
+        ("tile0", "ann", 1 / 4),
+        ("tile3", "bob", None),
+    ]
+    assert found["differences"][1]["first"] is None
+    assert found["differences"][1]["second"]["verdict"] == "accept"
+    assert found["entries"] == {"only_first": 2, "only_second": 3, "both": 1}
+    assert ran(capsys, "diff", review, review)["differences"] == []
+    assert cli.main(["review", "diff", review, other]) == 0
+    printed = capsys.readouterr().out
+    assert "0.25" in printed
+    assert "1 in both, 2 in the first only, 3 in the second only" in printed
+
+
+def test_diff_of_two_reviewers_is_of_the_tiles_that_both_decided(
+    shards: Path, review: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i, verdict in enumerate(["accept", "drop", "drop"]):
+        decide_on(review, shards, f"tile{i}", i + 1, verdict=verdict)
+    for i, verdict in enumerate(["accept", "accept"]):
+        decide_on(review, shards, f"tile{i}", i + 1, verdict=verdict, reviewer="bob")
+    found = ran(capsys, "diff", review, "--reviewer", "ann", "--against", "bob")
+    assert [
+        (each["tile_id"], each["first"]["verdict"], each["second"]["verdict"]) for each in found["differences"]
+    ] == [("tile1", "drop", "accept")]
+    assert found["agreement"]["same_fraction"] == 0.5
+    assert found["agreement"]["kappa"] == 0
+    assert found["tiles_of_one"] == {"only_first": 1, "only_second": 0}
+    assert cli.main(["review", "diff", review, "--reviewer", "ann", "--against", "bob"]) == 0
+    printed = capsys.readouterr().out
+    assert "ann and bob decided 2 tiles both, the same for 50% of them (Cohen's kappa 0.00); 1 and 0 alone" in printed
+
+
+def test_diff_says_what_it_needs(review: str, shards: Path, other: str, capsys: pytest.CaptureFixture[str]) -> None:
+    decide_on(review, shards, "tile0", 1)
+    assert "go together" in failed(capsys, "diff", review, other, "--reviewer", "ann")
+    assert "name OTHER" in failed(capsys, "diff", review)
+    assert "unknown reviewer 'bob'" in failed(capsys, "diff", review, other, "--reviewer", "ann", "--against", "bob")
+
+
+def test_tile_that_the_shards_have_not_is_a_problem_of_a_diff(
+    review: str, other: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for uri, i, mask in ((review, 1, TWO_ROWS), (other, 2, 1 - TWO_ROWS)):
+        DecisionLog(uri).append(decide(i, tile_id="gone", verdict="ignore", mask=encode_mask(mask)))
+    found = ran(capsys, "diff", review, other, code=1)
+    assert "no such tile" in found["problems"][0]["found"]
+    assert [each["tile_id"] for each in found["differences"]] == ["gone"]
