@@ -143,8 +143,7 @@ class _View:
     @property
     def side_px(self) -> int:
         """The shorter side."""
-        height, width = self.cloud.shape
-        return min(height, width)
+        return int(min(self.cloud.shape))
 
 
 def _contradiction(view: _View, spread: NDArray[np.float32]) -> float:

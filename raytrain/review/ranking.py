@@ -5,8 +5,11 @@ Must not know how suspicion is found.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -15,6 +18,7 @@ from raytrain.errors import ConfigError, first_line
 from raytrain.review.features import Features
 from raytrain.review.folder import RANKING, UNLABELLED
 from raytrain.review.kinds import ERROR_KINDS
+from raytrain.review.suspicion import Judgement
 
 RANKING_BYTES = 2 * 2**30
 """Of a ranking as it is stored: a million tiles take some 150 MB."""
@@ -32,8 +36,10 @@ IDENTITY_FIELDS = [
     pa.field("source_uri", pa.string(), nullable=False),
 ]
 """From 1 on; the position in the index; what the index says of the tile, its hash (bands and label) among it."""
+IDENTITY_COLUMNS = tuple(field.name for field in IDENTITY_FIELDS if field.name not in ("rank", "position"))
+"""Those that the index has."""
 
-FEATURE_NAMES = tuple(each.name for each in fields(Features))
+FEATURE_NAMES = tuple(field.name for field in fields(Features))
 """The numbers that a tile is judged by; what each is stands with `raytrain.review.features.Features`."""
 
 JUDGEMENT_FIELDS = [
@@ -61,6 +67,25 @@ UNLABELLED_SCHEMA = pa.schema(
     ]
 )
 """`kind` is tile, chip or scene."""
+
+
+def ranking_table(rows: pa.Table, features: Sequence[Features], judgements: Sequence[Judgement]) -> pa.Table:
+    """Return the ranking of `rows`, which have the columns of the index and `position`: the most suspicious first.
+
+    Equals stand in the order of their ids.
+    """
+    suspicion = np.array([each.suspicion for each in judgements], np.float32)
+    order = sorted(range(len(rows)), key=lambda i: (-float(suspicion[i]), rows["tile_id"][i].as_py()))
+    columns: dict[str, Any] = {name: rows[name] for name in ("position", *IDENTITY_COLUMNS)}
+    columns["suspicion"] = suspicion
+    columns["kind"] = [each.kind for each in judgements]
+    for kind in ERROR_KINDS:
+        columns[f"suspicion_{kind}"] = np.array([each.of_kind[kind] for each in judgements], np.float32)
+    for name in FEATURE_NAMES:
+        columns[name] = np.array([getattr(each, name) for each in features], np.float32)
+    table = pa.table(columns).take(order)
+    table = table.append_column("rank", pa.array(np.arange(1, len(table) + 1)))
+    return table.select(RANKING_SCHEMA.names).cast(RANKING_SCHEMA)
 
 
 def write_table(uri: str, name: str, table: pa.Table) -> None:
