@@ -61,8 +61,10 @@ class Predictions:
                     return np.asarray(source.read(1)), float(source.scales[0]), source.nodata
                 except RasterioError as error:
                     raise unreadable(uri, "prediction", error) from error
-        except FileNotFoundError as error:
-            raise DataError(storage.shown(uri), f"no prediction {kind} of {item_id}; score again") from error
+        except (FileNotFoundError, DataError) as error:  # of a local file that is not there GDAL says the latter
+            if storage.exists(uri):
+                raise
+            raise DataError(storage.shown(uri), f"gone, the {kind} predicted for {item_id}; score again") from error
 
 
 def open_predictions(uri: str, *, unseen: bool = True) -> Predictions:
