@@ -48,10 +48,16 @@ def check_out(out: str) -> None:
 def check_ensemble(uri: str, predictions: PredictionSet) -> MadeBy:
     """Return whose nets of the ensemble at `uri` made the predictions.
 
-    Raises `ConfigError` for masks of others, and where what it was trained on is gone: its card can't be written then.
+    Raises `ConfigError` for masks of others, or of other nets for each tile, and where what it was trained on is gone:
+    its card can't be written then.
     """
     if predictions.scoring is None:
         raise ConfigError(f"{predictions.uri}: not made by `raytrain score`, so no ensemble's card can have its scores")
+    if predictions.scoring.out_of_fold:
+        raise ConfigError(
+            f"{predictions.uri}: scored out of fold, each tile by the nets of its fold, so a card would give nets the "
+            "scores of others; evaluate without --ensemble"
+        )
     manifest = read_manifest(uri)
     describe_shards(manifest.shards, manifest.shards_digest)
     folds: list[MadeBy] = ["all", *sorted({-1 if net.fold is None else net.fold for net in manifest.members})]

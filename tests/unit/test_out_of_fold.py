@@ -16,12 +16,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raytrain import cli, storage
+from raytrain.cluster.evaluate_checks import check_ensemble
 from raytrain.cluster.pool import UNITS_IN_FLIGHT
 from raytrain.cluster.score import ScoreJob, listing_of, scoring_of
 from raytrain.config import ScoreSettings, change
 from raytrain.errors import ConfigError, StoreOutOfReach
+from raytrain.evaluation.predictions import find_predictions
+from raytrain.evaluation.scoring_gallery import make_gallery
+from raytrain.evaluation.scoring_report import read_scored
 from raytrain.scoring import ledger
-from raytrain.scoring.destination import Scoring
+from raytrain.scoring.destination import Scoring, claim_destination
 from raytrain.scoring.ensemble import Ensemble
 from raytrain.scoring.fold_nets import FOLDS_HELD, FoldNets
 from raytrain.scoring.manifest import EnsembleManifest, read_manifest, write_manifest
@@ -382,6 +386,37 @@ def test_destinations_made_before_keep_their_digest_and_take_no_tiles_out_of_fol
     del values["out_of_fold"]
     assert Scoring.model_validate(values).digest() == before.digest()
     assert before.model_copy(update={"out_of_fold": True}).digest() != before.digest()
+
+
+def test_pictures_of_tiles_are_of_the_shards_that_were_scored_and_of_no_others(ensemble: str, tmp_path: Path) -> None:
+    wide = change(SETTINGS, {"window_px": 512})
+    own, job = tmp_path / "in", job_of(tmp_path / "in", tmp_path / "out", ensemble, out_of_fold=False, settings=wide)
+    write_tiles(own, [tile(0, "p", side=500), tile(1, "p", side=96)], "raw")
+    do_all(job)
+    scored = read_scored(job.dst, scoring_of(job)[1], source=job.src, ensemble=ensemble)
+    chosen = [("largest", item) for item in scored.totals.largest]
+    gallery, undrawn = make_gallery(job.dst, scored.scoring, chosen, job.src)
+    assert undrawn == []
+    assert [[panel.caption for panel in each.panels] for each in gallery.pictures] == [
+        ["True colour", "Prediction"]
+    ] * 2
+    assert not any("no true colour" in each.caption for each in gallery.pictures)
+    elsewhere, _ = make_gallery(job.dst, scored.scoring, chosen, str(tmp_path / "other"))
+    assert all(f"a tile of {own}, not of" in each.caption for each in elsewhere.pictures)
+    write_tiles(own, [tile(0, "p", side=96)], "raw")
+    changed, _ = make_gallery(job.dst, scored.scoring, chosen, job.src)
+    assert "96 x 96 px now, not what was scored" in changed.pictures[0].caption
+    assert "not among the shards any more" in changed.pictures[1].caption
+
+
+def test_no_card_names_nets_for_scores_out_of_fold(shards: Path, ensemble: str, tmp_path: Path) -> None:
+    for name, out_of_fold in (("out", True), ("all", False)):
+        job = job_of(shards, tmp_path / name, ensemble, out_of_fold=out_of_fold, fold=None if out_of_fold else "all")
+        claim_destination(job.dst, scoring_of(job)[1])
+        storage.write_bytes(storage.join(job.dst, "t0.tif"), b"mask")
+    assert check_ensemble(ensemble, find_predictions(str(tmp_path / "all"))) == "all"
+    with pytest.raises(ConfigError, match=r"each tile by the nets of its fold.* without --ensemble"):
+        check_ensemble(ensemble, find_predictions(str(tmp_path / "out")))
 
 
 def test_nets_of_few_folds_are_held_and_one_in_use_is_not_dropped() -> None:
