@@ -179,6 +179,21 @@ def test_job_needs_a_cluster_or_an_address(monkeypatch: pytest.MonkeyPatch, caps
     assert "no chips found" in capsys.readouterr().err
 
 
+def test_job_of_a_review_is_one_that_needs_a_cluster(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("sys.argv", ["jobs/review.py", "export", "/absent", "/tmp/never.parquet"])
+    assert cli.job("review") == 2
+    assert "review export is not for a job" in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", ["jobs/review.py", "apply", "/absent", "/tmp/never"])
+    assert cli.job("review") == 2
+    assert "no RAY_ADDRESS" in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", ["jobs/review.py", "apply", "/absent", "/tmp/never", "--address", "local"])
+    assert cli.job("review") == 2
+    assert "/absent/review.json: no such file" in capsys.readouterr().err
+
+
 def test_job_refuses_a_relative_path_since_its_folder_goes_away(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

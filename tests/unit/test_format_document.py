@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raytrain.config import CellEncoding, ShardSettings
+from raytrain.review.table import SCHEMA
 from raytrain.tiles.format import index_schema, shard_schema
 from raytrain.tiles.reader import TileReader
 from tests.making import shard_chips
@@ -54,3 +55,8 @@ def test_table_of_columns_names_every_column_and_no_other() -> None:
                 told[place].update(cells)
     assert told["shard"] == set(shard_schema(BANDS, "raw").names)
     assert told["index"] == set(index_schema(BANDS).names)
+
+
+def test_columns_of_the_decisions_are_named() -> None:
+    told = DOCUMENT.partition("That has a row for each decision that stood:")[2].partition("\n\n")[0]
+    assert re.findall(r"`([^`]+)`", told) == [*SCHEMA.names, "applied"]
