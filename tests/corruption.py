@@ -15,10 +15,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raytrain.imagery.rasters import LABEL_CLEAR, LABEL_CLOUD, LABEL_IGNORE
+from raytrain.review.kinds import ErrorKind
 
 Corruption = Literal["shift", "dilate", "erode", "drop", "add", "empty", "full", "other"]
 CORRUPTIONS: tuple[Corruption, ...] = get_args(Corruption)
 """`other` is the label of another tile."""
+KIND_OF: dict[Corruption, ErrorKind] = {
+    "shift": "shifted",
+    "dilate": "loose-outline",
+    "erode": "tight-outline",
+    "drop": "missing-cloud",
+    "add": "false-cloud",
+    "empty": "empty",
+    "full": "full",
+    "other": "noise",
+}
+"""What each ought to be called."""
 LEAST_CHANGED_FRACTION = 0.03
 """Of the pixels of a label that are not ignored: less is no error that a reviewer would be called for."""
 SHIFT_FRACTIONS = (0.04, 0.15)

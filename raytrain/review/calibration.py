@@ -24,8 +24,6 @@ PRIOR_TILES = 8.0
 """A location counts as much as all others together when it has the pixels of so many tiles."""
 PRIOR_PIXELS = 64.0
 """By which a bin of all tiles is drawn towards what the model says: bins that hold few pixels say little."""
-UNUSUAL_FRACTION = 0.15
-"""Of a location's tiles, those whose labels are the least likely: they don't count in what is normal there."""
 LEAST_FREQUENCY = 0.002
 """Odds end here, 500 to 1: histograms count pixels, which are not independent, and rarer errors are not known."""
 
@@ -63,37 +61,30 @@ def label_histogram(label: NDArray[np.uint8], probability: NDArray[np.float32]) 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The histograms of typical tiles added up, of each location and over all.
+    """The histograms of all tiles added up, of each location and over all: `[2, BINS] float64`, whole numbers.
 
-    A tile whose label is among the least likely of its location is not typical: what is to be found would say what is
-    normal otherwise. `least` has the log-likelihood of a pixel, by location, from which a tile counts;
-    `log_frequency` `[2, BINS]` is what that is measured with.
+    `tile_pixels` is how many pixels a tile has on average.
     """
 
     of_location: dict[str, NDArray[np.float64]]
-    least: dict[str, float]
     overall: NDArray[np.float64]
-    log_frequency: NDArray[np.float64]
     tile_pixels: float
 
     @classmethod
     def of(cls, locations: Sequence[str], histograms: NDArray[np.integer[Any]]) -> Calibration:
-        """Return the calibration of tiles at `locations` with `histograms` `[N, 2, BINS]`, in any order."""
+        """Return the calibration of tiles at `locations` with `histograms` `[N, 2, BINS]`, in any order.
+
+        Raises `ValueError` where there are not as many of both.
+        """
         if len(locations) != len(histograms):
             raise ValueError(f"{len(locations)} locations, but {len(histograms)} histograms")
-        log_frequency = _log_frequency(_frequency(histograms.sum(0).astype(np.float64), MIDDLES, PRIOR_PIXELS))
-        likelihoods = _likelihoods(histograms, log_frequency)
         names, numbers = np.unique(np.asarray(locations, dtype=np.str_), return_inverse=True)
-        least = _least(likelihoods, numbers, len(names))
-        typical = likelihoods >= least[numbers]
-        sums = np.zeros((len(names), 2, BINS), np.int64)  # whole numbers: their sum has no order
-        np.add.at(sums, numbers[typical], histograms[typical])
+        sums = np.zeros((len(names), 2, BINS), np.int64)
+        np.add.at(sums, numbers, histograms)
         return cls(
             of_location={str(name): each for name, each in zip(names, sums.astype(np.float64), strict=True)},
-            least={str(name): float(each) for name, each in zip(names, least, strict=True)},
             overall=sums.sum(0).astype(np.float64),
-            log_frequency=log_frequency,
-            tile_pixels=float(sums.sum() / max(typical.sum(), 1)),
+            tile_pixels=float(sums.sum() / max(len(locations), 1)),
         )
 
     def thresholds(self, location: str, own: NDArray[np.integer[Any]]) -> Thresholds:
@@ -101,9 +92,7 @@ class Calibration:
 
         What its location says is drawn towards what all locations say, the more the fewer pixels the location has.
         """
-        is_typical = bool(_likelihoods(own[None], self.log_frequency)[0] >= self.least[location])
-        counted = own.astype(np.float64) if is_typical else np.zeros((2, BINS))
-        elsewhere, here = self.overall - counted, self.of_location[location] - counted
+        elsewhere, here = self.overall - own, self.of_location[location] - own
         prior_pixels = PRIOR_TILES * self.tile_pixels
         # In each bin as much as all tiles have there: a location's full bins count, its empty ones say nothing.
         prior_by_bin = prior_pixels * elsewhere.sum(0) / max(elsewhere.sum(), 1.0)
@@ -114,21 +103,6 @@ class Calibration:
             for row, means in ((0, 1 - MIDDLES), (1, MIDDLES))
         )
         return Thresholds(clear, cloud, (log_frequency[1] - log_frequency[0]).astype(np.float32))
-
-
-def _likelihoods(histograms: NDArray[np.integer[Any]], log_frequency: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the mean log-likelihood of the labels of each tile's pixels, `[N]`; 0 for a tile without any."""
-    # Row by row: what matrix products add up depends on how many rows there are.
-    found = np.einsum("ncb,cb->n", histograms, log_frequency, optimize=False)
-    return np.asarray(found / np.maximum(histograms.sum((1, 2)), 1))
-
-
-def _least(likelihoods: NDArray[np.float64], numbers: NDArray[np.intp], count: int) -> NDArray[np.float64]:
-    """Return the likelihood from which a tile is typical of each of `count` locations."""
-    order = np.lexsort((likelihoods, numbers))
-    starts = np.searchsorted(numbers[order], np.arange(count))
-    sizes = np.bincount(numbers, minlength=count)
-    return np.asarray(likelihoods[order][starts + (UNUSUAL_FRACTION * sizes).astype(np.intp)])
 
 
 def _log_frequency(frequency: NDArray[np.float64]) -> NDArray[np.float64]:

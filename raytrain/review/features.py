@@ -144,6 +144,7 @@ class _View:
     def side_px(self) -> int:
         """The shorter side."""
         return int(min(self.cloud.shape))
+        return int(min(height, width))
 
 
 def _contradiction(view: _View, spread: NDArray[np.float32]) -> float:
@@ -259,9 +260,10 @@ def _cut_fraction(view: _View) -> float:
     cloud = view.cloud.astype(np.uint8)
     length = max(5, round(STRAIGHT_FRACTION * view.side_px))
     total = straight = 0
-    for along, across in ((cloud, 0), (cloud, 1)):
-        steps = (np.diff(along, axis=across) != 0).astype(np.uint8)
-        line = np.ones((length, 1) if across else (1, length), np.uint8)
+    for axis, line in enumerate((np.ones((1, length), np.uint8), np.ones((length, 1), np.uint8))):
+        steps = (np.diff(cloud, axis=axis) != 0).astype(np.uint8)
+        if not steps.size:  # one row or column has no line beside another
+            continue
         total += int(steps.sum())
         straight += int(cv2.morphologyEx(steps, cv2.MORPH_OPEN, line).sum())
     rim = np.concatenate([cloud[0], cloud[-1], cloud[:, 0], cloud[:, -1]])

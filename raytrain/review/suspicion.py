@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 from raytrain.review.features import Features
 from raytrain.review.kinds import ERROR_KINDS, ErrorKind
 
-PRIOR_TILES = 4.0
+PRIOR_TILES = 2.0
 """A location says as much of what is normal there as all locations together when it has so many tiles."""
 HALF = 0.5
 """The contradiction beyond the normal, in squared nats, that makes a suspicion of 1/2."""
+SOFTNESS = 0.05
+"""In squared nats: by so much around the normal, suspicion goes over to nothing, and stays in order."""
 ALL_FRACTION = 0.998
 """A label with more of one class is taken to have only that."""
 OUTLINE_WEIGHT = 1.3
@@ -49,7 +51,7 @@ def judge(features: Sequence[Features], locations: Sequence[str]) -> list[Judgem
     if not features:
         return []
     contradiction = np.array([each.contradiction for each in features])
-    beyond = np.maximum(contradiction - _normal(contradiction, locations), 0)
+    beyond = SOFTNESS * np.logaddexp(0, (contradiction - _normal(contradiction, locations)) / SOFTNESS)
     suspicion = beyond / (beyond + HALF)
     gains_NK = np.array([_gains(each) for each in features])
     most_N = gains_NK.max(1)
