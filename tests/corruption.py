@@ -110,11 +110,13 @@ def _grown(cloud: _Cloud, random: np.random.Generator) -> _Cloud:
 
 
 def _dilate(cloud: _Cloud, labels: Sequence[Label], i: int, random: np.random.Generator) -> _Cloud:
-    return _grown(cloud, random)
+    """Grow; a label that is all cloud afterwards is left as it was, since that is another kind of error."""
+    grown = _grown(cloud, random)
+    return cloud if grown.all() else grown
 
 
 def _erode(cloud: _Cloud, labels: Sequence[Label], i: int, random: np.random.Generator) -> _Cloud:
-    """Shrink; a label without cloud afterwards is left as it was, since that is another kind of error."""
+    """Shrink; a label without cloud afterwards is left as it was, for the same reason."""
     shrunk = ~_grown(~cloud, random)
     return shrunk if shrunk.any() else cloud
 
@@ -128,13 +130,14 @@ def _drop(cloud: _Cloud, labels: Sequence[Label], i: int, random: np.random.Gene
 
 
 def _add(cloud: _Cloud, labels: Sequence[Label], i: int, random: np.random.Generator) -> _Cloud:
-    """Add a cloud of another label, where it is there, turned and mirrored by chance."""
+    """Add a cloud of another label, where it is there, turned and mirrored by chance; never so that all is cloud."""
     clouds = _clouds(labels[_another(labels, i, random)] == LABEL_CLOUD)
     if not clouds:
         return cloud
     shape = np.rot90(clouds[random.integers(len(clouds))], random.integers(4))
     shape = shape[:, ::-1] if random.integers(2) else shape
-    return cloud | shape if shape.shape == cloud.shape else cloud
+    more = cloud | shape if shape.shape == cloud.shape else cloud
+    return cloud if more.all() else more
 
 
 def _empty(cloud: _Cloud, labels: Sequence[Label], i: int, random: np.random.Generator) -> _Cloud:

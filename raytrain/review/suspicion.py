@@ -25,6 +25,12 @@ ALL_FRACTION = 0.998
 """A label with more of one class is taken to have only that."""
 OUTLINE_WEIGHT = 1.3
 """An outline explains the contradictions beside it, though pieces of these may gain as much alone."""
+UNRELATED = 0.2
+"""Label and prediction that are associated less have less and less to do with each other."""
+MIXED_FRACTION = 0.02
+"""A prediction with less of one class has nothing that a label could be associated with."""
+NOISE_WEIGHT = 1.1
+"""What is unrelated is noise, though it is mostly missing or false cloud as well."""
 LEAST_GAIN = 1e-3
 """In nats per pixel; by less no kind is told from another, and all have a part in the suspicion."""
 
@@ -90,5 +96,14 @@ def _gains(features: Features) -> list[float]:
         found["shifted"] = features.shift_gain
         outline: ErrorKind = "loose-outline" if features.outline_px > 0 else "tight-outline"
         found[outline] = OUTLINE_WEIGHT * features.outline_gain
-        found["noise"] = 2 * min(features.missing_gain, features.false_gain)
+        found["noise"] = _noise(features)
     return [found[kind] for kind in ERROR_KINDS]
+
+
+def _noise(features: Features) -> float:
+    """Return what taking the prediction gains where clouds are missing and false alike, or nothing fits."""
+    both = 2 * min(features.missing_gain, features.false_gain)
+    if not MIXED_FRACTION <= features.predicted_fraction <= 1 - MIXED_FRACTION:
+        return both
+    unrelated = min(1.0, max(0.0, 1 - features.association / UNRELATED))
+    return max(both, NOISE_WEIGHT * unrelated * features.whole_gain)

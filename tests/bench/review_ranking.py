@@ -177,7 +177,8 @@ def main() -> None:
             made += tables(data_set, outcomes)
     if made:
         title = "Ranking of labels of which a tenth was made wrong"
-        keep_tables("review-ranking", "review_ranking", options.write, title, made)
+        name = "-".join(["review-ranking", *options.data])
+        keep_tables(name, "review_ranking", options.write, title, made)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -137,11 +137,11 @@ def test_clean_label_is_not_suspicious_where_the_model_is_honestly_uncertain() -
 
 
 def test_location_where_the_model_is_biased_is_not_suspicious_but_such_a_tile_elsewhere_is() -> None:
-    tiles = make_tiles()
+    tiles = make_tiles(48, 8)
     snow = (slice(0, SIZE_PX // 3), slice(None))
     biased = [i for i, location in enumerate(tiles.locations) if location == "place1"]
     for i in [*biased, 0]:
-        tiles.probabilities[i][snow] = 0.95
+        tiles.probabilities[i][snow] = 0.999
         tiles.labels[i][snow] = 0
     judgements = tiles.judged()
     assert max(judgements[i].suspicion for i in biased) < judgements[0].suspicion / 2
