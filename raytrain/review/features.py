@@ -144,7 +144,6 @@ class _View:
     def side_px(self) -> int:
         """The shorter side."""
         return int(min(self.cloud.shape))
-        return int(min(height, width))
 
 
 def _contradiction(view: _View, spread: NDArray[np.float32]) -> float:
