@@ -224,6 +224,32 @@ def test_work_that_was_cut_off_after_any_write_goes_on_and_ends_with_the_same_by
     assert bytes_of(dst) == bytes_of(tmp_path / "whole")
 
 
+def test_decision_that_came_after_a_cut_counts(
+    tmp_path: Path, shards: Path, review: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dst = tmp_path / "new"
+    decide_on(review, shards, "tile0", 1, verdict="drop")
+    with monkeypatch.context() as patched:
+        patched.setattr("raytrain.tiles.parts.write_index", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(review, dst)
+    assert len(list(dst.glob("unfinished/*"))) == 4
+    decide_on(review, shards, "tile4", 2, verdict="fix", mask=encode_mask(TWO_ROWS))
+    run(review, dst)
+    assert (labels_of(dst)["tile4"] == TWO_ROWS).all()
+    check_as_written(dst)
+
+
+def test_index_in_any_order_serves(tmp_path: Path, shards: Path, review: str) -> None:
+    table = pq.read_table(shards / "index.parquet")
+    pq.write_table(table.take([6, 3, 0, 5, 2, 1, 4]), shards / "index.parquet")
+    decide_on(review, shards, "tile1", 1, verdict="fix", mask=encode_mask(TWO_ROWS))
+    decide_on(review, shards, "tile4", 2, verdict="drop")
+    run(review, tmp_path / "new")
+    check_as_written(tmp_path / "new")
+    assert list(labels_of(tmp_path / "new")) == [f"tile{i}" for i in (0, 1, 2, 3, 5, 6)]
+
+
 def test_rerun_writes_nothing_and_says_the_same(tmp_path: Path, shards: Path, review: str) -> None:
     dst = tmp_path / "new"
     decide_much(review, shards)
