@@ -8,10 +8,12 @@ from raytrain.command import Command
 from raytrain.command_review_apply import Apply
 from raytrain.command_review_log import Diff, Export, Merge
 from raytrain.command_review_rank import Rank
+from raytrain.command_review_serve import Serve
 from raytrain.errors import ConfigError
 
 REVIEW_COMMANDS: dict[str, Callable[..., Command]] = {
     "rank": Rank,
+    "serve": Serve,
     "export": Export,
     "merge": Merge,
     "diff": Diff,

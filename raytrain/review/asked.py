@@ -1,0 +1,87 @@
+"""What a page asks to have written: a decision as it comes over the wire, and the checks that it must pass.
+
+Must not know HTTP: what is wrong is an exception with a sentence.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from raytrain.config import PlainName, Settings, parse
+from raytrain.errors import ConfigError
+from raytrain.review.decisions import WITH_MASK, Decision, Verdict
+from raytrain.review.kinds import ErrorKind
+from raytrain.review.regions import LABEL_VALUES, REGION_VALUES, BadMask, decode_mask
+
+
+class NotAccepted(ValueError):
+    """A decision that can't be one, whoever asks again; nothing was written."""
+
+
+class OtherTile(Exception):
+    """A decision about a tile whose hash is another now, `found`, None where the tile is gone; nothing was written."""
+
+    def __init__(self, tile_id: str, found: str | None) -> None:
+        super().__init__(tile_id, found)
+        self.tile_id, self.found = tile_id, found
+
+
+class AskedDecision(Settings):
+    """A `Decision` without what the server gives it, its number and its time."""
+
+    decision_id: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    reviewer: PlainName
+    tile_id: PlainName
+    tile_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    verdict: Verdict
+    reason: Annotated[str, Field(max_length=1000)] = ""
+    kind: ErrorKind | None = None
+    mask: str | None = None
+    undoes: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")] | None = None
+
+    def is_asked_again(self, stands: Decision) -> bool:
+        """Tell whether the entry of this id says the same; raise `NotAccepted` where it says something else."""
+        same = all(getattr(stands, name) == value for name, value in self.model_dump().items())
+        if not same:
+            raise NotAccepted(f"decision_id {self.decision_id}: another decision has it; draw a new one")
+        return True
+
+    def entry(self, number: int) -> Decision:
+        """Return the entry of the log, as of now; raise `NotAccepted` where mask or undoes do not fit the verdict."""
+        values: dict[str, Any] = {**self.model_dump(), "number": number, "time": now()}
+        try:
+            return parse(Decision, values)
+        except ConfigError as error:
+            raise NotAccepted(str(error)) from error
+
+    def check_mask(self, shape: tuple[int, int]) -> None:
+        """Raise `NotAccepted` unless the mask is what the verdict needs on a tile of this shape."""
+        if (self.mask is not None) != (self.verdict in WITH_MASK):
+            raise NotAccepted(f"mask: {'needed with' if self.mask is None else 'no part of'} {self.verdict}")
+        if self.mask is None:
+            return
+        try:
+            mask = decode_mask(self.mask, shape, LABEL_VALUES if self.verdict == "fix" else REGION_VALUES)
+        except BadMask as error:
+            raise NotAccepted(f"mask: {error}") from error
+        if self.verdict == "ignore" and not mask.any():
+            raise NotAccepted("mask: no pixel to ignore; mark a region, or give another verdict")
+
+    def check_undo(self, undone: Decision | None) -> None:
+        """Raise `NotAccepted` unless an undo takes back what this reviewer decided about this tile, and no other."""
+        if (self.undoes is not None) != (self.verdict == "undo"):
+            raise NotAccepted(f"undoes: {'needed with' if self.undoes is None else 'no part of'} {self.verdict}")
+        if self.undoes is None:
+            return
+        if undone is None or undone.reviewer != self.reviewer or undone.tile_id != self.tile_id:
+            raise NotAccepted(f"undoes: {self.reviewer} has no decision {self.undoes} about {self.tile_id}")
+        if undone.verdict == "undo":
+            raise NotAccepted("undoes: an undo itself; decide again instead")
+
+
+def now() -> str:
+    """Return the time as entries of the log have it: UTC, with milliseconds and a Z."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

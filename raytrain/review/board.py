@@ -1,0 +1,234 @@
+"""What has been decided so far, as a server has it in memory: what stands, the order of arrival, progress, agreement.
+
+The log in the store is the truth; others may write to it, so it is looked at again now and then, never by two threads
+at a time, and nobody waits long for it. Must not know HTTP.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raytrain.errors import DataError, first_line
+from raytrain.review.catalogue import Catalogue
+from raytrain.review.decisions import VERDICTS, Decision, Verdict
+from raytrain.review.log import DecisionLog, order_of
+
+REFRESH_S = 2.0
+"""How old what is known of others' decisions may be, where a look at the log is quick."""
+LONGEST_WAIT_S = 1.0
+"""How long somebody waits for a look at the log, which goes on without."""
+SHARE_OF_TIME = 0.1
+"""Of all time, spent on looking at the log, at most: a listing of a large one in a far store takes seconds."""
+_UNDECIDED = -1
+_CODES: dict[Verdict, int] = {verdict: code for code, verdict in enumerate(VERDICTS)}
+_logger = logging.getLogger(__name__)
+
+
+class Board:
+    """The decisions on the tiles of a catalogue. May be used by many threads.
+
+    `cursor` counts arrivals here, which differ from the order of the log: a page that has seen some asks for the rest.
+    """
+
+    def __init__(self, log: DecisionLog, catalogue: Catalogue, refresh_s: float = REFRESH_S) -> None:
+        self._log = log
+        self._catalogue = catalogue
+        self._refresh_s = refresh_s
+        self._lock = threading.Lock()
+        self._arrivals: list[Decision] = []
+        self._by_id: dict[str, Decision] = {}
+        self._of_tile: dict[str, dict[str, list[Decision]]] = defaultdict(lambda: defaultdict(list))
+        self._verdicts: dict[str, NDArray[np.int8]] = {}
+        self._numbers: Counter[str] = Counter()
+        self._start = secrets.token_hex(4)
+        self._looker = ThreadPoolExecutor(1, "look-at-log")
+        self._look: Future[None] | None = None
+        self._took_s = 0.0
+        self.look_now()
+        self._looked_at = time.monotonic()
+
+    @property
+    def problems(self) -> list[DataError]:
+        """What the log has that is no entry."""
+        return self._log.problems
+
+    def refresh(self) -> None:
+        """Look at the log again where the last look is too long ago, and wait for it for a moment.
+
+        A store that does not answer is no error here: what is known is shown, and the next one asks again.
+        """
+        with self._lock:
+            due = self._looked_at + max(self._refresh_s, self._took_s / SHARE_OF_TIME)
+            if (self._look is None or self._look.done()) and time.monotonic() >= due:
+                self._look = self._looker.submit(self._look_again)
+            look = self._look
+        if look is not None:
+            wait([look], LONGEST_WAIT_S)
+
+    def close(self) -> None:
+        """Begin no further look at the log."""
+        self._looker.shutdown(wait=False, cancel_futures=True)
+
+    def _look_again(self) -> None:
+        start = time.monotonic()
+        try:
+            self.look_now()
+        except Exception as error:  # noqa: BLE001  # whatever it is, pages go on with what is known
+            _logger.warning(
+                "%s: can't be looked at: %s; others' decisions are not seen", self._log.uri, first_line(error)
+            )
+        self._took_s = time.monotonic() - start
+        self._looked_at = time.monotonic()
+
+    def look_now(self) -> None:
+        """Look at the log, however long that takes, and take what is new in it."""
+        for decision in self._log.refresh():
+            self._take(decision)
+
+    def add(self, decision: Decision) -> None:
+        """Write a decision to the log and take it; it lies in the store when this returns."""
+        self._log.append(decision)
+        self._take(decision)
+
+    def _take(self, decision: Decision) -> None:
+        """Enter a decision of the log, of which nothing is known yet, or which is known already."""
+        with self._lock:
+            if decision.decision_id in self._by_id:
+                return
+            self._by_id[decision.decision_id] = decision
+            self._arrivals.append(decision)
+            history = self._of_tile[decision.tile_id][decision.reviewer]
+            history.append(decision)
+            history.sort(key=order_of)
+            self._numbers[decision.reviewer] = max(self._numbers[decision.reviewer], decision.number)
+            row = self._catalogue.row_of(decision.tile_id)
+            if row is not None:
+                stands = standing_of(history)
+                self._codes(decision.reviewer)[row] = _UNDECIDED if stands is None else _CODES[stands.verdict]
+
+    def _codes(self, reviewer: str) -> NDArray[np.int8]:
+        if reviewer not in self._verdicts:
+            self._verdicts[reviewer] = np.full(len(self._catalogue), _UNDECIDED, np.int8)
+        return self._verdicts[reviewer]
+
+    def next_number(self, reviewer: str) -> int:
+        """Return the number for the next entry of a reviewer."""
+        with self._lock:
+            return self._numbers[reviewer] + 1
+
+    def entry(self, decision_id: str) -> Decision | None:
+        """Return the entry of this id, None where none is known."""
+        with self._lock:
+            return self._by_id.get(decision_id)
+
+    def standing(self, tile_id: str) -> dict[str, Decision]:
+        """Return the decision of each reviewer that stands for a tile."""
+        with self._lock:
+            found = {name: standing_of(history) for name, history in self._of_tile.get(tile_id, {}).items()}
+        return {name: decision for name, decision in sorted(found.items()) if decision is not None}
+
+    def history(self, tile_id: str) -> list[Decision]:
+        """Return all entries about a tile, by time."""
+        with self._lock:
+            found = [each for history in self._of_tile.get(tile_id, {}).values() for each in history]
+        return sorted(found, key=lambda each: (each.time, *order_of(each)))
+
+    def verdicts(self, rows: Iterable[int]) -> list[dict[str, Verdict]]:
+        """Return of each row the verdicts that stand, by reviewer."""
+        with self._lock:
+            names = sorted(self._verdicts)
+            return [
+                {name: VERDICTS[code] for name in names if (code := int(self._verdicts[name][row])) != _UNDECIDED}
+                for row in rows
+            ]
+
+    def rows_with(self, verdict: Verdict | None, reviewer: str | None) -> NDArray[np.bool_]:
+        """Tell of each row whether this verdict of a reviewer, or of anyone, stands; None: whether none does."""
+        with self._lock:
+            chosen = self._verdicts if reviewer is None else {reviewer: self._verdicts.get(reviewer)}
+            codes = [each for each in chosen.values() if each is not None]
+            found = np.zeros(len(self._catalogue), bool)
+            for each in codes:
+                found |= each != _UNDECIDED if verdict is None else each == _CODES[verdict]
+        return ~found if verdict is None else found
+
+    def since(self, cursor: str, limit: int) -> tuple[str, list[Decision], bool]:
+        """Return the next cursor, at most `limit` entries that came after `cursor`, and whether there are more.
+
+        An empty cursor, or one of another server, begins at the first entry.
+        """
+        start, _, count = cursor.partition("-")
+        seen = int(count) if start == self._start and count.isdecimal() else 0
+        with self._lock:
+            found = self._arrivals[seen : seen + limit]
+            more = seen + len(found) < len(self._arrivals)
+        return f"{self._start}-{seen + len(found)}", found, more
+
+    def progress(self) -> dict[str, Any]:
+        """Return how much each reviewer has decided, and how far two who saw the same tiles agree."""
+        with self._lock:
+            names = sorted(self._verdicts)
+            codes = np.stack([self._verdicts[name] for name in names]) if names else np.empty((0, 0), np.int8)
+        decided = codes != _UNDECIDED
+        pairs = [
+            {"a": names[i], "b": names[j], **agreement(codes[i], codes[j])}
+            for i in range(len(names))
+            for j in range(i + 1, len(names))
+        ]
+        return {
+            "total": len(self._catalogue),
+            "decided_by_anyone": int(decided.any(0).sum()) if names else 0,
+            "by_reviewer": [
+                {
+                    "reviewer": name,
+                    "decided": int(decided[i].sum()),
+                    "by_verdict": _counted(codes[i]),
+                    "agreement": _with_others(name, pairs),
+                }
+                for i, name in enumerate(names)
+            ],
+            "pairs": pairs,
+        }
+
+
+def standing_of(history: list[Decision]) -> Decision | None:
+    """Return what stands of a reviewer's entries about a tile, in their order: the last that was not taken back."""
+    undone = {each.undoes for each in history if each.verdict == "undo"}
+    stands = [each for each in history if each.verdict != "undo" and each.decision_id not in undone]
+    return stands[-1] if stands else None
+
+
+def agreement(ours: NDArray[np.int8], theirs: NDArray[np.int8]) -> dict[str, Any]:
+    """Return how many tiles two decided both, how many the same, and Cohen's kappa; None where it has no value.
+
+    Kappa is 1 for the same verdicts throughout, 0 for as many as two would have by chance (Cohen 1960).
+    """
+    both = (ours != _UNDECIDED) & (theirs != _UNDECIDED)
+    total = int(both.sum())
+    same = int((ours == theirs)[both].sum())
+    by_verdict = [np.bincount(each[both], minlength=len(VERDICTS)) for each in (ours, theirs)]
+    by_chance = float((by_verdict[0] * by_verdict[1]).sum()) / total**2 if total else 1.0
+    kappa = None if by_chance == 1 else (same / total - by_chance) / (1 - by_chance)
+    return {"both": total, "same": same, "kappa": kappa}
+
+
+def _counted(codes: NDArray[np.int8]) -> dict[str, int]:
+    counts = np.bincount(codes[codes != _UNDECIDED], minlength=len(VERDICTS))
+    return {verdict: int(counts[code]) for verdict, code in _CODES.items() if verdict != "undo"}
+
+
+def _with_others(name: str, pairs: list[dict[str, Any]]) -> float | None:
+    """Return which fraction of what others decided on the same tiles was the same; None where that is nothing."""
+    own = [pair for pair in pairs if name in (pair["a"], pair["b"])]
+    both = sum(pair["both"] for pair in own)
+    return sum(pair["same"] for pair in own) / both if both else None

@@ -1,0 +1,221 @@
+"""A review that is being served: its ranking, its shards as they are now, pictures of them, and the decisions so far.
+
+All of it blocks, and may be used by many threads. Must not know HTTP.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from raytrain import __version__, storage
+from raytrain.config import LoaderSettings
+from raytrain.errors import ConfigError, DataError
+from raytrain.evaluation.pictures import TRUE_COLOUR_BANDS
+from raytrain.review.asked import AskedDecision, OtherTile
+from raytrain.review.board import REFRESH_S, Board
+from raytrain.review.catalogue import Catalogue, plain
+from raytrain.review.decisions import VERDICTS, WITH_MASK, Decision
+from raytrain.review.folder import Review, read_review
+from raytrain.review.images import PICTURE_BANDS, Images, MaskLayer, PictureLayer, Raw, Stretch, ValueLayer, zipped
+from raytrain.review.log import DecisionLog
+from raytrain.review.ranking import read_ranking, read_unlabelled
+from raytrain.review.regions import mask_of
+from raytrain.review.shards_now import ShardsNow, Snapshot
+from raytrain.tiles.reader import read_manifest, shards_digest
+
+LABEL_IGNORE = 255
+GLANCE_S = 2.0
+"""How old the look at the shards may be that pictures are made by; decisions look anew."""
+
+
+class NoSuchTile(LookupError):
+    """The ranking has no tile of this name, or what was asked for of it is not there."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A tile of the ranking, in the shards as they are now; `position` and `sha256` are None where it is gone."""
+
+    row: int
+    tile_id: str
+    snapshot: Snapshot
+    position: int | None
+    sha256: str | None
+
+
+class Desk:
+    """The review in the folder `uri`, opened.
+
+    Raises `ConfigError` where there is none, its shards are others than those that were ranked, or have no bands for a
+    picture.
+    """
+
+    def __init__(self, uri: str, loader: LoaderSettings | None = None, refresh_s: float = REFRESH_S) -> None:
+        self.uri = uri
+        self.review = read_review(uri)
+        _check_shards(uri, self.review)
+        self.catalogue = Catalogue(read_ranking(uri))
+        self.unlabelled = read_unlabelled(uri)
+        self._shards = ShardsNow(self.review.shards, _bands_of_pictures(self.review), loader)
+        self._images = Images(self.review.predictions)
+        self.board = Board(DecisionLog(uri), self.catalogue, refresh_s)
+
+    @cached_property
+    def version(self) -> str:
+        """What differs where pictures, masks or values of a tile may: a page that names it may keep what it gets."""
+        parts = [self.review.shards_digest, self.review.scoring_digest, self.review.predictions, __version__]
+        return storage.sha256_of("\n".join(parts).encode())[:16]
+
+    @property
+    def has_false_colour(self) -> bool:
+        """Whether the shards have the bands of false colour."""
+        return set(PICTURE_BANDS["false-colour"]) <= set(self.review.bands)
+
+    def about(self, reviewer: str) -> dict[str, Any]:
+        """Return what a page shows of the review as a whole."""
+        return {
+            "shards": self.review.shards,
+            "predictions": self.review.predictions,
+            "num_tiles": len(self.catalogue),
+            "num_unlabelled": self.unlabelled.num_rows,
+            "threshold": self.review.threshold,
+            "bands": list(self.review.bands),
+            "has_false_colour": self.has_false_colour,
+            "kinds": self.catalogue.kind_counts(),
+            "locations": self.catalogue.location_counts(),
+            "verdicts": [verdict for verdict in VERDICTS if verdict != "undo"],
+            "reviewer": reviewer,
+            "version": self.version,
+            "raytrain_version": __version__,
+        }
+
+    def unlabelled_items(self, offset: int, limit: int) -> list[dict[str, Any]]:
+        """Return some rows of what has no label yet, those most worth one first."""
+        return [plain(row) for row in self.unlabelled.slice(offset, limit).to_pylist()]
+
+    def find(self, tile_id: str, max_age_s: float = GLANCE_S) -> Found:
+        """Return where a tile is now; raise `NoSuchTile` for one that was not ranked."""
+        row = self.catalogue.row_of(tile_id)
+        if row is None:
+            raise NoSuchTile(f"no tile {tile_id!r} in this ranking")
+        snapshot = self._shards.snapshot(max_age_s)
+        position = snapshot.position_of(tile_id, self.catalogue.position(row))
+        sha256 = None if position is None else snapshot.sha256_of(position)
+        return Found(row, tile_id, snapshot, position, sha256)
+
+    def tile(self, tile_id: str, reviewer: str | None) -> dict[str, Any]:
+        """Return all that is known of a tile, its neighbours with what `reviewer` decided, and who decided what."""
+        found = self.find(tile_id)
+        tile = self.catalogue.tile(found.row)
+        rows = self.catalogue.neighbours(found.row)
+        neighbours = [
+            {"tile_id": each["tile_id"], "rank": each["rank"], "kind": each["kind"], "suspicion": each["suspicion"]}
+            | {"sha256": each["sha256"], "verdict": verdicts.get(reviewer or ""), "decisions": verdicts}
+            for each, verdicts in zip(self.catalogue.tiles(rows), self.board.verdicts(rows), strict=True)
+        ]
+        standing = self.board.standing(tile_id)
+        return tile | {
+            "sha256_now": found.sha256,
+            "hash_changed": found.sha256 != tile["sha256"],
+            "decisions": {name: shown(decision) for name, decision in standing.items()},
+            "history": [shown(decision) for decision in self.board.history(tile_id)],
+            "neighbours": neighbours,
+        }
+
+    def picture(
+        self, tile_id: str, sha256: str, layer: PictureLayer, stretch: Stretch, max_px: int | None = None
+    ) -> bytes:
+        """Return a JPEG of a tile; raise `OtherTile` where `sha256` is not its hash now."""
+        if layer == "false-colour" and not self.has_false_colour:
+            raise NoSuchTile(f"no false colour: it needs {', '.join(PICTURE_BANDS[layer])}; there is no B08")
+        snapshot, position = self._as_seen(tile_id, sha256)
+        return self._images.picture(snapshot.reader, position, sha256, layer, stretch, max_px)
+
+    def mask(self, tile_id: str, sha256: str, layer: MaskLayer) -> Raw:
+        """Return the label or the prediction of a tile; raise `OtherTile` where `sha256` is not its hash now."""
+        snapshot, position = self._as_seen(tile_id, sha256)
+        try:
+            return self._images.mask(snapshot.reader, position, tile_id, sha256, layer)
+        except FileNotFoundError as error:
+            raise NoSuchTile(f"no {layer} of tile {tile_id}: {error}") from error
+
+    def values(self, tile_id: str, sha256: str, layer: ValueLayer) -> Raw:
+        """Return probabilities or disagreement of a tile; raise `OtherTile` where `sha256` is not its hash now."""
+        snapshot, position = self._as_seen(tile_id, sha256)
+        try:
+            return self._images.values(snapshot.reader, position, tile_id, sha256, layer)
+        except FileNotFoundError as error:
+            raise NoSuchTile(f"no {layer} of tile {tile_id}: {error}; score with --{layer} uint8") from error
+
+    def label_now(self, tile_id: str, sha256: str, reviewer: str) -> Raw:
+        """Return the label of a tile as what `reviewer` decided makes it: repaired, or with a region of 255."""
+        snapshot, position = self._as_seen(tile_id, sha256)
+        label = self._images.pixels(snapshot.reader, position, sha256).label
+        decision = self.board.standing(tile_id).get(reviewer)
+        if decision is None or decision.tile_sha256 != sha256 or decision.verdict not in WITH_MASK:
+            return zipped(label)
+        mask = mask_of(decision, (label.shape[0], label.shape[1]))
+        return zipped(mask if decision.verdict == "fix" else np.where(mask == 1, np.uint8(LABEL_IGNORE), label))
+
+    def decide(self, asked: AskedDecision) -> tuple[Decision, bool]:
+        """Write a decision to the log and return its entry, and whether it is new: the same may be asked again.
+
+        One at a time of each reviewer. Raises `OtherTile` where the tile has another hash now, `NotAccepted` for what
+        can't be a decision, `NoSuchTile` for a tile that was not ranked; nothing is written then.
+        """
+        self.board.refresh()
+        known = self.board.entry(asked.decision_id)
+        if known is not None and asked.is_asked_again(known):
+            return known, False
+        found = self.find(asked.tile_id, max_age_s=0)
+        if found.position is None or found.sha256 != asked.tile_sha256:
+            raise OtherTile(asked.tile_id, found.sha256)
+        asked.check_mask(found.snapshot.shape_of(found.position))
+        asked.check_undo(None if asked.undoes is None else self.board.entry(asked.undoes))
+        decision = asked.entry(self.board.next_number(asked.reviewer))
+        try:
+            self.board.add(decision)
+        except DataError:
+            # Another server wrote this very decision, perhaps one that was killed before it could say so.
+            self.board.look_now()
+            known = self.board.entry(asked.decision_id)
+            if known is None or not asked.is_asked_again(known):
+                raise
+            return known, False
+        return decision, True
+
+    def _as_seen(self, tile_id: str, sha256: str) -> tuple[Snapshot, int]:
+        found = self.find(tile_id)
+        if found.position is None or found.sha256 != sha256:
+            raise OtherTile(tile_id, found.sha256)
+        return found.snapshot, found.position
+
+
+def shown(decision: Decision) -> dict[str, Any]:
+    """Return a decision as a page gets it: without its mask, which may be large, but with whether there is one."""
+    return {
+        **decision.model_dump(mode="json", exclude={"mask", "format_version"}),
+        "has_mask": decision.mask is not None,
+    }
+
+
+def _check_shards(uri: str, review: Review) -> None:
+    """Raise `ConfigError` where the shards are others than those that were ranked."""
+    found = shards_digest(read_manifest(review.shards))
+    if found != review.shards_digest:
+        raise ConfigError(
+            f"{review.shards}: other shards than those that {uri} is a ranking of (found {found[:12]}, ranked "
+            f"{review.shards_digest[:12]}); rank again into a new folder"
+        )
+
+
+def _bands_of_pictures(review: Review) -> tuple[str, ...]:
+    missing = [band for band in TRUE_COLOUR_BANDS if band not in review.bands]
+    if missing:
+        raise ConfigError(f"{review.shards}: a page needs bands B04, B03 and B02; there is no {', '.join(missing)}")
+    wanted = {band for bands in PICTURE_BANDS.values() for band in bands}
+    return tuple(band for band in review.bands if band in wanted)

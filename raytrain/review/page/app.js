@@ -1,0 +1,1 @@
+document.body.textContent = 'The page comes with raytrain/review/page/.';
