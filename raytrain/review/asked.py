@@ -76,10 +76,8 @@ class AskedDecision(Settings):
             raise NotAccepted(f"undoes: {'needed with' if self.undoes is None else 'no part of'} {self.verdict}")
         if self.undoes is None:
             return
-        if undone is None or undone.reviewer != self.reviewer or undone.tile_id != self.tile_id:
+        if undone is None or undone.tile_id != self.tile_id:
             raise NotAccepted(f"undoes: {self.reviewer} has no decision {self.undoes} about {self.tile_id}")
-        if undone.verdict == "undo":
-            raise NotAccepted("undoes: an undo itself; decide again instead")
 
 
 def now() -> str:

@@ -22,6 +22,7 @@ from raytrain.errors import DataError, first_line
 from raytrain.review.catalogue import Catalogue
 from raytrain.review.decisions import VERDICTS, Decision, Verdict
 from raytrain.review.log import DecisionLog, order_of
+from raytrain.review.standing import Agreement, Standing, agreements, progress_of, standing_of
 
 REFRESH_S = 2.0
 """How old what is known of others' decisions may be, where a look at the log is quick."""
@@ -29,6 +30,8 @@ LONGEST_WAIT_S = 1.0
 """How long somebody waits for a look at the log, which goes on without."""
 SHARE_OF_TIME = 0.1
 """Of all time, spent on looking at the log, at most: a listing of a large one in a far store takes seconds."""
+FINAL_VERDICTS = tuple(verdict for verdict in VERDICTS if verdict != "undo")
+"""Those that can stand."""
 _UNDECIDED = -1
 _CODES: dict[Verdict, int] = {verdict: code for code, verdict in enumerate(VERDICTS)}
 _logger = logging.getLogger(__name__)
@@ -46,8 +49,10 @@ class Board:
         self._refresh_s = refresh_s
         self._lock = threading.Lock()
         self._arrivals: list[Decision] = []
-        self._by_id: dict[str, Decision] = {}
-        self._of_tile: dict[str, dict[str, list[Decision]]] = defaultdict(lambda: defaultdict(list))
+        self._by_id: dict[tuple[str, str], Decision] = {}
+        self._histories: dict[str, list[Decision]] = defaultdict(list)
+        self._standing: Standing = {}
+        self._progress: tuple[int, dict[str, Any]] | None = None
         self._verdicts: dict[str, NDArray[np.int8]] = {}
         self._numbers: Counter[str] = Counter()
         self._start = secrets.token_hex(4)
@@ -103,20 +108,23 @@ class Board:
     def _take(self, decision: Decision) -> None:
         """Enter a decision of the log, of which nothing is known yet, or which is known already."""
         with self._lock:
-            if decision.decision_id in self._by_id:
+            key = (decision.reviewer, decision.decision_id)
+            if key in self._by_id:
                 return
-            self._by_id[decision.decision_id] = decision
+            self._by_id[key] = decision
             self._arrivals.append(decision)
-            history = self._of_tile[decision.tile_id][decision.reviewer]
-            history.append(decision)
-            history.sort(key=order_of)
             self._numbers[decision.reviewer] = max(self._numbers[decision.reviewer], decision.number)
+            history = self._histories[decision.tile_id]
+            history.append(decision)
+            stands = standing_of(history).get(decision.tile_id, {})
+            self._standing[decision.tile_id] = stands
             row = self._catalogue.row_of(decision.tile_id)
             if row is not None:
-                stands = standing_of(history)
-                self._codes(decision.reviewer)[row] = _UNDECIDED if stands is None else _CODES[stands.verdict]
+                stands_here = stands.get(decision.reviewer)
+                self._codes(decision.reviewer)[row] = _UNDECIDED if stands_here is None else _CODES[stands_here.verdict]
 
     def _codes(self, reviewer: str) -> NDArray[np.int8]:
+        """Return the verdicts of a reviewer by row, `[N]`: what lists are filtered by."""
         if reviewer not in self._verdicts:
             self._verdicts[reviewer] = np.full(len(self._catalogue), _UNDECIDED, np.int8)
         return self._verdicts[reviewer]
@@ -126,22 +134,21 @@ class Board:
         with self._lock:
             return self._numbers[reviewer] + 1
 
-    def entry(self, decision_id: str) -> Decision | None:
-        """Return the entry of this id, None where none is known."""
+    def entry(self, reviewer: str, decision_id: str) -> Decision | None:
+        """Return a reviewer's entry of this id, None where none is known."""
         with self._lock:
-            return self._by_id.get(decision_id)
+            return self._by_id.get((reviewer, decision_id))
 
     def standing(self, tile_id: str) -> dict[str, Decision]:
         """Return the decision of each reviewer that stands for a tile."""
         with self._lock:
-            found = {name: standing_of(history) for name, history in self._of_tile.get(tile_id, {}).items()}
-        return {name: decision for name, decision in sorted(found.items()) if decision is not None}
+            return self._standing.get(tile_id, {})
 
     def history(self, tile_id: str) -> list[Decision]:
         """Return all entries about a tile, by time."""
         with self._lock:
-            found = [each for history in self._of_tile.get(tile_id, {}).values() for each in history]
-        return sorted(found, key=lambda each: (each.time, *order_of(each)))
+            found = list(self._histories.get(tile_id, ()))
+        return sorted(found, key=lambda each: (each.time, each.reviewer, *order_of(each)))
 
     def verdicts(self, rows: Iterable[int]) -> list[dict[str, Verdict]]:
         """Return of each row the verdicts that stand, by reviewer."""
@@ -177,58 +184,39 @@ class Board:
     def progress(self) -> dict[str, Any]:
         """Return how much each reviewer has decided, and how far two who saw the same tiles agree."""
         with self._lock:
-            names = sorted(self._verdicts)
-            codes = np.stack([self._verdicts[name] for name in names]) if names else np.empty((0, 0), np.int8)
-        decided = codes != _UNDECIDED
-        pairs = [
-            {"a": names[i], "b": names[j], **agreement(codes[i], codes[j])}
-            for i in range(len(names))
-            for j in range(i + 1, len(names))
-        ]
+            arrivals, standing = list(self._arrivals), dict(self._standing)
+            kept = self._progress
+        if kept is None or kept[0] != len(arrivals):
+            kept = (len(arrivals), self._counted(arrivals, standing))
+            with self._lock:
+                self._progress = kept
+        return kept[1]
+
+    def _counted(self, arrivals: list[Decision], standing: Standing) -> dict[str, Any]:
+        ranked = {tile_id: found for tile_id, found in standing.items() if self._catalogue.row_of(tile_id) is not None}
+        pairs = agreements(ranked)
         return {
             "total": len(self._catalogue),
-            "decided_by_anyone": int(decided.any(0).sum()) if names else 0,
+            "decided_by_anyone": sum(bool(found) for found in ranked.values()),
             "by_reviewer": [
                 {
-                    "reviewer": name,
-                    "decided": int(decided[i].sum()),
-                    "by_verdict": _counted(codes[i]),
-                    "agreement": _with_others(name, pairs),
+                    "reviewer": each.reviewer,
+                    "decided": each.num_tiles,
+                    "by_verdict": {verdict: each.by_verdict.get(verdict, 0) for verdict in FINAL_VERDICTS},
+                    "last_time": each.last_time,
+                    "agreement": _with_others(each.reviewer, pairs),
                 }
-                for i, name in enumerate(names)
+                for each in progress_of(arrivals, ranked)
             ],
-            "pairs": pairs,
+            "pairs": [
+                {"a": each.first, "b": each.second, "both": each.num_tiles, "same": each.num_same, "kappa": each.kappa}
+                for each in pairs
+            ],
         }
 
 
-def standing_of(history: list[Decision]) -> Decision | None:
-    """Return what stands of a reviewer's entries about a tile, in their order: the last that was not taken back."""
-    undone = {each.undoes for each in history if each.verdict == "undo"}
-    stands = [each for each in history if each.verdict != "undo" and each.decision_id not in undone]
-    return stands[-1] if stands else None
-
-
-def agreement(ours: NDArray[np.int8], theirs: NDArray[np.int8]) -> dict[str, Any]:
-    """Return how many tiles two decided both, how many the same, and Cohen's kappa; None where it has no value.
-
-    Kappa is 1 for the same verdicts throughout, 0 for as many as two would have by chance (Cohen 1960).
-    """
-    both = (ours != _UNDECIDED) & (theirs != _UNDECIDED)
-    total = int(both.sum())
-    same = int((ours == theirs)[both].sum())
-    by_verdict = [np.bincount(each[both], minlength=len(VERDICTS)) for each in (ours, theirs)]
-    by_chance = float((by_verdict[0] * by_verdict[1]).sum()) / total**2 if total else 1.0
-    kappa = None if by_chance == 1 else (same / total - by_chance) / (1 - by_chance)
-    return {"both": total, "same": same, "kappa": kappa}
-
-
-def _counted(codes: NDArray[np.int8]) -> dict[str, int]:
-    counts = np.bincount(codes[codes != _UNDECIDED], minlength=len(VERDICTS))
-    return {verdict: int(counts[code]) for verdict, code in _CODES.items() if verdict != "undo"}
-
-
-def _with_others(name: str, pairs: list[dict[str, Any]]) -> float | None:
+def _with_others(name: str, pairs: list[Agreement]) -> float | None:
     """Return which fraction of what others decided on the same tiles was the same; None where that is nothing."""
-    own = [pair for pair in pairs if name in (pair["a"], pair["b"])]
-    both = sum(pair["both"] for pair in own)
-    return sum(pair["same"] for pair in own) / both if both else None
+    own = [pair for pair in pairs if name in (pair.first, pair.second)]
+    both = sum(pair.num_tiles for pair in own)
+    return sum(pair.num_same for pair in own) / both if both else None

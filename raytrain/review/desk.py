@@ -5,31 +5,41 @@ All of it blocks, and may be used by many threads. Must not know HTTP.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
-
-import numpy as np
+from typing import Any, TypeVar
 
 from raytrain import __version__, storage
 from raytrain.config import LoaderSettings
 from raytrain.errors import ConfigError, DataError
 from raytrain.evaluation.pictures import TRUE_COLOUR_BANDS
 from raytrain.review.asked import AskedDecision, OtherTile
-from raytrain.review.board import REFRESH_S, Board
+from raytrain.review.board import FINAL_VERDICTS, REFRESH_S, Board
 from raytrain.review.catalogue import Catalogue, plain
-from raytrain.review.decisions import VERDICTS, WITH_MASK, Decision
+from raytrain.review.decisions import Decision
 from raytrain.review.folder import Review, read_review
-from raytrain.review.images import PICTURE_BANDS, Images, MaskLayer, PictureLayer, Raw, Stretch, ValueLayer, zipped
+from raytrain.review.images import (
+    PICTURE_BANDS,
+    Images,
+    MaskLayer,
+    PictureLayer,
+    Raw,
+    Seen,
+    Stretch,
+    ValueLayer,
+    zipped,
+)
 from raytrain.review.log import DecisionLog
 from raytrain.review.ranking import read_ranking, read_unlabelled
-from raytrain.review.regions import mask_of
+from raytrain.review.regions import label_after
 from raytrain.review.shards_now import ShardsNow, Snapshot
 from raytrain.tiles.reader import read_manifest, shards_digest
 
-LABEL_IGNORE = 255
 GLANCE_S = 2.0
 """How old the look at the shards may be that pictures are made by; decisions look anew."""
+
+MadeT = TypeVar("MadeT")
 
 
 class NoSuchTile(LookupError):
@@ -87,7 +97,7 @@ class Desk:
             "has_false_colour": self.has_false_colour,
             "kinds": self.catalogue.kind_counts(),
             "locations": self.catalogue.location_counts(),
-            "verdicts": [verdict for verdict in VERDICTS if verdict != "undo"],
+            "verdicts": list(FINAL_VERDICTS),
             "reviewer": reviewer,
             "version": self.version,
             "raytrain_version": __version__,
@@ -132,34 +142,28 @@ class Desk:
         """Return a JPEG of a tile; raise `OtherTile` where `sha256` is not its hash now."""
         if layer == "false-colour" and not self.has_false_colour:
             raise NoSuchTile(f"no false colour: it needs {', '.join(PICTURE_BANDS[layer])}; there is no B08")
-        snapshot, position = self._as_seen(tile_id, sha256)
-        return self._images.picture(snapshot.reader, position, sha256, layer, stretch, max_px)
+        return self._made(tile_id, sha256, lambda seen: self._images.picture(seen, layer, stretch, max_px))
 
     def mask(self, tile_id: str, sha256: str, layer: MaskLayer) -> Raw:
         """Return the label or the prediction of a tile; raise `OtherTile` where `sha256` is not its hash now."""
-        snapshot, position = self._as_seen(tile_id, sha256)
-        try:
-            return self._images.mask(snapshot.reader, position, tile_id, sha256, layer)
-        except FileNotFoundError as error:
-            raise NoSuchTile(f"no {layer} of tile {tile_id}: {error}") from error
+        return self._made(tile_id, sha256, lambda seen: self._images.mask(seen, layer))
 
     def values(self, tile_id: str, sha256: str, layer: ValueLayer) -> Raw:
         """Return probabilities or disagreement of a tile; raise `OtherTile` where `sha256` is not its hash now."""
-        snapshot, position = self._as_seen(tile_id, sha256)
-        try:
-            return self._images.values(snapshot.reader, position, tile_id, sha256, layer)
-        except FileNotFoundError as error:
-            raise NoSuchTile(f"no {layer} of tile {tile_id}: {error}; score with --{layer} uint8") from error
+        return self._made(tile_id, sha256, lambda seen: self._images.values(seen, layer))
 
     def label_now(self, tile_id: str, sha256: str, reviewer: str) -> Raw:
         """Return the label of a tile as what `reviewer` decided makes it: repaired, or with a region of 255."""
-        snapshot, position = self._as_seen(tile_id, sha256)
-        label = self._images.pixels(snapshot.reader, position, sha256).label
         decision = self.board.standing(tile_id).get(reviewer)
-        if decision is None or decision.tile_sha256 != sha256 or decision.verdict not in WITH_MASK:
-            return zipped(label)
-        mask = mask_of(decision, (label.shape[0], label.shape[1]))
-        return zipped(mask if decision.verdict == "fix" else np.where(mask == 1, np.uint8(LABEL_IGNORE), label))
+
+        def make(seen: Seen) -> Raw:
+            pixels = self._images.pixels(seen)
+            if decision is None or decision.tile_sha256 != sha256:
+                return zipped(pixels.label)
+            after = label_after(decision, pixels.label, (pixels.bands != 0).any(0))
+            return zipped(pixels.label if after is None else after)
+
+        return self._made(tile_id, sha256, make)
 
     def decide(self, asked: AskedDecision) -> tuple[Decision, bool]:
         """Write a decision to the log and return its entry, and whether it is new: the same may be asked again.
@@ -168,31 +172,45 @@ class Desk:
         can't be a decision, `NoSuchTile` for a tile that was not ranked; nothing is written then.
         """
         self.board.refresh()
-        known = self.board.entry(asked.decision_id)
+        known = self.board.entry(asked.reviewer, asked.decision_id)
         if known is not None and asked.is_asked_again(known):
             return known, False
         found = self.find(asked.tile_id, max_age_s=0)
         if found.position is None or found.sha256 != asked.tile_sha256:
             raise OtherTile(asked.tile_id, found.sha256)
         asked.check_mask(found.snapshot.shape_of(found.position))
-        asked.check_undo(None if asked.undoes is None else self.board.entry(asked.undoes))
+        asked.check_undo(None if asked.undoes is None else self.board.entry(asked.reviewer, asked.undoes))
         decision = asked.entry(self.board.next_number(asked.reviewer))
         try:
             self.board.add(decision)
         except DataError:
             # Another server wrote this very decision, perhaps one that was killed before it could say so.
             self.board.look_now()
-            known = self.board.entry(asked.decision_id)
+            known = self.board.entry(asked.reviewer, asked.decision_id)
             if known is None or not asked.is_asked_again(known):
                 raise
             return known, False
         return decision, True
 
-    def _as_seen(self, tile_id: str, sha256: str) -> tuple[Snapshot, int]:
-        found = self.find(tile_id)
+    def _made(self, tile_id: str, sha256: str, make: Callable[[Seen], MadeT]) -> MadeT:
+        """Return what `make` makes of a tile; raise `OtherTile` where `sha256` is not its hash now."""
+        seen = self._seen(tile_id, sha256, GLANCE_S)
+        try:
+            return make(seen)
+        except FileNotFoundError as error:
+            raise NoSuchTile(f"tile {tile_id}: no such file: {error}") from error
+        except DataError:
+            # Where the shards were written anew a moment ago, this is another tile, which is told before.
+            again = self._seen(tile_id, sha256, 0)
+            if again.reader is seen.reader:
+                raise
+            return make(again)
+
+    def _seen(self, tile_id: str, sha256: str, max_age_s: float) -> Seen:
+        found = self.find(tile_id, max_age_s)
         if found.position is None or found.sha256 != sha256:
             raise OtherTile(tile_id, found.sha256)
-        return found.snapshot, found.position
+        return Seen(found.snapshot.reader, found.position, tile_id, sha256)
 
 
 def shown(decision: Decision) -> dict[str, Any]:

@@ -67,11 +67,20 @@ class Raw:
     width: int
 
 
-class Images:
-    """Pictures, masks and values of the tiles of one state of the shards, and of the predictions beside them.
+@dataclass(frozen=True)
+class Seen:
+    """A tile that is looked at: where `reader` has it, its id, and its hash."""
 
-    A tile is named by its position in the index, its id and its hash; what is kept goes by all three, so that nothing
-    made of other pixels is ever shown for it.
+    reader: TileReader
+    position: int
+    tile_id: str
+    sha256: str
+
+
+class Images:
+    """Pictures, masks and values of the tiles of shards, and of the predictions beside them.
+
+    What is kept goes by the id and the hash of a tile, so that nothing made of other pixels is ever shown for it.
     """
 
     def __init__(self, predictions: str) -> None:
@@ -80,58 +89,49 @@ class Images:
         self._made: Kept[bytes] = Kept(MADE_BYTES, len)
         self._raw: Kept[Raw] = Kept(MADE_BYTES, lambda raw: len(raw.zipped))
 
-    def pixels(self, reader: TileReader, position: int, sha256: str) -> Pixels:
+    def pixels(self, tile: Seen) -> Pixels:
         """Return the bands and the label of a tile; raise `DataError` where it can't be read or has no label."""
 
         def read() -> Pixels:
-            bands, label = reader.read(position)
+            bands, label = tile.reader.read(tile.position)
             if label is None:
-                raise DataError(reader.subject(position), "has no label now; rank again")
+                raise DataError(tile.reader.subject(tile.position), "has no label now; rank again")
             return Pixels(bands, label)
 
-        return self._pixels.get((position, sha256), read)
+        return self._pixels.get((tile.tile_id, tile.sha256), read)
 
-    def picture(
-        self,
-        reader: TileReader,
-        position: int,
-        sha256: str,
-        layer: PictureLayer,
-        stretch: Stretch,
-        max_px: int | None = None,
-    ) -> bytes:
+    def picture(self, tile: Seen, layer: PictureLayer, stretch: Stretch, max_px: int | None = None) -> bytes:
         """Return a JPEG of a tile, no side longer than `max_px`; raise `DataError` where it can't be read."""
 
         def make() -> bytes:
-            pixels = self.pixels(reader, position, sha256)
-            chosen = [reader.bands.index(band) for band in PICTURE_BANDS[layer]]
-            return _jpeg(_stretched(pixels.bands[chosen], stretch), max_px)
+            chosen = [tile.reader.bands.index(band) for band in PICTURE_BANDS[layer]]
+            return _jpeg(_stretched(self.pixels(tile).bands[chosen], stretch), max_px)
 
-        return self._made.get((position, sha256, layer, stretch, max_px), make)
+        return self._made.get((tile.tile_id, tile.sha256, layer, stretch, max_px), make)
 
-    def mask(self, reader: TileReader, position: int, tile_id: str, sha256: str, layer: MaskLayer) -> Raw:
+    def mask(self, tile: Seen, layer: MaskLayer) -> Raw:
         """Return the label of a tile, or what was predicted: 0, 1 and 255.
 
         Raises `DataError` for a mask with other values or of another size, `FileNotFoundError` where there is none.
         """
 
         def make() -> Raw:
-            label = self.pixels(reader, position, sha256).label
-            return zipped(label if layer == "label" else self._predicted(tile_id, label.shape))
+            label = self.pixels(tile).label
+            return zipped(label if layer == "label" else self._predicted(tile.tile_id, label.shape))
 
-        return self._raw.get((position, sha256, layer), make)
+        return self._raw.get((tile.tile_id, tile.sha256, layer), make)
 
-    def values(self, reader: TileReader, position: int, tile_id: str, sha256: str, layer: ValueLayer) -> Raw:
+    def values(self, tile: Seen, layer: ValueLayer) -> Raw:
         """Return probabilities, or disagreement, as 0 to 254 of the largest value; 255 is no data.
 
         Raises what `mask` raises.
         """
 
         def make() -> Raw:
-            shape = self.pixels(reader, position, sha256).label.shape
-            return zipped(_in_steps(self._raster(layer, tile_id, shape), LARGEST_VALUE[layer]))
+            shape = self.pixels(tile).label.shape
+            return zipped(_in_steps(self._raster(layer, tile.tile_id, shape), LARGEST_VALUE[layer]))
 
-        return self._raw.get((position, sha256, layer), make)
+        return self._raw.get((tile.tile_id, tile.sha256, layer), make)
 
     def _predicted(self, tile_id: str, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         found = self._raster("mask", tile_id, shape)

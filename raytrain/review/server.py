@@ -41,7 +41,8 @@ MOST_ROWS = 1000
 FOREVER = "private, max-age=31536000, immutable"
 """For what an address can't mean twice: it has the hash of the pixels in it."""
 ASK_AGAIN = "private, no-cache"
-PICTURE_THREADS, WRITING_THREADS = 8, 16
+THREADS = {"looking": 8, "pictures": 8, "writing": 16}
+"""By what they may wait for: what the shards are now and who decided what, pixels, the log."""
 SMALL_BODY_BYTES = 2**16
 """Of a decision without its mask."""
 
@@ -124,7 +125,7 @@ def _add_lists(app: FastAPI, desk: Desk, reviewer: str) -> None:
 
     @app.get("/api/tiles/{tile_id}")
     async def tile(tile_id: str, reviewer: str = "") -> Response:
-        return JSONResponse(await _in_thread(app, "pictures", desk.tile, tile_id, reviewer or None))
+        return JSONResponse(await _in_thread(app, "looking", desk.tile, tile_id, reviewer or None))
 
     @app.get("/api/unlabelled")
     def unlabelled(
@@ -183,7 +184,7 @@ def _add_decisions(app: FastAPI, desk: Desk) -> None:
     async def decisions(
         after: Annotated[str, Query(max_length=100)] = "", limit: Annotated[int, Query(ge=1, le=MOST_ROWS)] = MOST_ROWS
     ) -> Response:
-        await _in_thread(app, "pictures", desk.board.refresh)
+        await _in_thread(app, "looking", desk.board.refresh)
         cursor, found, more = desk.board.since(after, limit)
         return JSONResponse({"cursor": cursor, "decisions": [shown(each) for each in found], "more": more})
 
@@ -193,8 +194,7 @@ async def _in_thread(
 ) -> ResultT:
     """Run `work`, which may wait for a store, in one of the threads of its kind."""
     if not hasattr(app.state, kind):  # a limiter belongs to the loop that it is made in
-        limits = {"pictures": PICTURE_THREADS, "writing": WRITING_THREADS}
-        setattr(app.state, kind, anyio.CapacityLimiter(limits[kind]))
+        setattr(app.state, kind, anyio.CapacityLimiter(THREADS[kind]))
     return await to_thread.run_sync(lambda: work(*arguments, **named), limiter=getattr(app.state, kind))
 
 

@@ -58,19 +58,20 @@ class ShardsNow:
         self._looked_at = time.monotonic()
 
     def snapshot(self, max_age_s: float = 0.0) -> Snapshot:
-        """Return the shards as they were at most `max_age_s` ago.
+        """Return the shards as they were at most `max_age_s` ago; who allows an age does not wait for another's look.
 
         Raises `ConfigError` where they are gone or damaged, `WorkNotFinished` while they are being written.
         """
-        if time.monotonic() - self._looked_at <= max_age_s:
+        if time.monotonic() - self._looked_at <= max_age_s or not self._lock.acquire(blocking=max_age_s == 0):
             return self._snapshot
-        with self._lock:
-            if time.monotonic() - self._looked_at > max_age_s:
-                asked_at = time.monotonic()
-                if self._stamp() != self._snapshot.stamp:
-                    self._snapshot = self._read()
-                self._looked_at = asked_at
+        try:
+            asked_at = time.monotonic()
+            if self._stamp() != self._snapshot.stamp:
+                self._snapshot = self._read()
+            self._looked_at = asked_at
             return self._snapshot
+        finally:
+            self._lock.release()
 
     def _read(self) -> Snapshot:
         for _ in range(ATTEMPTS):
