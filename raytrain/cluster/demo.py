@@ -28,13 +28,13 @@ from raytrain.evaluation.html import render_page
 from raytrain.evaluation.page import Gallery, Page, Picture, Table
 from raytrain.evaluation.pictures import (
     OUTLINE_LEGEND,
-    TRUE_COLOUR_BANDS,
     picture_of_chip,
     read_picture_mask,
     read_picture_source,
 )
 from raytrain.evaluation.report import evaluation_page
 from raytrain.evaluation.results import Evaluation
+from raytrain.evaluation.tone import TRUE_COLOUR_BANDS
 from raytrain.imagery import synth
 from raytrain.scoring.manifest import TrainedMember
 from raytrain.scoring.pace import Progress

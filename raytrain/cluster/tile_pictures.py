@@ -20,8 +20,8 @@ from raytrain.config import ScoreSettings, Settings, parse
 from raytrain.errors import ConfigError, DataError, RaytrainError, first_line
 from raytrain.evaluation.gallery import compare
 from raytrain.evaluation.page import Comparison, Picture
-from raytrain.evaluation.pictures import TRUE_COLOUR_BANDS
 from raytrain.evaluation.results import Problem
+from raytrain.evaluation.tone import TRUE_COLOUR_BANDS
 from raytrain.evaluation.training_page import TilePictures
 from raytrain.evaluation.training_results import TrainingResults, TrainingRun
 from raytrain.imagery.rasters import LABEL_IGNORE

@@ -20,7 +20,6 @@ from raytrain.evaluation.pictures import (
     DISAGREEMENT_COLOURS,
     DISAGREEMENT_LARGEST,
     MASK_LEGEND,
-    TRUE_COLOUR_BANDS,
     agreement_panel,
     disagreement_panel,
     mask_panel,
@@ -30,6 +29,7 @@ from raytrain.evaluation.pictures import (
     read_picture_values,
     true_colour_panel,
 )
+from raytrain.evaluation.tone import TRUE_COLOUR_BANDS
 from raytrain.tiles.archive import holds_chips, open_archive
 
 Source = str | Mapping[str, str]

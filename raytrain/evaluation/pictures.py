@@ -17,12 +17,12 @@ from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 
 from raytrain import storage
-from raytrain.errors import ConfigError, DataError
+from raytrain.errors import DataError
 from raytrain.evaluation.page import Colour
 from raytrain.evaluation.plots import scale_colours
+from raytrain.evaluation.tone import TRUE_COLOUR_BANDS, true_colour
 from raytrain.imagery.rasters import LABEL_CLOUD, LABEL_IGNORE, band_indexes, open_geotiff, unreadable
 
-TRUE_COLOUR_BANDS = ("B04", "B03", "B02")
 MAX_PX = 512
 GAP_PX = 8
 LINE_PX = 2
@@ -54,22 +54,6 @@ DISAGREEMENT_LARGEST = 0.5
 """The largest standard deviation of probabilities: half of the members say cloud, half clear."""
 DISAGREEMENT_COLOURS: tuple[Colour, ...] = scale_colours(15)
 """The colours of 0 to `DISAGREEMENT_LARGEST`, in equal steps."""
-
-# Reflectance x 10000. Thick cloud is near 10000 and keeps its shape; sunlit snow and cloud tops above WHITE are white.
-BLACK, WHITE, GAMMA = 150.0, 13000.0, 2.1
-
-
-def true_colour(pixels: NDArray[np.uint16], bands: Sequence[str]) -> NDArray[np.uint8]:
-    """Return `pixels` `[C, H, W]` (reflectance x 10000) as `[H, W, 3] uint8`, by one stretch for all pictures.
-
-    Raises `ConfigError` unless `bands`, the names along C, hold B04, B03 and B02.
-    """
-    missing = [band for band in TRUE_COLOUR_BANDS if band not in bands]
-    if missing:
-        raise ConfigError(f"a picture needs bands B04, B03 and B02; there is no {', '.join(missing)} in {list(bands)}")
-    red_green_blue = pixels[[list(bands).index(band) for band in TRUE_COLOUR_BANDS]].astype(np.float32)
-    linear = np.clip((red_green_blue - BLACK) / (WHITE - BLACK), 0, 1)
-    return np.asarray(np.rint(np.moveaxis(linear ** (1 / GAMMA), 0, -1) * 255), np.uint8)
 
 
 def outline(mask: NDArray[np.uint8]) -> NDArray[np.bool_]:

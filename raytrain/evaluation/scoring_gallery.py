@@ -16,13 +16,8 @@ from raytrain import storage
 from raytrain.errors import DataError, RaytrainError, StoreOutOfReach, first_line
 from raytrain.evaluation.gallery import DISAGREEMENT_SCALE, PICTURE_PX, compare
 from raytrain.evaluation.page import Comparison, Gallery
-from raytrain.evaluation.pictures import (
-    MASK_LEGEND,
-    TRUE_COLOUR_BANDS,
-    averaged_down,
-    read_picture_mask,
-    read_picture_values,
-)
+from raytrain.evaluation.pictures import MASK_LEGEND, averaged_down, read_picture_mask, read_picture_values
+from raytrain.evaluation.tone import TRUE_COLOUR_BANDS
 from raytrain.imagery.scene_reader import open_scene
 from raytrain.scoring.destination import Scoring
 from raytrain.scoring.source_again import baseline_again, source_again

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from raytrain import __version__, storage
 from raytrain.config import LoaderSettings
 from raytrain.errors import ConfigError, DataError
-from raytrain.evaluation.pictures import TRUE_COLOUR_BANDS
+from raytrain.evaluation.tone import TRUE_COLOUR_BANDS
 from raytrain.review.asked import AskedDecision, OtherTile
 from raytrain.review.board import FINAL_VERDICTS, REFRESH_S, Board
 from raytrain.review.catalogue import Catalogue, plain

@@ -18,7 +18,7 @@ from rasterio.errors import RasterioError
 
 from raytrain import storage
 from raytrain.errors import DataError
-from raytrain.evaluation.pictures import TRUE_COLOUR_BANDS, true_colour
+from raytrain.evaluation.tone import TRUE_COLOUR_BANDS, true_colour
 from raytrain.imagery.rasters import LABEL_CLEAR, LABEL_CLOUD, open_geotiff, unreadable
 from raytrain.review.kept import Kept
 from raytrain.scoring.layers import NO_DATA, STEPS, layer_key

@@ -20,7 +20,8 @@ import numpy as np
 from PIL import Image
 
 from raytrain.config import AugmentationSettings, change
-from raytrain.evaluation.pictures import AGREEMENT_LEGEND, LABEL_COLOUR, outline, true_colour
+from raytrain.evaluation.pictures import AGREEMENT_LEGEND, LABEL_COLOUR, outline
+from raytrain.evaluation.tone import true_colour
 from raytrain.imagery.normalisation import normalise, scale_of
 from raytrain.imagery.rasters import LABEL_CLOUD, LABEL_IGNORE
 from raytrain.imagery.synth import write_chips

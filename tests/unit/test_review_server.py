@@ -23,7 +23,7 @@ from PIL import Image
 
 from raytrain import storage
 from raytrain.errors import ConfigError, StoreOutOfReach
-from raytrain.evaluation.pictures import true_colour
+from raytrain.evaluation.tone import true_colour
 from raytrain.imagery.rasters import Georeference, mask_tiff
 from raytrain.review.board import Board
 from raytrain.review.catalogue import Catalogue
