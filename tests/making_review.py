@@ -25,7 +25,7 @@ from raytrain.imagery.rasters import Georeference, mask_tiff
 from raytrain.imagery.synth import generate_window, make_places
 from raytrain.imagery.synth_pixels import BAND_NAMES
 from raytrain.imagery.synth_places import Place, make_acquisition
-from raytrain.review.folder import Review, write_review
+from raytrain.review.folder import Review, read_review, write_review
 from raytrain.review.kinds import ERROR_KINDS, ErrorKind
 from raytrain.review.ranking import (
     FEATURE_NAMES,
@@ -115,6 +115,23 @@ def make_review(
         {row["tile_id"]: row["kind"] for row in rows},
         size_px,
     )
+
+
+def copy_to_store(made: MadeReview, uri: str) -> MadeReview:
+    """Copy a made review to a store, where it is one of the shards and predictions that lie beside it there."""
+    copied = replace(made, **{name: storage.join(uri, name) for name in ("shards", "predictions")}, uri=f"{uri}/review")
+    for source, target in (
+        (made.uri, copied.uri),
+        (made.shards, copied.shards),
+        (made.predictions, copied.predictions),
+    ):
+        for path in Path(source).rglob("*"):
+            if path.is_file():
+                storage.write_bytes(storage.join(target, path.relative_to(source).as_posix()), path.read_bytes())
+    old = read_review(made.uri)
+    places = {"shards": copied.shards, "predictions": copied.predictions}
+    write_review(copied.uri, old.model_copy(update=places))
+    return copied
 
 
 def write_shared_shards(uri: str, tiles: list[Tile], distinct: int, encoding: CellEncoding) -> None:

@@ -36,7 +36,7 @@ from raytrain.review.ranking import read_ranking
 from raytrain.review.regions import encode_mask
 from raytrain.review.server import guarded, make_app
 from raytrain.tiles.reader import TileReader
-from tests.making_review import BAND_NAMES, MadeReview, make_review, relabel
+from tests.making_review import BAND_NAMES, MadeReview, copy_to_store, make_review, relabel
 
 TOKEN = "t" * 43
 SIZE = 32
@@ -827,6 +827,26 @@ def test_a_log_that_can_not_be_listed_is_no_error_of_the_page(
     monkeypatch.setattr(storage, "walk", fail)
     assert page.get("/api/decisions")["decisions"] == []
     assert "can't be looked at: out of reach" in caplog.text
+
+
+def test_a_review_in_a_store_is_served_and_decided_like_one_on_a_disk(
+    own: MadeReview, open_page: OpenPage, s3: str
+) -> None:
+    there = copy_to_store(own, f"{s3}/served")
+    disk, store = open_page(own), open_page(there)
+    first, second = own.tile_ids[:2]
+    for end in ("image/true-colour", "mask/label", "mask/prediction", "values/probability", "values/disagreement"):
+        path = f"/api/tiles/{first}/{own.sha256[first]}/{end}"
+        assert store.client.get(path).content == disk.client.get(path).content
+    assert store.decide(there, first, decision_id="f" * 32).status_code == 201
+    assert store.decide(there, first, decision_id="f" * 32).status_code == 200
+    assert list(storage.find(f"{there.uri}/decisions")) == [f"ann/{'f' * 32}.json"]
+    new = relabel(there, second)
+    answer = store.decide(there, second)
+    assert (answer.status_code, answer.json()["found"]) == (409, new)
+    third = own.tile_ids[2]
+    storage.remove(f"{there.predictions}/{third}.tif")
+    assert store.client.get(f"/api/tiles/{third}/{own.sha256[third]}/mask/prediction").status_code == 404
 
 
 def test_a_review_of_other_shards_than_those_that_are_there_is_not_served(own: MadeReview) -> None:
