@@ -17,11 +17,11 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import rasterio
 from numpy.typing import NDArray
 
 from raytrain import storage
-from raytrain.config import CellEncoding
-from raytrain.imagery.rasters import Georeference, mask_tiff
+from raytrain.config import CellEncoding, ScoreSettings
 from raytrain.imagery.synth import generate_window, make_places
 from raytrain.imagery.synth_pixels import BAND_NAMES
 from raytrain.imagery.synth_places import Place, make_acquisition
@@ -35,12 +35,19 @@ from raytrain.review.ranking import (
     UNLABELLED_SCHEMA,
     write_table,
 )
+from raytrain.scoring.destination import Scoring, claim_destination
 from raytrain.scoring.layers import NO_DATA, STEPS
 from raytrain.tiles.format import ShardWriter, Tile, index_schema, row_of
 from raytrain.tiles.reader import read_manifest, shards_digest
 
 TILES_OF_SCENE = 3
 """How many tiles of a place share a day, and so are neighbours."""
+SCORING = Scoring(
+    ensemble="e" * 64,
+    members=("one", "other"),
+    settings=ScoreSettings(probability="uint8", disagreement="uint8"),
+    out_of_fold=True,
+)
 
 
 @dataclass(frozen=True)
@@ -90,6 +97,7 @@ def make_review(
     shards, predictions, review = (str(folder / name) for name in ("shards", "predictions", "review"))
     write_shared_shards(shards, tiles, distinct, encoding)
     _write_predictions(Path(predictions), tiles, contents)
+    claim_destination(predictions, SCORING)
     rows = _ranked(tiles, contents)
     write_table(review, RANKING, pa.Table.from_pylist(rows, schema=RANKING_SCHEMA))
     write_table(review, UNLABELLED, pa.Table.from_pylist(_unlabelled(num_unlabelled), schema=UNLABELLED_SCHEMA))
@@ -99,7 +107,7 @@ def make_review(
             shards=shards,
             shards_digest=shards_digest(read_manifest(shards)),
             predictions=predictions,
-            scoring_digest="d" * 64,
+            scoring_digest=SCORING.digest(),
             threshold=0.5,
             bands=BAND_NAMES,
             num_labelled=count,
@@ -272,6 +280,19 @@ def stored(values: NDArray[np.float32], largest: float) -> NDArray[np.uint8]:
     return np.rint(values / largest * STEPS).astype(np.uint8)
 
 
+def write_layer(path: Path, stored: NDArray[Any], scale: float = 1.0) -> None:
+    """Write a raster of predictions as scoring does: one band, and by what its values are multiplied."""
+    height, width = stored.shape
+    shape = {"count": 1, "height": height, "width": width}
+    nodata = NO_DATA if stored.dtype == np.uint8 else float("nan")
+    with rasterio.open(
+        path, "w", driver="GTiff", dtype=stored.dtype, nodata=nodata, compress="deflate", **shape
+    ) as out:
+        out.write(stored, 1)
+        if scale != 1:
+            out.scales = (scale,)
+
+
 def _write_predictions(folder: Path, tiles: list[Tile], contents: list[Content]) -> None:
     for name in ("", "probability", "disagreement"):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -286,8 +307,7 @@ def _write_predictions(folder: Path, tiles: list[Tile], contents: list[Content])
         for name, pixels in layers.items():
             path = folder / name / f"{tile.tile_id}.tif"
             if i < len(contents):
-                assert (pixels != NO_DATA).all()
-                path.write_bytes(mask_tiff(pixels, Georeference(None, None)))
+                write_layer(path, pixels, {"": 1.0, "probability": 1 / STEPS, "disagreement": 0.5 / STEPS}[name])
             else:
                 os.link(folder / name / f"{first}.tif", path)
 
@@ -310,7 +330,6 @@ def _ranked(tiles: list[Tile], contents: list[Content]) -> list[dict[str, Any]]:
             "boundary_px": None,
             "label_fraction": float(labelled.mean()),
             "predicted_fraction": float(predicted.mean()),
-            "agreement": float(np.abs(2 * content.probability - 1).mean()),
             "disagreement_mean": float(content.disagreement.mean()),
         }
         of_kinds = {f"suspicion_{kind}": suspicion * (1.0 if kind == content.kind else 0.3) for kind in ERROR_KINDS}

@@ -31,6 +31,7 @@ from raytrain.review.images import (
     zipped,
 )
 from raytrain.review.log import DecisionLog
+from raytrain.review.predicted import Predictions, open_predictions
 from raytrain.review.ranking import read_ranking, read_unlabelled
 from raytrain.review.regions import label_after
 from raytrain.review.shards_now import ShardsNow, Snapshot
@@ -60,8 +61,8 @@ class Found:
 class Desk:
     """The review in the folder `uri`, opened.
 
-    Raises `ConfigError` where there is none, its shards are others than those that were ranked, or have no bands for a
-    picture.
+    Raises `ConfigError` where there is none, its shards or predictions are others than those that it was made of, or
+    the shards have no bands for a picture.
     """
 
     def __init__(self, uri: str, loader: LoaderSettings | None = None, refresh_s: float = REFRESH_S) -> None:
@@ -71,7 +72,7 @@ class Desk:
         self.catalogue = Catalogue(read_ranking(uri))
         self.unlabelled = read_unlabelled(uri)
         self._shards = ShardsNow(self.review.shards, _bands_of_pictures(self.review), loader)
-        self._images = Images(self.review.predictions)
+        self._images = Images(_predictions(uri, self.review))
         self.board = Board(DecisionLog(uri), self.catalogue, refresh_s)
 
     @cached_property
@@ -229,6 +230,18 @@ def _check_shards(uri: str, review: Review) -> None:
             f"{review.shards}: other shards than those that {uri} is a ranking of (found {found[:12]}, ranked "
             f"{review.shards_digest[:12]}); rank again into a new folder"
         )
+
+
+def _predictions(uri: str, review: Review) -> Predictions:
+    """Return the predictions; raise `ConfigError` where they are others than those that labels were held against."""
+    predictions = open_predictions(review.predictions)
+    found = predictions.scoring.digest()
+    if found != review.scoring_digest:
+        raise ConfigError(
+            f"{review.predictions}: other predictions than those that {uri} is a ranking by (found {found[:12]}, "
+            f"ranked {review.scoring_digest[:12]}); rank again into a new folder"
+        )
+    return predictions
 
 
 def _bands_of_pictures(review: Review) -> tuple[str, ...]:

@@ -7,21 +7,20 @@ from __future__ import annotations
 
 import gzip
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from rasterio.errors import RasterioError
 
 from raytrain import storage
 from raytrain.errors import DataError
 from raytrain.evaluation.tone import TRUE_COLOUR_BANDS, true_colour
-from raytrain.imagery.rasters import LABEL_CLEAR, LABEL_CLOUD, open_geotiff, unreadable
+from raytrain.imagery.rasters import LABEL_CLEAR, LABEL_CLOUD
 from raytrain.review.kept import Kept
-from raytrain.scoring.layers import NO_DATA, STEPS, layer_key
+from raytrain.review.predicted import PredictedKind, Predictions
+from raytrain.scoring.layers import NO_DATA, STEPS
 from raytrain.tiles.reader import TileReader
 
 PictureLayer = Literal["true-colour", "false-colour"]
@@ -51,6 +50,12 @@ class Pixels:
 
     bands: NDArray[np.uint16]
     label: NDArray[np.uint8]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        height, width = self.label.shape
+        return height, width
 
     @property
     def num_bytes(self) -> int:
@@ -83,7 +88,7 @@ class Images:
     What is kept goes by the id and the hash of a tile, so that nothing made of other pixels is ever shown for it.
     """
 
-    def __init__(self, predictions: str) -> None:
+    def __init__(self, predictions: Predictions) -> None:
         self._predictions = predictions
         self._pixels: Kept[Pixels] = Kept(TILE_BYTES, lambda pixels: pixels.num_bytes)
         self._made: Kept[bytes] = Kept(MADE_BYTES, len)
@@ -116,8 +121,8 @@ class Images:
         """
 
         def make() -> Raw:
-            label = self.pixels(tile).label
-            return zipped(label if layer == "label" else self._predicted(tile.tile_id, label.shape))
+            pixels = self.pixels(tile)
+            return zipped(pixels.label if layer == "label" else self._predicted(tile.tile_id, pixels.shape))
 
         return self._raw.get((tile.tile_id, tile.sha256, layer), make)
 
@@ -128,32 +133,26 @@ class Images:
         """
 
         def make() -> Raw:
-            shape = self.pixels(tile).label.shape
-            return zipped(_in_steps(self._raster(layer, tile.tile_id, shape), LARGEST_VALUE[layer]))
+            shape = self.pixels(tile).shape
+            values = self._predictions.read_values(layer, self._there(layer, tile.tile_id), shape)
+            return zipped(_in_steps(values, LARGEST_VALUE[layer]))
 
         return self._raw.get((tile.tile_id, tile.sha256, layer), make)
 
-    def _predicted(self, tile_id: str, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        found = self._raster("mask", tile_id, shape)
+    def _predicted(self, tile_id: str, shape: tuple[int, int]) -> NDArray[np.uint8]:
+        found = self._predictions.read_mask(self._there("mask", tile_id), shape)
         strange = np.setdiff1d(np.unique(found), [LABEL_CLEAR, LABEL_CLOUD, NO_DATA])
-        if strange.size or found.dtype != np.uint8:
-            uri = storage.join(self._predictions, layer_key("mask", tile_id))
-            raise DataError(uri, f"no mask: {found.dtype} with values other than 0, 1 and 255: {strange[:5].tolist()}")
+        if strange.size:
+            uri = self._predictions.uri_of("mask", tile_id)
+            raise DataError(uri, f"no mask, it has values other than 0, 1 and 255: {strange[:5].tolist()}; score again")
         return found
 
-    def _raster(self, kind: str, tile_id: str, shape: tuple[int, ...]) -> NDArray[Any]:
-        """Return the only band of a raster of the predictions, which must have the size of its tile."""
-        uri = storage.join(self._predictions, layer_key(kind, tile_id))
+    def _there(self, kind: PredictedKind, tile_id: str) -> str:
+        """Return the id of a tile for which there is such a raster; raise `FileNotFoundError` where there is none."""
+        uri = self._predictions.uri_of(kind, tile_id)
         if not storage.exists(uri):
             raise FileNotFoundError(uri)
-        with storage.gdal_environment(), open_geotiff(uri, kind) as source:
-            if source.count != 1 or source.shape != shape:
-                found = f"{source.count} bands of {source.width} x {source.height} px"
-                raise DataError(uri, f"{found}, expected one of {shape[1]} x {shape[0]} px as the tile; score again")
-            try:
-                return np.asarray(source.read(1))
-            except RasterioError as error:
-                raise unreadable(uri, kind, error) from error
+        return tile_id
 
 
 def zipped(array: NDArray[np.uint8]) -> Raw:
@@ -162,17 +161,10 @@ def zipped(array: NDArray[np.uint8]) -> Raw:
     return Raw(gzip.compress(np.ascontiguousarray(array).tobytes(), GZIP_LEVEL, mtime=0), height, width)
 
 
-def has_bands(layer: PictureLayer, bands: Sequence[str]) -> bool:
-    """Tell whether a picture of this layer can be made of these bands."""
-    return set(PICTURE_BANDS[layer]) <= set(bands)
-
-
-def _in_steps(values: NDArray[Any], largest: float) -> NDArray[np.uint8]:
-    """Return stored values as uint8: they are that already, or float32 with NaN for no data."""
-    if values.dtype == np.uint8:
-        return values
+def _in_steps(values: NDArray[np.float32], largest: float) -> NDArray[np.uint8]:
+    """Return values, NaN for no data, as 0 to 254 of the largest and 255: what uint8 layers store, in any encoding."""
     is_none = np.isnan(values)
-    steps = np.rint(np.clip(np.where(is_none, 0, values) / largest, 0, 1) * STEPS)
+    steps = np.rint(np.clip(np.where(is_none, 0, values) / np.float32(largest), 0, 1) * STEPS)
     return np.where(is_none, NO_DATA, steps).astype(np.uint8)
 
 

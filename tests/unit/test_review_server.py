@@ -24,7 +24,6 @@ from PIL import Image
 from raytrain import storage
 from raytrain.errors import ConfigError, StoreOutOfReach
 from raytrain.evaluation.tone import true_colour
-from raytrain.imagery.rasters import Georeference, mask_tiff
 from raytrain.review.board import Board
 from raytrain.review.catalogue import Catalogue
 from raytrain.review.desk import Desk
@@ -32,11 +31,13 @@ from raytrain.review.images import TILE_BYTES, Images, Seen
 from raytrain.review.kept import Kept
 from raytrain.review.kinds import ERROR_KINDS
 from raytrain.review.log import DecisionLog
+from raytrain.review.predicted import open_predictions
 from raytrain.review.ranking import read_ranking
 from raytrain.review.regions import encode_mask
 from raytrain.review.server import guarded, make_app
+from raytrain.scoring.destination import claim_destination
 from raytrain.tiles.reader import TileReader
-from tests.making_review import BAND_NAMES, MadeReview, copy_to_store, make_review, relabel
+from tests.making_review import BAND_NAMES, SCORING, MadeReview, copy_to_store, make_review, relabel, write_layer
 
 TOKEN = "t" * 43
 SIZE = 32
@@ -299,7 +300,7 @@ def test_pictures_show_the_pixels_of_the_shards(page: Page, made: MadeReview) ->
 
 def test_the_stretch_by_percentiles_uses_the_whole_range_of_the_recorded_pixels(made: MadeReview) -> None:
     reader = TileReader(made.shards, BAND_NAMES)
-    images = Images(made.predictions)
+    images = Images(open_predictions(made.predictions))
     seen = Seen(reader, 0, reader.tile_ids[0], "x")
     pixels = images.pixels(seen)
     pixels.bands[:, :8] = 0  # no data
@@ -361,15 +362,10 @@ def test_bytes_come_plain_where_gzip_is_not_understood(page: Page, made: MadeRev
 
 
 def test_float_layers_are_told_in_the_same_steps(own: MadeReview, open_page: OpenPage) -> None:
-    import rasterio
-
     tile_id = own.tile_ids[0]
-    path = Path(own.predictions, "disagreement", f"{tile_id}.tif")
     values = np.linspace(0, 0.5, SIZE * SIZE, dtype=np.float32).reshape(SIZE, SIZE)
     values[0, :3] = np.nan
-    path.unlink()
-    with rasterio.open(path, "w", driver="GTiff", dtype="float32", count=1, height=SIZE, width=SIZE) as target:
-        target.write(values, 1)
+    write_layer(Path(own.predictions, "disagreement", f"{tile_id}.tif"), values)
     found = open_page(own).raw(f"/api/tiles/{tile_id}/{own.sha256[tile_id]}/values/disagreement")
     assert (found[0, :3] == 255).all()
     assert np.abs(found[1:] * (0.5 / 254) - values[1:]).max() <= 0.25 / 254 + 1e-6
@@ -381,12 +377,12 @@ def test_predictions_that_are_missing_damaged_or_of_another_size_are_told(own: M
     folder = Path(own.predictions)
     (folder / f"{gone}.tif").unlink()
     (folder / f"{damaged}.tif").write_bytes(b"II*\0nothing")
-    (folder / f"{small}.tif").write_bytes(mask_tiff(np.zeros((8, 9), np.uint8), Georeference(None, None)))
-    (folder / f"{strange}.tif").write_bytes(mask_tiff(np.full((SIZE, SIZE), 7, np.uint8), Georeference(None, None)))
+    write_layer(folder / f"{small}.tif", np.zeros((8, 9), np.uint8))
+    write_layer(folder / f"{strange}.tif", np.full((SIZE, SIZE), 7, np.uint8))
     for tile_id, status, text in [
         (gone, 404, "no such file"),
         (damaged, 500, "not a readable GeoTIFF"),
-        (small, 500, "1 bands of 9 x 8 px, expected one of 32 x 32 px"),
+        (small, 500, "1 bands of 9 x 8 px, but the tile has 32 x 32 px"),
         (strange, 500, "values other than 0, 1 and 255: [7]"),
     ]:
         answer = page.client.get(f"/api/tiles/{tile_id}/{own.sha256[tile_id]}/mask/prediction")
@@ -852,6 +848,12 @@ def test_a_review_in_a_store_is_served_and_decided_like_one_on_a_disk(
 def test_a_review_of_other_shards_than_those_that_are_there_is_not_served(own: MadeReview) -> None:
     relabel(own, own.tile_ids[0])
     with pytest.raises(ConfigError, match=r"other shards than those that .* is a ranking of .*; rank again"):
+        Desk(own.uri)
+
+
+def test_a_review_by_other_predictions_than_those_that_are_there_is_not_served(own: MadeReview) -> None:
+    claim_destination(own.predictions, SCORING.model_copy(update={"ensemble": "f" * 64}))
+    with pytest.raises(ConfigError, match=r"other predictions than those that .* is a ranking by .*; rank again"):
         Desk(own.uri)
 
 
