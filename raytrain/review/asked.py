@@ -1,4 +1,4 @@
-"""What a page asks to have written: a decision as it comes over the wire, and the checks that it must pass.
+"""What a page asks for: tiles to list, and a decision to be written, with the checks that it must pass.
 
 Must not know HTTP: what is wrong is an exception with a sentence.
 """
@@ -16,6 +16,8 @@ from raytrain.review.decisions import WITH_MASK, Decision, Verdict
 from raytrain.review.kinds import ErrorKind
 from raytrain.review.regions import LABEL_VALUES, REGION_VALUES, BadMask, decode_mask
 
+MOST_ROWS = 1000
+
 
 class NotAccepted(ValueError):
     """A decision that can't be one, whoever asks again; nothing was written."""
@@ -27,6 +29,30 @@ class OtherTile(Exception):
     def __init__(self, tile_id: str, found: str | None) -> None:
         super().__init__(tile_id, found)
         self.tile_id, self.found = tile_id, found
+
+
+class AskedTiles(Settings):
+    """Which tiles, in which order; an empty value is no filter.
+
+    `verdict` is one that stands, `none`, `any`, or `disputed`, which two reviewers see differently; of anyone, or of
+    `reviewer`. `others` is a reviewer whom tiles are asked for that somebody else decided on. `query` is text.
+    """
+
+    kind: str = ""
+    location: str = ""
+    verdict: str = ""
+    reviewer: str = ""
+    others: str = ""
+    query: Annotated[str, Field(max_length=200)] = ""
+    sort: str = ""
+
+
+class AskedPage(AskedTiles):
+    """Some of these tiles, by their place among them, or those of `ranks`, numbers with commas, whatever the filter."""
+
+    offset: Annotated[int, Field(ge=0)] = 0
+    limit: Annotated[int, Field(ge=1, le=MOST_ROWS)] = 200
+    ranks: Annotated[str, Field(pattern=r"^([1-9][0-9]{0,8}(,[1-9][0-9]{0,8}){0,199})?$")] = ""
 
 
 class AskedDecision(Settings):

@@ -6,6 +6,7 @@ at a time, and nobody waits long for it. Must not know HTTP.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import secrets
 import threading
@@ -32,6 +33,8 @@ SHARE_OF_TIME = 0.1
 """Of all time, spent on looking at the log, at most: a listing of a large one in a far store takes seconds."""
 FINAL_VERDICTS = tuple(verdict for verdict in VERDICTS if verdict != "undo")
 """Those that can stand."""
+STANDINGS = ("none", *VERDICTS, "any", "disputed")
+"""What may hold of a tile: no verdict, one of these, any, or two that differ."""
 _UNDECIDED = -1
 _CODES: dict[Verdict, int] = {verdict: code for code, verdict in enumerate(VERDICTS)}
 _logger = logging.getLogger(__name__)
@@ -159,15 +162,38 @@ class Board:
                 for row in rows
             ]
 
-    def rows_with(self, verdict: Verdict | None, reviewer: str | None) -> NDArray[np.bool_]:
-        """Tell of each row whether this verdict of a reviewer, or of anyone, stands; None: whether none does."""
+    def rows_with(self, stands: str, reviewer: str | None) -> NDArray[np.bool_]:
+        """Tell of each row whether one of `STANDINGS` holds: of what a reviewer decided, or anyone."""
         with self._lock:
-            chosen = self._verdicts if reviewer is None else {reviewer: self._verdicts.get(reviewer)}
-            codes = [each for each in chosen.values() if each is not None]
-            found = np.zeros(len(self._catalogue), bool)
-            for each in codes:
-                found |= each != _UNDECIDED if verdict is None else each == _CODES[verdict]
-        return ~found if verdict is None else found
+            codes = [each for name, each in self._verdicts.items() if reviewer in (None, name)]
+            if stands in _CODES:
+                return self._any([each == _CODES[stands] for each in codes])
+            if stands == "disputed":
+                return self._disputed(reviewer)
+            decided = self._any([each != _UNDECIDED for each in codes])
+        return ~decided if stands == "none" else decided
+
+    def decided_by_others(self, reviewer: str) -> NDArray[np.bool_]:
+        """Tell of each row whether somebody else than this reviewer decided on it."""
+        with self._lock:
+            return self._any([each != _UNDECIDED for name, each in self._verdicts.items() if name != reviewer])
+
+    def _disputed(self, reviewer: str | None) -> NDArray[np.bool_]:
+        """Tell of each row whether two verdicts that stand differ, one of them this reviewer's where one is named."""
+        pairs = [
+            (self._verdicts[first] != self._verdicts[second])
+            & (self._verdicts[first] != _UNDECIDED)
+            & (self._verdicts[second] != _UNDECIDED)
+            for first, second in itertools.combinations(sorted(self._verdicts), 2)
+            if reviewer in (None, first, second)
+        ]
+        return self._any(pairs)
+
+    def _any(self, rows: list[NDArray[np.bool_]]) -> NDArray[np.bool_]:
+        found = np.zeros(len(self._catalogue), bool)
+        for each in rows:
+            found |= each
+        return found
 
     def since(self, cursor: str, limit: int) -> tuple[str, list[Decision], bool]:
         """Return the next cursor, at most `limit` entries that came after `cursor`, and whether there are more.
@@ -180,6 +206,12 @@ class Board:
             found = self._arrivals[seen : seen + limit]
             more = seen + len(found) < len(self._arrivals)
         return f"{self._start}-{seen + len(found)}", found, more
+
+    @property
+    def cursor(self) -> str:
+        """The cursor of who has seen all that is known now."""
+        with self._lock:
+            return f"{self._start}-{len(self._arrivals)}"
 
     def progress(self) -> dict[str, Any]:
         """Return how much each reviewer has decided, and how far two who saw the same tiles agree."""

@@ -25,7 +25,7 @@ MOST_NEIGHBOURS = 24
 
 @dataclass(frozen=True)
 class Filter:
-    """Which tiles are asked for; None is no filter. `text` is a part of the id, in any case."""
+    """Which tiles are asked for; None is no filter. `text` is a part of the id or of the location, in any case."""
 
     kind: ErrorKind | None = None
     location: str | None = None
@@ -94,8 +94,10 @@ class Catalogue:
         if wanted.text:
             # Of the rest alone: text takes longest.
             left = np.flatnonzero(passes)
-            found = pc.match_substring(self._ids.take(pa.array(left)), wanted.text, ignore_case=True)
-            passes[left] = found.to_numpy(zero_copy_only=False)
+            in_id = pc.match_substring(self._ids.take(pa.array(left)), wanted.text, ignore_case=True)
+            in_name = pc.match_substring(pa.array(self._location_names, pa.string()), wanted.text, ignore_case=True)
+            in_location = in_name.to_numpy(zero_copy_only=False)[self._locations[left]]
+            passes[left] = in_id.to_numpy(zero_copy_only=False) | in_location
         if sort == "rank":
             return np.flatnonzero(passes)
         order = self._order(sort)

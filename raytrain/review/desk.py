@@ -81,6 +81,12 @@ class Desk:
         parts = [self.review.shards_digest, self.review.scoring_digest, self.review.predictions, __version__]
         return storage.sha256_of("\n".join(parts).encode())[:16]
 
+    @cached_property
+    def review_id(self) -> str:
+        """What this review is told by from another at the same address: a page sends none what it decided for another."""
+        parts = [self.uri, self.review.shards_digest, self.review.scoring_digest]
+        return storage.sha256_of("\n".join(parts).encode())[:16]
+
     @property
     def has_false_colour(self) -> bool:
         """Whether the shards have the bands of false colour."""
@@ -101,6 +107,8 @@ class Desk:
             "verdicts": list(FINAL_VERDICTS),
             "reviewer": reviewer,
             "version": self.version,
+            "review_id": self.review_id,
+            "cursor": self.board.cursor,
             "raytrain_version": __version__,
         }
 

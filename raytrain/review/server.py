@@ -14,16 +14,18 @@ from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypeVar
 
 import anyio
+import numpy as np
 from anyio import to_thread
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from numpy.typing import NDArray
 
 from raytrain.errors import ConfigError, DataError, RaytrainError, first_line
 from raytrain.review.access import Guard, names_of
-from raytrain.review.asked import AskedDecision, NotAccepted, OtherTile
-from raytrain.review.catalogue import SORTS, Filter, Sort
-from raytrain.review.decisions import VERDICTS
+from raytrain.review.asked import MOST_ROWS, AskedDecision, AskedPage, AskedTiles, NotAccepted, OtherTile
+from raytrain.review.board import STANDINGS
+from raytrain.review.catalogue import SORTS, Filter
 from raytrain.review.desk import Desk, NoSuchTile, shown
 from raytrain.review.images import MaskLayer, PictureLayer, Raw, Stretch, ValueLayer
 from raytrain.review.kinds import ERROR_KINDS
@@ -37,7 +39,6 @@ CONTENT_TYPES = {
 }
 """Of the files of the page; no other is served."""
 INDEX_PAGE = "index.html"
-MOST_ROWS = 1000
 FOREVER = "private, max-age=31536000, immutable"
 """For what an address can't mean twice: it has the hash of the pixels in it."""
 ASK_AGAIN = "private, no-cache"
@@ -98,30 +99,25 @@ def _add_lists(app: FastAPI, desk: Desk, reviewer: str) -> None:
     def review() -> dict[str, Any]:
         return desk.about(reviewer)
 
+    # All at once, and the tiles of some: a page goes by what a filter found, whatever is decided meanwhile.
+    @app.get("/api/ranks")
+    def ranks(asked: Annotated[AskedTiles, Query()]) -> Response:
+        return JSONResponse({"ranks": (_found(desk, asked) + 1).tolist()})
+
     @app.get("/api/tiles")
-    def tiles(
-        kind: str = "",
-        location: str = "",
-        verdict: str = "",
-        reviewer: str = "",
-        query: Annotated[str, Query(max_length=200)] = "",
-        sort: str = "",
-        offset: Annotated[int, Query(ge=0)] = 0,
-        limit: Annotated[int, Query(ge=1, le=MOST_ROWS)] = 200,
-    ) -> Response:
-        wanted = Filter(_one_of("kind", kind, ERROR_KINDS), location or None, query or None)
-        stands = _one_of("verdict", verdict, ("none", *VERDICTS))
-        among = None
-        if stands is not None:
-            among = desk.board.rows_with(None if stands == "none" else stands, reviewer or None)
-        order: Sort = _one_of("sort", sort, SORTS) or "rank"
-        rows = desk.catalogue.find(wanted, among, order)
-        some = rows[offset : offset + limit]
+    def tiles(asked: Annotated[AskedPage, Query()]) -> Response:
+        if asked.ranks:
+            rows = some = np.array(asked.ranks.split(","), np.int64) - 1
+            if rows.max() >= len(desk.catalogue):
+                raise NotAccepted(f"ranks: {rows.max() + 1}, but there are {len(desk.catalogue)} tiles")
+        else:
+            rows = _found(desk, asked)
+            some = rows[asked.offset : asked.offset + asked.limit]
         shown_tiles = [
             tile | {"decisions": verdicts}
             for tile, verdicts in zip(desk.catalogue.tiles(some), desk.board.verdicts(some), strict=True)
         ]
-        return JSONResponse({"total": len(rows), "offset": offset, "tiles": shown_tiles})
+        return JSONResponse({"total": len(rows), "offset": asked.offset, "tiles": shown_tiles})
 
     @app.get("/api/tiles/{tile_id}")
     async def tile(tile_id: str, reviewer: str = "") -> Response:
@@ -136,6 +132,19 @@ def _add_lists(app: FastAPI, desk: Desk, reviewer: str) -> None:
     @app.get("/api/progress")
     def progress() -> Response:
         return JSONResponse(desk.board.progress())
+
+
+def _found(desk: Desk, asked: AskedTiles) -> NDArray[np.int64]:
+    """Return the rows of the tiles that are asked for; raise `NotAccepted` for a value that is not known."""
+    wanted = Filter(_one_of("kind", asked.kind, ERROR_KINDS), asked.location or None, asked.query or None)
+    stands = _one_of("verdict", asked.verdict, STANDINGS)
+    among = None
+    if stands is not None:
+        among = desk.board.rows_with(stands, asked.reviewer or None)
+    if asked.others:
+        decided = desk.board.decided_by_others(asked.others)
+        among = decided if among is None else among & decided
+    return desk.catalogue.find(wanted, among, _one_of("sort", asked.sort, SORTS) or "rank")
 
 
 def _add_images(app: FastAPI, desk: Desk) -> None:
