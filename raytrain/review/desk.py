@@ -83,7 +83,7 @@ class Desk:
 
     @cached_property
     def review_id(self) -> str:
-        """What tells this review from another at the same address: a page sends neither what was decided for the other."""
+        """What tells this review from others at the same address: what a page keeps for one goes to no other."""
         parts = [self.uri, self.review.shards_digest, self.review.scoring_digest]
         return storage.sha256_of("\n".join(parts).encode())[:16]
 

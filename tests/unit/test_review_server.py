@@ -116,6 +116,15 @@ def open_page() -> Iterator[Callable[[MadeReview], Page]]:
 OpenPage = Callable[..., Page]
 
 
+def soon(found: Callable[[], Any], wanted: Callable[[Any], bool]) -> Any:
+    """Return what is found once it is wanted: a look at the log waits for the one before, and a while."""
+    end = time.monotonic() + 30
+    while not wanted(value := found()):
+        assert time.monotonic() < end, value
+        time.sleep(0.05)
+    return value
+
+
 def entries(made: MadeReview) -> list[dict[str, Any]]:
     """What lies in the store, by name."""
     folder = Path(made.uri) / "decisions"
@@ -691,7 +700,7 @@ def test_reviewers_on_two_servers_see_each_other(own: MadeReview, open_page: Ope
     first = here.get("/api/decisions")
     assert first["decisions"] == []
     there.decide(own, own.tile_ids[0], "drop", reviewer="bea")
-    seen = here.get("/api/decisions", after=first["cursor"])
+    seen = soon(lambda: here.get("/api/decisions", after=first["cursor"]), lambda found: bool(found["decisions"]))
     assert [each["reviewer"] for each in seen["decisions"]] == ["bea"]
     assert here.get("/api/decisions", after=seen["cursor"])["decisions"] == []
     assert here.get("/api/tiles", verdict="drop")["total"] == 1
@@ -808,8 +817,7 @@ def test_a_log_that_can_not_be_listed_keeps_nobody_waiting_and_is_looked_at_agai
     assert here.get("/api/decisions")["decisions"] == []
     assert time.monotonic() - start < 10
     go_on.set()
-    time.sleep(0.2)
-    assert len(here.get("/api/decisions")["decisions"]) == 1
+    soon(lambda: here.get("/api/decisions")["decisions"], lambda found: len(found) == 1)
 
 
 def test_a_log_that_can_not_be_listed_is_no_error_of_the_page(
