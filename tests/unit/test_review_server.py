@@ -931,8 +931,6 @@ def test_a_look_at_a_large_log_takes_a_tenth_of_the_time_at_most(
         return []
 
     monkeypatch.setattr(DecisionLog, "refresh", slowly)
-    end = time.monotonic() + 1.2
-    while time.monotonic() < end:
-        board.refresh()
+    soon(board.refresh, lambda _: len(looks) >= 3)
     board.close()
-    assert 2 <= len(looks) <= 4
+    assert np.diff(looks).min() >= 0.5
