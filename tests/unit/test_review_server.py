@@ -446,6 +446,8 @@ def test_the_same_decision_asked_again_is_written_once(own: MadeReview, open_pag
     other = page.decide(own, tile_id, "drop", decision_id=same)
     assert other.status_code == 422
     assert "another decision has it" in other.json()["error"]
+    relabel(own, tile_id)  # what was written before that stays acknowledged
+    assert page.decide(own, tile_id, decision_id=same).status_code == 200
     assert len(entries(own)) == 1
 
 
