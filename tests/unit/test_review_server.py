@@ -307,6 +307,18 @@ def test_pictures_show_the_pixels_of_the_shards(page: Page, made: MadeReview) ->
             assert np.abs(found - wanted).mean() < 6, layer
 
 
+def test_each_band_is_the_colour_that_its_layer_says(made: MadeReview) -> None:
+    reader = TileReader(made.shards, BAND_NAMES)
+    images = Images(open_predictions(made.predictions))
+    seen = Seen(reader, 0, reader.tile_ids[0], "x")
+    images.pixels(seen).bands[:] = np.array([500, 1500, 4000, 9000], np.uint16)[:, None, None]
+    as_grey = true_colour(np.array([[[500, 1500, 4000, 9000]]] * 3, np.uint16), ("B04", "B03", "B02"))[0, :, 0]
+    tones = dict(zip(BAND_NAMES, as_grey, strict=True))
+    for layer, bands in (("true-colour", ("B04", "B03", "B02")), ("false-colour", ("B08", "B04", "B03"))):
+        picture = np.asarray(Image.open(io.BytesIO(images.picture(seen, layer, "natural"))), np.int16)
+        assert np.abs(picture - [int(tones[band]) for band in bands]).max() <= 2, layer
+
+
 def test_the_stretch_by_percentiles_uses_the_whole_range_of_the_recorded_pixels(made: MadeReview) -> None:
     reader = TileReader(made.shards, BAND_NAMES)
     images = Images(open_predictions(made.predictions))
