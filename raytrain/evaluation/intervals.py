@@ -56,6 +56,31 @@ def mean_over_seeds_and_locations(values_SL: NDArray[np.float64]) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
+def widened_by_seeds(over_places: Interval, by_seed: NDArray[np.float64]) -> Interval:
+    """Return the interval `over_places` of a mean over seeds, widened by how far its seeds `[S]` (two at least) part.
+
+    Places and seeds count as drawn at random and independent of each other. Each end is as far from the value as the
+    root of the sum of the squares of two distances: that of the end over places, and half the width of the interval of
+    the seeds' mean by Student's t (MOVER: Zou and Donner 2008, whose limits of a sum may lie unlike far from it). What
+    differs in single cells is in both, so that the interval is rather too wide than too short. Ends are cut to what
+    differences of scores can be. Raises `ValueError` for fewer than two seeds.
+    """
+    if len(by_seed) < 2:
+        raise ValueError(f"how far seeds part needs two of them, found {len(by_seed)}")
+    value, half = over_places.value, _half_width(by_seed)
+    low = value - math.hypot(value - over_places.low, half)
+    high = value + math.hypot(over_places.high - value, half)
+    return Interval(value, max(-1.0, low), min(1.0, high))
+
+
+def over_seeds(by_seed: NDArray[np.float64]) -> Interval:
+    """Return the mean of the values of some seeds `[S]` (two at least) with its interval by Student's t."""
+    if len(by_seed) < 2:
+        raise ValueError(f"how far seeds part needs two of them, found {len(by_seed)}")
+    mean, half = float(by_seed.mean()), _half_width(by_seed)
+    return Interval(mean, mean - half, mean + half)
+
+
 def _half_width(values: NDArray[np.float64]) -> float:
     """Return half the width of the interval of the mean of `values` by Student's t."""
     return float(stdtrit(len(values) - 1, (1 + LEVEL) / 2) * values.std(ddof=1) / math.sqrt(len(values)))

@@ -20,11 +20,13 @@ from raytrain.evaluation.page import Bar, Cell, Figure, Gallery, Page, Picture, 
 from raytrain.evaluation.results import Problem
 from raytrain.evaluation.scoring_report import read_scored, write_report
 from raytrain.evaluation.training_page import TilePictures, training_page
+from raytrain.review.effect_page import effect_page
 from raytrain.scoring.casualties import write_casualties
 from raytrain.search.results import write_results
 from tests.browser.made_evaluation import made_evaluation
 from tests.unit.test_course import done, failed, write
 from tests.unit.test_perform import SETTINGS, noise, score, work_at, write_scene
+from tests.unit.test_review_effect import made_effect
 from tests.unit.test_search import whole_search
 from tests.unit.test_training_report import RESULTS
 
@@ -120,12 +122,18 @@ def scoring_page_of_four(folder: Path) -> str:
     return Path(write_report(work.destination, scored)).read_text()
 
 
+def effect_of_cleaning_page(folder: Path) -> str:
+    """The page of the effect of cleaning labels, with a test set."""
+    return render_page(effect_page(made_effect(with_test=True)))
+
+
 PAGES: dict[str, Callable[[Path], str]] = {
     "full": full_page,
     "evaluation": made_evaluation,
     "training": training_page_of_three,
     "scoring": scoring_page_of_four,
     "search": search_page,
+    "effect": effect_of_cleaning_page,
 }
 """Each gets an empty folder and returns a page's HTML; every one is opened by every test."""
 
