@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from raytrain.command import Command
 from raytrain.command_review_apply import Apply
+from raytrain.command_review_effect import Effect
 from raytrain.command_review_log import Diff, Export, Merge
 from raytrain.command_review_rank import Rank
 from raytrain.command_review_serve import Serve
@@ -18,6 +19,7 @@ REVIEW_COMMANDS: dict[str, Callable[..., Command]] = {
     "merge": Merge,
     "diff": Diff,
     "apply": Apply,
+    "effect": Effect,
 }
 
 _SMALL = "it moves decisions, which are small, between stores, and needs no cluster"
