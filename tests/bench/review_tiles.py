@@ -133,14 +133,22 @@ def true_labels(shards: str) -> NDArray[np.uint8]:
 
 
 def predict(data_set: DataSet, shards: str, seed: int, out: Path) -> Predicted:
-    """Return the tiles corrupted by `seed` with out-of-fold predictions; what stands below `out` is not made again.
+    """Return the tiles corrupted by `seed` with out-of-fold predictions; what stands below `out` is not made again."""
+    truth = true_labels(shards)
+    corrupted = corrupt_some(list(truth), CORRUPTED_FRACTION, seed)
+    layers = out_of_fold(data_set, shards, {i: each.label for i, each in corrupted.items()}, seed, out)
+    locations = TileReader(shards, ()).locations
+    return Predicted(tuple(locations), truth, corrupted, layers[:, 0], layers[:, 1])
 
-    Folds by location, members and the order of samples are drawn from the seed, too.
+
+def out_of_fold(data_set: DataSet, shards: str, labels: dict[int, Label], seed: int, out: Path) -> NDArray[np.float32]:
+    """Return probability and disagreement `[N, 2, H, W]` of all tiles by nets that never saw their place.
+
+    These learnt from `labels`, by position, and where there is none from that of the shards. Folds by location, members
+    and the order of samples are drawn from the seed. What stands below `out` is not made again.
     """
     use_threads(1)
     truth = true_labels(shards)
-    corrupted = corrupt_some(list(truth), CORRUPTED_FRACTION, seed)
-    labels = {i: each.label for i, each in corrupted.items()}
     locations = TileReader(shards, ()).locations
     by_place = deal_folds(locations, FOLDS, seed)
     folds = np.asarray([by_place[location] for location in locations])
@@ -158,8 +166,7 @@ def predict(data_set: DataSet, shards: str, seed: int, out: Path) -> Predicted:
             layers[test] = _of_fold(settings, shards, labels, train, test)
         _write_whole(path, layers)
     with np.load(path) as arrays:
-        layers = arrays["layers"].astype(np.float32)
-    return Predicted(tuple(locations), truth, corrupted, layers[:, 0], layers[:, 1])
+        return np.asarray(arrays["layers"].astype(np.float32))
 
 
 def _settings(data_set: DataSet, seed: int) -> list[MemberSettings]:
