@@ -1,4 +1,4 @@
-"""Rank labels and apply decisions, as a Ray job: `ray job submit --working-dir . -- python jobs/review.py ...`.
+"""Rank labels, apply decisions, see their effect: `ray job submit --working-dir . -- python jobs/review.py ...`.
 
 The commands and options are those of `raytrain review`; it runs on the cluster that runs the job.
 """
