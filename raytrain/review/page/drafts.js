@@ -1,0 +1,41 @@
+// Edits that nobody has saved yet, kept in this browser's IndexedDB by review, reviewer and tile hash. Knows no page.
+
+const DATABASE = "raytrain-review";
+const STORE = "drafts";
+
+function asked(request) {
+  return new Promise((resolve, reject) => {
+    request.onsuccess = () => resolve(request.result);
+    request.onerror = () => reject(request.error);
+  });
+}
+
+export class Drafts {
+  constructor(reviewId) {
+    this.reviewId = reviewId;
+    const opening = indexedDB.open(DATABASE, 1);
+    opening.onupgradeneeded = () => opening.result.createObjectStore(STORE);
+    this.database = asked(opening);
+  }
+
+  #key(reviewer, sha256) {
+    return `${this.reviewId}/${reviewer}/${sha256}`;
+  }
+
+  async #store(mode) {
+    return (await this.database).transaction(STORE, mode, { durability: "strict" }).objectStore(STORE);
+  }
+
+  /** Return the mask kept of a tile, or null. */
+  async read(reviewer, sha256) {
+    return (await asked((await this.#store("readonly")).get(this.#key(reviewer, sha256)))) ?? null;
+  }
+
+  async keep(reviewer, sha256, mask) {
+    await asked((await this.#store("readwrite")).put(Uint8Array.from(mask), this.#key(reviewer, sha256)));
+  }
+
+  async forget(reviewer, sha256) {
+    await asked((await this.#store("readwrite")).delete(this.#key(reviewer, sha256)));
+  }
+}
