@@ -218,6 +218,8 @@ def test_letters_that_are_typed_decide_nothing(served: Served, anybody: Come) ->
     assert decision.kind == served.made.kinds[decision.tile_id]
     person.press("p")
     expect(person.page.locator("#details .said-reason")).to_have_text("a <b>reason</b>")
+    expect(person.page.locator("#details .decisions")).to_contain_text("typist unsure")
+    expect(person.page.locator("#details .facts")).to_be_visible()
 
 
 def test_keys_choose_layers_and_overlays_and_are_explained(served: Served, anybody: Come) -> None:
@@ -523,6 +525,18 @@ def test_an_edit_survives_leaving_its_tile_and_a_reload(served: Served, anybody:
     person.wait()
     person.press("p")
     expect(person.page.locator("#edit-words")).to_contain_text(", saved")  # no draft is left
+
+
+def test_an_edit_belongs_to_its_tile_even_where_another_has_the_same_pixels(served: Served, anybody: Come) -> None:
+    person = anybody(served, "twin")
+    hashes = [served.made.sha256[tile_id] for tile_id in served.made.tile_ids]
+    first = next(i for i in range(len(hashes) - 1) if hashes[i] == hashes[i + 1])
+    person.go_to(served, first)
+    person.press("b")
+    person.paint(SIZE_PX, (20, 3), (20, 60))
+    expect(person.page.locator("#edit-words")).to_contain_text("not saved")
+    person.press("n")
+    expect(person.page.locator("#edit-words")).to_have_text("")
 
 
 def test_decisions_that_could_not_be_sent_survive_a_reload(served: Served, anybody: Come) -> None:

@@ -9,7 +9,7 @@ import { Drafts } from "./drafts.js";
 import { Filters, countWords } from "./filters.js";
 import { listen, showKeys } from "./keys.js";
 import { List } from "./list.js";
-import { encodeGreyPng, toBase64 } from "./png.js";
+import { crc32, encodeGreyPng, toBase64 } from "./png.js";
 import { Progress } from "./progress.js";
 import { Ranking } from "./ranking.js";
 import { Tiles } from "./tiles.js";
@@ -33,7 +33,7 @@ class ReviewPage {
     this.drafts = new Drafts(review.review_id);
     this.deciding = new Deciding(review.review_id, {
       onQueue: (state) => this.#showQueue(state),
-      onStored: (decision) => this.#stored(decision),
+      onStored: (decision, editSum) => this.#stored(decision, editSum),
       onRefused: (decision) => this.#refused(decision),
     });
     this.ranking = new Ranking(() => this.deciding.pending());
@@ -182,7 +182,7 @@ class ReviewPage {
 
   async #showDetail(tile) {
     const detail = await tile.detail();
-    if (tile.row !== this.row) return;
+    if (tile.row.tile_id !== this.row?.tile_id) return;
     this.detail = detail;
     this.details.showDetail(detail, this.kindWords, this.reviewer);
     this.#showWarning();
@@ -245,7 +245,7 @@ class ReviewPage {
     const reason = this.details.reason;
     const edited = mask && Uint8Array.from(this.desk.edit.mask);
     const png = mask && (await this.#encode(mask, row));
-    const decision = this.deciding.decide(row, verdict, { reason, mask: png });
+    const decision = this.deciding.decide(row, verdict, { reason, mask: png, note: edited && crc32(edited) });
     if (edited) this.saved.set(decision.decision_id, edited);
     this.ranking.decided(row.rank, verdict);
     this.#rowChanged(row.rank);
@@ -320,11 +320,11 @@ class ReviewPage {
   }
 
   /** The log has a decision: what was kept for it in this browser can go. */
-  async #stored(decision) {
-    const { tile_id, tile_sha256, verdict, mask, reviewer } = decision;
+  async #stored(decision, editSum) {
+    const { tile_id, verdict, mask, reviewer } = decision;
     if (reviewer === this.reviewer) this.ranking.stored(tile_id, verdict === "undo" ? null : verdict);
     try {
-      if (mask) await this.#forgetDraft(reviewer, tile_sha256, decision);
+      if (mask) await this.#forgetDraft(decision, editSum);
       await this.#refreshRows([tile_id]);
       await this.progress.refresh();
     } catch (error) {
@@ -333,15 +333,10 @@ class ReviewPage {
   }
 
   /** Forget the draft that a decision was made of, unless it was edited further. */
-  async #forgetDraft(reviewer, sha256, decision) {
-    const draft = await this.drafts.read(reviewer, sha256);
-    const saved = this.saved.get(decision.decision_id);
-    const { height, width } = (await this.ranking.row(this.ranking.rankOf.get(decision.tile_id))) ?? {};
-    if (!draft) return;
-    const same = saved
-      ? saved.every((value, i) => value === draft[i])
-      : decision.verdict === "ignore" || toBase64(await encodeGreyPng(draft, height, width)) === decision.mask;
-    if (same) await this.drafts.forget(reviewer, sha256);
+  async #forgetDraft({ reviewer, tile_id, tile_sha256 }, editSum) {
+    const tile = { tile_id, sha256: tile_sha256 };
+    const draft = await this.drafts.read(reviewer, tile);
+    if (draft && crc32(draft) === editSum) await this.drafts.forget(reviewer, tile);
   }
 
   #refused(decision) {

@@ -13,7 +13,7 @@ export function newDecisionId() {
 
 export class Deciding {
   /**
-   * What becomes of decisions is told to `onQueue(state)`, `onStored(decision)` and `onRefused(decision)`, which is null
+   * What becomes of decisions is told to `onQueue(state)`, `onStored(decision, note)` and `onRefused(decision)`, which is null
    * where a refusal was dismissed.
    */
   constructor(reviewId, { onQueue, onStored, onRefused }) {
@@ -28,8 +28,8 @@ export class Deciding {
     });
   }
 
-  /** Put a decision into the queue. */
-  decide(row, verdict, { reason = "", mask = null, undoes = null } = {}) {
+  /** Put a decision into the queue; `note` comes back with it when it is stored. */
+  decide(row, verdict, { reason = "", mask = null, undoes = null, note = null } = {}) {
     const decision = {
       decision_id: newDecisionId(),
       reviewer: this.reviewer,
@@ -42,7 +42,7 @@ export class Deciding {
       undoes,
     };
     if (verdict !== "undo") this.#remember({ decision_id: decision.decision_id, rank: row.rank });
-    this.queue.add(decision);
+    this.queue.add(decision, note);
     return decision;
   }
 

@@ -119,7 +119,7 @@ export class Desk {
   async #showMasks(tile, decided) {
     let isFinal = true;
     const got = (promise) => promise.catch((error) => ((isFinal &&= this.#failed(tile, error)), null));
-    const draft = got(this.drafts.read(this.reviewer, tile.row.sha256));
+    const draft = got(this.drafts.read(this.reviewer, tile.row));
     const saved = WITH_MASK.includes(decided) ? got(tile.labelNow(this.reviewer)) : null;
     const [label, prediction] = await Promise.all(["label", "prediction"].map((name) => got(tile.mask(name))));
     const kept = { saved: (await saved)?.bytes, draft: await draft };
@@ -259,10 +259,10 @@ export class Desk {
   }
 
   #keepDraft() {
-    const { sha256 } = this.tile.row;
+    const { row } = this.tile;
     const kept = this.edit.unsaved
-      ? this.drafts.keep(this.reviewer, sha256, this.edit.mask)
-      : this.drafts.forget(this.reviewer, sha256);
+      ? this.drafts.keep(this.reviewer, row, this.edit.mask)
+      : this.drafts.forget(this.reviewer, row);
     kept.catch((error) => this.tell.fail(new Error(`this edit can't be kept in this browser (${error.message}): save it before you leave`)));
   }
 

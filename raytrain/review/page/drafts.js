@@ -1,4 +1,4 @@
-// Edits that nobody has saved yet, kept in this browser's IndexedDB by review, reviewer and tile hash. Knows no page.
+// Edits that nobody has saved yet, kept in this browser's IndexedDB by review, reviewer, tile and hash. Knows no page.
 
 const DATABASE = "raytrain-review";
 const STORE = "drafts";
@@ -18,8 +18,8 @@ export class Drafts {
     this.database = asked(opening);
   }
 
-  #key(reviewer, sha256) {
-    return `${this.reviewId}/${reviewer}/${sha256}`;
+  #key(reviewer, { tile_id, sha256 }) {
+    return `${this.reviewId}/${reviewer}/${tile_id}/${sha256}`;
   }
 
   async #store(mode) {
@@ -27,15 +27,15 @@ export class Drafts {
   }
 
   /** Return the mask kept of a tile, or null. */
-  async read(reviewer, sha256) {
-    return (await asked((await this.#store("readonly")).get(this.#key(reviewer, sha256)))) ?? null;
+  async read(reviewer, tile) {
+    return (await asked((await this.#store("readonly")).get(this.#key(reviewer, tile)))) ?? null;
   }
 
-  async keep(reviewer, sha256, mask) {
-    await asked((await this.#store("readwrite")).put(Uint8Array.from(mask), this.#key(reviewer, sha256)));
+  async keep(reviewer, tile, mask) {
+    await asked((await this.#store("readwrite")).put(Uint8Array.from(mask), this.#key(reviewer, tile)));
   }
 
-  async forget(reviewer, sha256) {
-    await asked((await this.#store("readwrite")).delete(this.#key(reviewer, sha256)));
+  async forget(reviewer, tile) {
+    await asked((await this.#store("readwrite")).delete(this.#key(reviewer, tile)));
   }
 }

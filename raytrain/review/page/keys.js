@@ -17,6 +17,7 @@ const KEYS = [
     [["n", "j", "ArrowRight"], "n j →", "next tile", "next"],
     [["p", "k", "ArrowLeft"], "p k ←", "previous tile", "previous"],
     [["/"], "/", "search", "search"],
+    [["?"], "?", "these keys", "help"],
   ]],
   ["Look", [
     [["1", "2", "3", "4"], "1 – 4", "layer of the left view", "leftLayer"],
@@ -44,7 +45,6 @@ const KEYS = [
     [["Ctrl+z"], "Ctrl z", "undo a stroke", "undoStroke"],
     [["Ctrl+Shift+Z", "Ctrl+y"], "Ctrl Shift z", "redo a stroke", "redoStroke"],
   ]],
-  ["This page", [[["?"], "?", "these keys", "help"]]],
 ];
 
 const ACTION_OF = new Map(KEYS.flatMap(([, keys]) => keys.flatMap(([names, , , action]) => names.map((name) => [name, action]))));

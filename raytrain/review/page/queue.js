@@ -12,14 +12,14 @@ const NOT_ITS_FAULT = [401, 403, 500];
 
 export class Queue {
   /**
-   * `send` takes a decision to the server. `onChange(state)` is told what waits and why; `onStored(decision, answer)`
-   * and `onRefused(decision, error)` what became of each.
+   * `send` takes a decision to the server. `onChange(state)` is told what waits and why; `onStored(decision, note)`
+   * and `onRefused(decision, error)` what became of each; the note was added with it and is not sent.
    */
   constructor(reviewId, send, { onChange, onStored, onRefused }) {
     this.prefix = `raytrain-review/${reviewId}/waiting/`;
     this.send = send;
     this.listeners = { onChange, onStored, onRefused };
-    this.unkept = new Map(); // decisions that localStorage has no room for, by their key
+    this.unkept = new Map(); // entries that localStorage has no room for, by their key
     this.parsed = new Map(); // what was read before: masks are long
     this.trouble = "";
     this.sending = false;
@@ -29,19 +29,20 @@ export class Queue {
 
   /** The decisions that wait, the oldest first. */
   get waiting() {
-    return this.#keys().map((key) => this.#read(key)).filter((decision) => decision !== null);
+    const entries = this.#keys().map((key) => this.#read(key));
+    return entries.filter((entry) => entry !== null).map(({ decision }) => decision);
   }
 
   get state() {
     return { count: this.#keys().length, trouble: this.trouble, unkept: this.unkept.size };
   }
 
-  add(decision) {
+  add(decision, note) {
     const key = `${this.prefix}${String(this.#nextNumber()).padStart(9, "0")}/${decision.decision_id}`;
     try {
-      localStorage.setItem(key, JSON.stringify(decision));
+      localStorage.setItem(key, JSON.stringify({ decision, note }));
     } catch {
-      this.unkept.set(key, decision);
+      this.unkept.set(key, { decision, note });
     }
     this.listeners.onChange(this.state);
     this.drain();
@@ -63,13 +64,14 @@ export class Queue {
   }
 
   async #sendOne(key) {
-    const decision = this.#read(key);
-    if (decision === null) return true; // another window has sent it
+    const entry = this.#read(key);
+    if (entry === null) return true; // another window has sent it
+    const { decision, note } = entry;
     try {
-      const answer = await this.send(decision);
+      await this.send(decision);
       this.#forget(key);
       this.#wentWell();
-      this.listeners.onStored(decision, answer);
+      this.listeners.onStored(decision, note);
     } catch (error) {
       if (!(error instanceof Refused) || NOT_ITS_FAULT.includes(error.status)) {
         this.trouble = error.message;

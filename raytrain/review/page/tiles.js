@@ -64,6 +64,7 @@ export class Tiles {
   open(row) {
     const key = `${row.tile_id}/${row.sha256}`;
     const tile = this.kept.get(key) ?? new Tile(row, this.version);
+    tile.row = row; // what was decided about it changes
     this.kept.delete(key);
     this.kept.set(key, tile);
     if (this.kept.size > KEPT) this.kept.delete(this.kept.keys().next().value);
