@@ -28,7 +28,7 @@ from tests.making_review import make_review, relabel
 SIZE_PX = 64
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
-DOWN = re.compile("net::ERR_|Failed to fetch")
+DOWN = re.compile("net::ERR_|status of 503|status of 401")
 """What a browser writes to its console when nobody answers, whatever a page does about it."""
 REFUSED = re.compile(r"status of 4(09|04|22)")
 
@@ -539,16 +539,28 @@ def test_an_edit_belongs_to_its_tile_even_where_another_has_the_same_pixels(serv
     expect(person.page.locator("#edit-words")).to_have_text("")
 
 
-def test_decisions_that_could_not_be_sent_survive_a_reload(served: Served, anybody: Come) -> None:
-    person = anybody(served, "patient", expected=DOWN)
-    person.page.route("**/api/decisions", lambda route: route.abort())
+@pytest.mark.parametrize(
+    ("name", "words"), [("patient", "the server does not answer"), ("calm", "the store is out of reach")]
+)
+def test_decisions_that_could_not_be_sent_survive_a_reload(
+    served: Served, anybody: Come, name: str, words: str
+) -> None:
+    person = anybody(served, name, expected=DOWN)
+
+    def fail(route: Route) -> None:
+        if name == "patient":
+            route.abort()
+        else:
+            route.fulfill(status=503, json={"error": words})
+
+    person.page.route("**/api/decisions", fail)
     person.press("a", "u")
-    expect(person.queue()).to_have_text("2 decisions wait for the server: the server does not answer")
+    expect(person.queue()).to_have_text(f"2 decisions wait for the server: {words}")
     person.page.reload()
     person.wait()
     expect(person.queue()).to_contain_text("2 decisions wait for the server")
     assert person.page.locator("#list .row .badge.mine").all_inner_texts() == ["A", "U"]
-    assert served.decisions("patient") == []
+    assert served.decisions(name) == []
     person.page.unroute("**/api/decisions")
     assert [each.verdict for each in stored(served, person, 2)] == ["accept", "unsure"]
 
@@ -574,6 +586,27 @@ def test_an_answer_that_is_lost_writes_nothing_twice(served: Served, anybody: Co
     assert sent == [201, 200]
 
 
+def test_who_is_not_let_in_any_more_loses_no_decision(served: Served, anybody: Come) -> None:
+    """A server with another token knows no cookie of before."""
+    person = anybody(served, "stranger", expected=DOWN)
+    person.context.clear_cookies()
+    person.press("a")
+    expect(person.queue()).to_contain_text("1 decision waits for the server: the server does not know this browser")
+    person.page.goto(served.url)
+    assert [each.verdict for each in stored(served, person, 1)] == ["accept"]
+
+
+def test_a_browser_without_room_says_so_and_sends_what_it_holds(served: Served, anybody: Come) -> None:
+    person = anybody(served, "full", expected=DOWN)
+    person.page.route("**/api/decisions", lambda route: route.abort())
+    person.page.evaluate("""() => { for (let size = 1 << 22; size; size >>= 1)
+        try { for (let i = 0; ; i++) localStorage.setItem(`x${size}-${i}`, "x".repeat(size)) } catch {} }""")
+    person.press("a")
+    expect(person.queue()).to_contain_text("1 not kept in this browser, which has no room: leave this page open")
+    person.page.unroute("**/api/decisions")
+    assert [each.verdict for each in stored(served, person, 1)] == ["accept"]
+
+
 def test_a_killed_server_loses_no_decision(own_served: Served, anybody: Come) -> None:
     person = anybody(own_served, "survivor", expected=DOWN)
     ids = own_served.made.tile_ids
@@ -590,6 +623,22 @@ def test_a_killed_server_loses_no_decision(own_served: Served, anybody: Come) ->
     entries = stored(own_served, person, 3)
     assert [(each.verdict, each.tile_id) for each in entries] == [("accept", ids[0]), ("fix", ids[1]), ("drop", ids[2])]
     np.testing.assert_array_equal(mask_in(entries[1]), painted(label, 1, 12, (5, 5), (60, 60)))
+
+
+def test_what_a_dead_server_could_not_show_comes_when_it_is_back(own_served: Served, anybody: Come) -> None:
+    person = anybody(own_served, "waiter", expected=DOWN)
+    ids = own_served.made.tile_ids
+    person.page.wait_for_load_state("networkidle")
+    own_served.kill()
+    person.page.locator("#list .row").nth(7).click()  # not fetched ahead
+    person.said("the server does not answer")
+    expect(person.page.locator("#views")).to_have_attribute("aria-busy", "true")
+    person.page.keyboard.press("a")
+    person.said("not shown yet")
+    own_served.start()
+    person.expect_tile(ids[7])
+    expect(person.queue()).to_have_text("")
+    assert own_served.decisions("waiter") == []
 
 
 # Together

@@ -75,8 +75,8 @@ export function thumbnailPath(tile, maxPx) {
 }
 
 /**
- * Return a raster of a tile, a byte a pixel; `path` is as in `mask/label` and `values/probability`. `values` go into the
- * query: `v`, the version of the review, lets the browser keep the answer.
+ * Return a raster of a tile, a byte a pixel; `path` is as in `mask/label` and `values/probability`. `values` go into
+ * the query: `v`, the version of the review, lets the browser keep the answer.
  */
 export async function readRaster(tile, path, values) {
   const response = await ask(`${versionPath(tile)}/${path}?${query(values)}`);

@@ -1,10 +1,11 @@
 // Starts the page and joins its parts: the ranking and its filter, the tile on the desk, decisions, and what others do.
 
+import { actionsOn } from "./actions.js";
 import { Refused, readReview, readUnlabelled } from "./api.js";
 import { Deciding } from "./deciding.js";
 import { Desk } from "./desk.js";
-import { Details, badge, bar, dateOf } from "./details.js";
-import { byId, counted, element } from "./dom.js";
+import { Details, dateOf } from "./details.js";
+import { byId, element } from "./dom.js";
 import { Drafts } from "./drafts.js";
 import { Filters, countWords } from "./filters.js";
 import { listen, showKeys } from "./keys.js";
@@ -12,44 +13,53 @@ import { List } from "./list.js";
 import { crc32, encodeGreyPng, toBase64 } from "./png.js";
 import { Progress } from "./progress.js";
 import { Ranking } from "./ranking.js";
+import { askReviewer, knownReviewer } from "./reviewer.js";
+import { fillRow, fillWaiting } from "./rows.js";
+import { say, showChanged, showQueue, showRefusals } from "./status.js";
 import { Tiles } from "./tiles.js";
 import { Unlabelled } from "./unlabelled.js";
+import { addVerdicts, maskFor, showVerdict } from "./verdicts.js";
 import { LAYERS, VERDICTS } from "./words.js";
 
 const ROW_PX = 46;
 const AHEAD = 3;
-const REVIEWER_KEY = "raytrain-review/reviewer";
+const SAVED_KEPT = 50;
 
 class ReviewPage {
   constructor(review) {
     this.review = review;
     this.kindWords = Object.fromEntries(review.kinds.map(({ name, words }) => [name, words]));
     this.index = -1; // in the ranking as it is filtered; of the last tile there, where a tile outside of it is shown
+    this.rank = 1; // of the tile shown, or that is to be shown
     this.row = null;
     this.detail = null;
     this.saving = false; // while a mask is made ready to be sent
     this.outOfReach = false; // something could not be fetched
+    this.filterWaits = false; // the filter could not be set
     this.tiles = new Tiles(review.version);
     this.drafts = new Drafts(review.review_id);
     this.deciding = new Deciding(review.review_id, {
-      onQueue: (state) => this.#showQueue(state),
+      onQueue: showQueue,
       onStored: (decision, editSum) => this.#stored(decision, editSum),
       onRefused: (decision) => this.#refused(decision),
     });
     this.ranking = new Ranking(() => this.deciding.pending());
     this.saved = new Map(); // masks of this window's fixes and ignores by decision id, to go on with after an undo
     const layers = Object.keys(LAYERS).filter((name) => name !== "false-colour" || review.has_false_colour);
-    this.desk = new Desk(layers, this.tiles, this.drafts, { say: (text) => this.#say(text), fail: (error) => this.#fail(error) });
+    this.desk = new Desk(layers, this.tiles, this.drafts, {
+      say,
+      fail: (error) => this.#fail(error),
+    });
     this.details = new Details(byId("details"), {
       onUndo: (id) => this.#undo(id, this.row.rank),
       onGo: (rank) => this.#show(rank),
     });
     this.list = new List(byId("list"), ROW_PX, {
-      fill: (box, index) => this.#fillRow(box, index),
+      fill: (box, index) => this.#fillRow(box, this.ranking.rowAt(index)),
       load: (first, last) => this.ranking.load(first, last).catch((error) => this.#fail(error)),
       choose: (index) => this.#goTo(index),
     });
-    this.filters = new Filters(review, () => this.#setFilter().catch((error) => this.#fail(error)));
+    this.filters = new Filters(review, () => this.#filterAnew());
     this.progress = new Progress({
       onDecisions: (tileIds) => this.#decidedElsewhere(tileIds),
       onReached: () => this.#reached(),
@@ -60,14 +70,17 @@ class ReviewPage {
       show: (item) => this.details.showUnlabelled(item),
       fail: (error) => this.#fail(error),
     });
-    this.#fillVerdicts();
-    this.#showQueue(this.deciding.queue.state);
-    this.#showRefusals();
+    addVerdicts(
+      (verdict) => this.decide(verdict),
+      () => this.undoLast(),
+    );
+    showQueue(this.deciding.queue.state);
+    showRefusals(this.deciding);
   }
 
   async start(reviewer) {
     this.#setReviewer(reviewer);
-    listen(this.#actions());
+    listen(actionsOn(this));
     byId("reviewer").addEventListener("click", () => this.#changeReviewer());
     byId("help-open").addEventListener("click", () => byId("help").showModal());
     byId("list").addEventListener("keydown", (event) => this.#listKey(event));
@@ -87,12 +100,22 @@ class ReviewPage {
   async #changeReviewer() {
     const reviewer = await askReviewer(this.reviewer);
     if (reviewer === this.reviewer) return;
-    localStorage.setItem(REVIEWER_KEY, reviewer);
     this.#setReviewer(reviewer);
     await Promise.all([this.#setFilter(), this.progress.refresh()]).catch((error) => this.#fail(error));
   }
 
   // The ranking
+
+  /** Set the filter; where the server does not answer, when it does again. */
+  async #filterAnew() {
+    this.filterWaits = true;
+    try {
+      await this.#setFilter();
+      this.filterWaits = false;
+    } catch (error) {
+      this.#fail(error);
+    }
+  }
 
   /** List what the filter asks for, and go to the tile shown if it is in there, else to the first undecided one. */
   async #setFilter() {
@@ -105,41 +128,26 @@ class ReviewPage {
     const here = this.row ? this.ranking.indexOf(this.row.rank) : -1;
     const index = here >= 0 ? here : Math.max(0, this.ranking.nextUndecided(-1));
     if (count) await this.#goTo(index);
-    else this.#say("No tile is like that: choose another filter.");
+    else say("No tile is like that: choose another filter.");
   }
 
-  #fillRow(box, index) {
-    const row = this.ranking.rowAt(index);
-    if (!row) {
-      box.append(element("span", { class: "rank", text: "…" }));
-      return false;
-    }
-    const verdicts = Object.entries(this.ranking.verdictsOn(row));
-    const mine = verdicts.some(([reviewer]) => reviewer === this.reviewer);
-    const badges = verdicts.map(([reviewer, verdict]) =>
-      badge(verdict, reviewer === this.reviewer, `${VERDICTS[verdict].past}, by ${reviewer}`),
-    );
-    box.classList.toggle("done", mine);
-    box.append(
-      element("span", { class: "rank", text: row.rank.toLocaleString("en") }),
-      element("span", { class: "name", text: row.kind, title: `${row.tile_id}: ${this.kindWords[row.kind] ?? row.kind}` }),
-      element("span", { class: "badges" }, ...badges),
-      element("span", { class: "second" }, element("span", { text: row.location }), bar(row.suspicion), element("span", { class: "number", text: row.suspicion.toFixed(2) })),
-    );
-    return true;
+  #fillRow(box, row) {
+    if (row) fillRow(box, row, this.ranking.verdictsOn(row), this.reviewer, this.kindWords);
+    else fillWaiting(box);
+    return row !== undefined;
   }
 
   #listKey(event) {
     const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
     if (!step) return;
     event.preventDefault();
-    this.#step(step);
+    this.step(step);
   }
 
-  #step(step) {
+  step(step) {
     const index = this.index + step;
     if (index >= 0 && index < this.ranking.ranks.length) this.#goTo(index);
-    else this.#say(step > 0 ? "This is the last tile of the filter." : "This is the first tile of the filter.");
+    else say(step > 0 ? "This is the last tile of the filter." : "This is the first tile of the filter.");
   }
 
   // The tile
@@ -152,6 +160,7 @@ class ReviewPage {
   /** Show the tile of a rank, whether or not the filter has it. */
   async #show(rank) {
     const shown = (this.shown = {}); // whoever comes later takes the page
+    this.rank = rank;
     const index = this.ranking.indexOf(rank);
     if (index >= 0) this.index = index;
     this.list.setChosen(index);
@@ -167,17 +176,17 @@ class ReviewPage {
 
   async #showRow(row, shown) {
     Object.assign(this, { row, detail: null });
-    this.#say("");
+    say("");
     this.details.clearReason();
     this.details.showRow(row, this.kindWords);
     byId("tile-name").textContent = row.tile_id;
     byId("tile-where").textContent = `${row.location} · ${dateOf(row.datetime)} · ${row.width} × ${row.height} px`;
     this.#showWarning();
-    this.#showVerdicts();
+    this.#showVerdict();
     const tile = this.tiles.open(row);
     const decided = this.ranking.verdictsOn(row)[this.reviewer];
     await Promise.all([this.desk.show(tile, decided), this.#showDetail(tile)]);
-    if (shown === this.shown) await this.#prefetch();
+    if (shown === this.shown) this.#prefetch(shown).catch((error) => this.#outOfReach(error));
   }
 
   async #showDetail(tile) {
@@ -187,69 +196,67 @@ class ReviewPage {
     this.details.showDetail(detail, this.kindWords, this.reviewer);
     this.#showWarning();
     // As it is now, to be looked at; decisions are about the tile that was ranked.
-    if (detail.hash_changed && detail.sha256_now) await this.desk.show(this.tiles.open({ ...tile.row, sha256: detail.sha256_now }));
+    if (detail.hash_changed && detail.sha256_now)
+      await this.desk.show(this.tiles.open({ ...tile.row, sha256: detail.sha256_now }));
   }
 
-  async #prefetch() {
+  /** Fetch ahead the next undecided tiles and the next one at all, until another tile is shown. */
+  async #prefetch(shown) {
     const next = [];
     for (let at = this.index, i = 0; i < AHEAD; i++) {
       at = this.ranking.nextUndecided(at);
-      if (at < 0) break;
-      next.push(at);
+      if (at >= 0) next.push(at);
     }
-    for (const index of [...new Set([...next, this.index + 1])]) {
-      if (index >= this.ranking.ranks.length) continue;
-      const row = this.ranking.rows.get(this.ranking.ranks[index]) ?? (await this.ranking.row(this.ranking.ranks[index]));
+    for (const index of new Set([...next, this.index + 1])) {
+      if (index >= this.ranking.ranks.length || shown !== this.shown) continue;
+      const row = await this.ranking.row(this.ranking.ranks[index]);
       await this.tiles.prefetch(row, this.desk.chosen, this.desk.stretch);
     }
   }
 
   #showWarning() {
-    const refused = this.deciding.refusals.filter(({ tile_id, status }) => tile_id === this.row?.tile_id && status === 409);
-    const changed = this.detail?.hash_changed || refused.length > 0;
-    byId("tile-warning").hidden = !changed;
-    byId("tile-warning").textContent = changed
-      ? "This tile changed since it was ranked: decisions about it are refused. Rank again to decide on it."
-      : "";
+    const refused = this.deciding.refusals.filter(
+      ({ tile_id, status }) => tile_id === this.row?.tile_id && status === 409,
+    );
+    showChanged(this.detail?.hash_changed || refused.length > 0);
   }
 
   // Decisions
 
-  #fillVerdicts() {
-    const buttons = Object.entries(VERDICTS).map(([verdict, { letter, word, means }]) =>
-      element("button", { type: "button", id: `verdict-${verdict}`, title: means, on: { click: () => this.#decide(verdict) } }, `${word} `, element("kbd", { text: letter.toLowerCase() })),
-    );
-    const undo = element("button", { type: "button", id: "verdict-undo", title: "take your last decision back", on: { click: () => this.#undoLast() } }, "undo ", element("kbd", { text: "z" }));
-    byId("verdicts").append(...buttons, undo);
-  }
-
-  #showVerdicts() {
-    const mine = this.row ? this.ranking.verdictsOn(this.row)[this.reviewer] : undefined;
-    for (const verdict of Object.keys(VERDICTS)) byId(`verdict-${verdict}`).setAttribute("aria-pressed", verdict === mine);
+  #showVerdict() {
+    showVerdict(this.row ? this.ranking.verdictsOn(this.row)[this.reviewer] : undefined);
   }
 
   /** Decide on the tile shown, and go on to the next undecided one while the server is told. */
-  async #decide(verdict) {
+  async decide(verdict) {
     const { row, index } = this;
     if (!row || this.saving) return;
     if (!this.desk.ready) {
-      this.#say("Not decided: the tile is not shown yet.");
+      say("Not decided: the tile is not shown yet.");
       return;
     }
     if (this.detail?.hash_changed) {
-      this.#say("Not decided: this tile changed since it was ranked.");
+      say("Not decided: this tile changed since it was ranked.");
       return;
     }
-    const mask = this.#maskFor(verdict);
-    if (mask === undefined) return;
+    const { mask, missing } = maskFor(verdict, this.desk.edit);
+    if (missing) {
+      say(missing);
+      return;
+    }
     const reason = this.details.reason;
     const edited = mask && Uint8Array.from(this.desk.edit.mask);
     const png = mask && (await this.#encode(mask, row));
     const decision = this.deciding.decide(row, verdict, { reason, mask: png, note: edited && crc32(edited) });
-    if (edited) this.saved.set(decision.decision_id, edited);
+    if (edited) this.#keepSaved(decision.decision_id, edited);
     this.ranking.decided(row.rank, verdict);
     this.#rowChanged(row.rank);
     await this.#goOn(row, index, `${VERDICTS[verdict].past}: ${row.tile_id}`);
+  }
+
+  #keepSaved(decisionId, edited) {
+    this.saved.set(decisionId, edited);
+    if (this.saved.size > SAVED_KEPT) this.saved.delete(this.saved.keys().next().value);
   }
 
   /** Return a mask as the text of a PNG; meanwhile nothing else is decided. */
@@ -265,42 +272,22 @@ class ReviewPage {
   }
 
   async #goOn(row, index, words) {
-    if (this.row !== row) return; // the person has gone on meanwhile
+    if (this.row?.tile_id !== row.tile_id) return; // the person has gone on meanwhile
     const next = this.ranking.nextUndecided(index);
     if (next >= 0) {
       const going = this.#goTo(next);
-      this.#say(words);
+      say(words);
       await going;
     } else {
-      this.#showVerdicts();
-      this.#say(`${words}. Nothing undecided is left in this filter.`);
+      this.#showVerdict();
+      say(`${words}. Nothing undecided is left in this filter.`);
     }
   }
 
-  /** Return the mask that a verdict keeps, null where it keeps none, and undefined where there is nothing to keep. */
-  #maskFor(verdict) {
-    const { edit } = this.desk;
-    if (verdict === "fix") {
-      if (edit?.changed) return Uint8Array.from(edit.mask);
-      this.#say("Nothing to fix is painted: b is the brush, e the eraser, t takes the prediction; a accepts the label.");
-      return undefined;
-    }
-    if (verdict === "ignore") {
-      if (edit?.hasRegion && !edit.changesBesidesRegion) return edit.region;
-      this.#say(
-        edit?.hasRegion
-          ? "This edit also paints cloud or clear: f saves all of it. i saves a region alone; Ctrl z undoes strokes."
-          : "No region is painted: x is the brush for what is not to be learnt from.",
-      );
-      return undefined;
-    }
-    return null;
-  }
-
-  async #undoLast() {
+  async undoLast() {
     const last = this.deciding.takeLast();
     if (last) await this.#undo(last.decision_id, last.rank);
-    else this.#say("There is no decision of yours here to take back.");
+    else say("There is no decision of yours here to take back.");
   }
 
   async #undo(decisionId, rank) {
@@ -312,8 +299,8 @@ class ReviewPage {
       this.#rowChanged(rank);
       await this.#show(rank);
       const mask = this.saved.get(decisionId);
-      if (mask && this.row === row) this.desk.restore(mask);
-      this.#say("Taken back.");
+      if (mask && this.row?.tile_id === row.tile_id) this.desk.restore(mask);
+      say("Taken back.");
     } catch (error) {
       this.#fail(error);
     }
@@ -340,7 +327,7 @@ class ReviewPage {
   }
 
   #refused(decision) {
-    this.#showRefusals();
+    showRefusals(this.deciding);
     this.#showWarning();
     if (!decision) return;
     const rank = this.ranking.rankOf.get(decision.tile_id);
@@ -349,21 +336,9 @@ class ReviewPage {
     this.#rowChanged(rank);
   }
 
-  #showRefusals() {
-    const lines = this.deciding.refusals.map(({ decision_id, tile_id, verdict, words }) =>
-      element(
-        "p",
-        {},
-        element("span", { text: `Not kept: “${verdict}” for ${tile_id}: ${words}` }),
-        element("button", { type: "button", text: "Dismiss", on: { click: () => this.deciding.dismiss(decision_id) } }),
-      ),
-    );
-    byId("notices").replaceChildren(...lines);
-  }
-
   #rowChanged(rank) {
     this.list.refresh();
-    if (this.row?.rank === rank) this.#showVerdicts();
+    if (this.row?.rank === rank) this.#showVerdict();
   }
 
   // The server and others
@@ -381,13 +356,13 @@ class ReviewPage {
     const ranks = tileIds.map((id) => this.ranking.rankOf.get(id)).filter((rank) => rank !== undefined);
     const before = this.row;
     await this.ranking.fetchRows(ranks);
-    for (const rank of ranks) this.tiles.open(this.ranking.rows.get(rank)).forgetDetail();
+    for (const rank of ranks) this.tiles.forgetDetail(this.ranking.rows.get(rank));
     this.list.refresh();
     if (!before || !tileIds.includes(before.tile_id) || this.row !== before) return;
     this.row = this.ranking.rows.get(before.rank);
-    this.#showVerdicts();
+    this.#showVerdict();
     const detail = await this.tiles.open(this.row).detail();
-    if (this.row.tile_id !== detail.tile_id) return;
+    if (this.row?.tile_id !== detail.tile_id) return;
     this.detail = detail;
     this.details.showDecisions(detail, this.reviewer);
     this.#showWarning();
@@ -396,7 +371,7 @@ class ReviewPage {
   /** The server does not answer, which the queue tells where decisions wait for it. */
   #outOfReach(error) {
     this.outOfReach = true;
-    if (!this.deciding.queue.state.count) this.#showQueue({ count: 0, trouble: error.message, unkept: 0 });
+    if (!this.deciding.queue.state.count) showQueue({ count: 0, trouble: error.message, unkept: 0 });
   }
 
   /** The server answers: send what waits, and fetch the rows that could not be fetched before. */
@@ -404,83 +379,16 @@ class ReviewPage {
     if (this.deciding.queue.state.count) this.deciding.queue.drain();
     if (!this.outOfReach) return;
     this.outOfReach = false;
-    this.#showQueue(this.deciding.queue.state);
+    showQueue(this.deciding.queue.state);
+    if (this.filterWaits) this.#filterAnew();
     this.list.refresh();
-    if (this.row) this.#show(this.row.rank);
-  }
-
-  #showQueue({ count, trouble, unkept }) {
-    const box = byId("queue");
-    box.classList.toggle("trouble", trouble !== "");
-    const waits = `${counted(count, "decision")} ${count === 1 ? "waits" : "wait"} for the server`;
-    const room = unkept ? ` (${unkept} not kept in this browser, which has no room: leave this page open)` : "";
-    box.textContent = count ? `${waits}${trouble ? `: ${trouble}` : ""}${room}` : trouble;
-  }
-
-  #say(text) {
-    byId("said").textContent = text;
+    if (!this.row || !this.desk.ready || !this.detail) this.#show(this.rank);
   }
 
   #fail(error) {
     if (!(error instanceof Refused)) this.outOfReach = true;
-    this.#say(`Not shown: ${error.message}`);
+    say(`Not shown: ${error.message}`);
   }
-
-  #actions() {
-    const { desk } = this;
-    const decisions = Object.fromEntries(Object.keys(VERDICTS).map((verdict) => [verdict, () => this.#decide(verdict)]));
-    return {
-      ...decisions,
-      undoDecision: () => this.#undoLast(),
-      reason: () => byId("reason").focus(),
-      next: () => this.#step(1),
-      previous: () => this.#step(-1),
-      search: () => byId("filter-query").focus(),
-      leftLayer: (event) => desk.chooseLayerNumber(0, Number(event.key)),
-      rightLayer: (event) => desk.chooseLayerNumber(1, Number(event.code.slice(-1))),
-      toggleLabel: () => desk.toggle("label"),
-      togglePrediction: () => desk.toggle("prediction"),
-      toggleEdit: () => desk.toggle("edit"),
-      hide: () => desk.hideOverlays(true),
-      show: () => desk.hideOverlays(false),
-      toggleStretch: () => desk.toggleStretch(),
-      toggleViews: () => desk.toggleViews(),
-      zoomIn: () => desk.views.zoom(1),
-      zoomOut: () => desk.views.zoom(-1),
-      fit: () => desk.views.fit(),
-      brush: () => desk.setTool("brush"),
-      eraser: () => desk.setTool("eraser"),
-      ignoreBrush: () => desk.setTool("ignore"),
-      hand: () => desk.setTool(null),
-      smaller: () => desk.setSizeIndex(desk.sizeIndex - 1),
-      larger: () => desk.setSizeIndex(desk.sizeIndex + 1),
-      take: () => desk.takeHere(),
-      takeAll: () => desk.takeEverywhere(),
-      reset: () => desk.resetEdit(),
-      undoStroke: () => desk.undoStroke(),
-      redoStroke: () => desk.redoStroke(),
-      help: () => byId("help").showModal(),
-    };
-  }
-}
-
-/** Ask for a name until there is one. */
-function askReviewer(proposed) {
-  const [dialog, input] = [byId("ask-reviewer"), byId("reviewer-name")];
-  input.value = proposed;
-  dialog.showModal();
-  input.select();
-  return new Promise((resolve) => {
-    dialog.addEventListener("close", () => resolve(input.checkValidity() ? input.value : proposed), { once: true });
-  });
-}
-
-async function knownReviewer(proposed) {
-  const known = localStorage.getItem(REVIEWER_KEY);
-  if (known) return known;
-  const reviewer = await askReviewer(proposed);
-  localStorage.setItem(REVIEWER_KEY, reviewer);
-  return reviewer;
 }
 
 try {

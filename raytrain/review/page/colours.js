@@ -11,13 +11,26 @@ export const OVERLAYS = {
 export const HATCHES = { label: [150, 156, 164], edit: [200, 120, 255] };
 
 /** From 0 to the largest value: viridis, as in the reports. */
-const RAMP = ["#440154", "#482374", "#414287", "#355e8d", "#2a768e", "#228d8d", "#20a386", "#37b878", "#5cc863", "#f1e51d"];
+const RAMP = [
+  "#440154",
+  "#482374",
+  "#414287",
+  "#355e8d",
+  "#2a768e",
+  "#228d8d",
+  "#20a386",
+  "#37b878",
+  "#5cc863",
+  "#f1e51d",
+];
 const NO_DATA = 255;
 const LARGEST = 254;
 const NO_DATA_COLOUR = [120, 124, 132];
 
 const STEPS = RAMP.map((text) => [1, 3, 5].map((at) => parseInt(text.slice(at, at + 2), 16)));
-const COLOUR_OF = Array.from({ length: 256 }, (_, value) => (value === NO_DATA ? NO_DATA_COLOUR : between(value / LARGEST)));
+const COLOUR_OF = Array.from({ length: 256 }, (_, value) =>
+  value === NO_DATA ? NO_DATA_COLOUR : between(value / LARGEST),
+);
 
 function between(fraction) {
   const at = fraction * (STEPS.length - 1);

@@ -13,8 +13,8 @@ export function newDecisionId() {
 
 export class Deciding {
   /**
-   * What becomes of decisions is told to `onQueue(state)`, `onStored(decision, note)` and `onRefused(decision)`, which is null
-   * where a refusal was dismissed.
+   * What becomes of decisions is told to `onQueue(state)`, `onStored(decision, note)` and `onRefused(decision)`,
+   * which is null where a refusal was dismissed.
    */
   constructor(reviewId, { onQueue, onStored, onRefused }) {
     this.prefix = `raytrain-review/${reviewId}/`;
@@ -61,7 +61,10 @@ export class Deciding {
   }
 
   forget(decisionId) {
-    this.#write(this.#madeKey(), this.#made().filter((each) => each.decision_id !== decisionId));
+    this.#write(
+      this.#madeKey(),
+      this.#made().filter((each) => each.decision_id !== decisionId),
+    );
   }
 
   #remember(made) {

@@ -60,7 +60,7 @@ export class Desk {
     this.#setReady(false);
   }
 
-  /** Say whether all of the tile is shown that can be: what the server has not, or can't read, it will not have soon. */
+  /** Say whether all of the tile is shown that can be: what the server has not, it will not have soon. */
   #setReady(ready) {
     this.ready = ready;
     byId("views").setAttribute("aria-busy", !ready);
@@ -224,7 +224,8 @@ export class Desk {
   takeHere() {
     const [x, y] = (this.views.pointer ?? [-1, -1]).map(Math.floor);
     const { height, width } = this.tile?.row ?? { height: 0, width: 0 };
-    if (x < 0 || y < 0 || x >= width || y >= height) this.tell.say("Point at a cloud first: t takes what is predicted below the pointer.");
+    if (x < 0 || y < 0 || x >= width || y >= height)
+      this.tell.say("Point at a cloud first: t takes what is predicted below the pointer.");
     else this.#take((prediction) => this.edit.takePrediction(prediction, y * width + x));
   }
 
@@ -263,7 +264,9 @@ export class Desk {
     const kept = this.edit.unsaved
       ? this.drafts.keep(this.reviewer, row, this.edit.mask)
       : this.drafts.forget(this.reviewer, row);
-    kept.catch((error) => this.tell.fail(new Error(`this edit can't be kept in this browser (${error.message}): save it before you leave`)));
+    kept.catch((error) =>
+      this.tell.fail(new Error(`this edit can't be kept in this browser (${error.message}): save it before you leave`)),
+    );
   }
 
   // Controls and words
@@ -271,7 +274,9 @@ export class Desk {
   #fillControls() {
     for (const view of [0, 1]) {
       const select = byId(`layer-${view}`);
-      select.append(...this.layerNames.map((name, i) => element("option", { value: name, text: `${i + 1} ${LAYERS[name]}` })));
+      select.append(
+        ...this.layerNames.map((name, i) => element("option", { value: name, text: `${i + 1} ${LAYERS[name]}` })),
+      );
       select.value = this.chosen[view];
       select.addEventListener("change", () => this.chooseLayer(view, select.value));
     }
@@ -322,7 +327,9 @@ export class Desk {
     const changed = edit?.changed ?? false;
     byId("edit-reset").disabled = !changed;
     const count = changed ? edit.mask.reduce((sum, value, i) => sum + (value !== edit.label[i]), 0) : 0;
-    byId("edit-words").textContent = changed ? `${count.toLocaleString("en")} px edited, ${edit.unsaved ? "not saved" : "saved"}` : "";
+    byId("edit-words").textContent = changed
+      ? `${count.toLocaleString("en")} px edited, ${edit.unsaved ? "not saved" : "saved"}`
+      : "";
   }
 
   #showReadout(point) {
@@ -335,10 +342,17 @@ export class Desk {
   #readoutAt(row, column, index) {
     const words = [`row ${row}, column ${column}`];
     if (this.label) words.push(`label ${STORED_AS[this.label.bytes[index]]}`);
-    if (this.prediction) words.push(`prediction ${this.prediction.bytes[index] === IGNORE ? "no data" : STORED_AS[this.prediction.bytes[index]]}`);
-    for (const [name, largest] of [["probability", 1], ["disagreement", 0.5]]) {
+    if (this.prediction)
+      words.push(
+        `prediction ${this.prediction.bytes[index] === IGNORE ? "no data" : STORED_AS[this.prediction.bytes[index]]}`,
+      );
+    for (const [name, largest] of [
+      ["probability", 1],
+      ["disagreement", 0.5],
+    ]) {
       const value = this.values[name]?.[index];
-      if (value !== undefined) words.push(`${name} ${value === 255 ? "no data" : ((value / 254) * largest).toFixed(2)}`);
+      if (value !== undefined)
+        words.push(`${name} ${value === 255 ? "no data" : ((value / 254) * largest).toFixed(2)}`);
     }
     return words.join(" · ");
   }

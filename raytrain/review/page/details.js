@@ -12,7 +12,12 @@ export class Details {
     this.box = box;
     this.options = { onUndo, onGo };
     this.reasonBox = element("textarea", { id: "reason", rows: "2", maxlength: "1000", placeholder: "why (optional)" });
-    this.parts = { why: element("div"), decisions: element("div"), neighbours: element("div"), measured: element("div") };
+    this.parts = {
+      why: element("div"),
+      decisions: element("div"),
+      neighbours: element("div"),
+      measured: element("div"),
+    };
     const reason = element("label", { class: "reason" }, "Reason ", element("kbd", { text: "r" }), this.reasonBox);
     box.append(this.parts.why, this.parts.decisions, reason, this.parts.neighbours, this.parts.measured);
   }
@@ -30,7 +35,10 @@ export class Details {
     this.parts.why.replaceChildren(
       element("h2", { text: "Why" }),
       element("p", { class: "why", text: kindWords[row.kind] ?? row.kind }),
-      element("p", { class: "quiet", text: `Suspicion ${row.suspicion.toFixed(2)} of 1, rank ${row.rank.toLocaleString("en")}` }),
+      element("p", {
+        class: "quiet",
+        text: `Suspicion ${row.suspicion.toFixed(2)} of 1, rank ${row.rank.toLocaleString("en")}`,
+      }),
     );
     for (const name of ["decisions", "neighbours", "measured"]) this.parts[name].replaceChildren();
   }
@@ -45,7 +53,13 @@ export class Details {
   #kinds(detail, kindWords) {
     const kinds = Object.entries(detail.judgement).sort(([, a], [, b]) => b - a);
     const rows = kinds.map(([kind, suspicion]) =>
-      element("li", { title: kindWords[kind] ?? "" }, element("span", { text: kind }), bar(suspicion), element("span", { class: "number", text: suspicion.toFixed(2) })),
+      element(
+        "li",
+        { title: kindWords[kind] ?? "" },
+        element("span", { text: kind }),
+        bar(suspicion),
+        element("span", { class: "number", text: suspicion.toFixed(2) }),
+      ),
     );
     return element("ul", { class: "kinds" }, ...rows);
   }
@@ -56,7 +70,9 @@ export class Details {
     const past = detail.history.map((decision) => this.#decision(decision, reviewer, false));
     this.parts.decisions.replaceChildren(
       element("h2", { text: "Decisions" }),
-      standing.length ? element("ul", { class: "decisions" }, ...standing) : element("p", { class: "quiet", text: "Nobody has decided yet." }),
+      standing.length
+        ? element("ul", { class: "decisions" }, ...standing)
+        : element("p", { class: "quiet", text: "Nobody has decided yet." }),
     );
     if (past.length <= standing.length) return;
     const summary = element("summary", { text: `${counted(past.length, "decision")} in all` });
@@ -69,7 +85,13 @@ export class Details {
     const item = element(
       "li",
       {},
-      element("p", {}, badge(decision.verdict, decision.reviewer === reviewer), element("b", { text: decision.reviewer }), ` ${word}`),
+      element(
+        "p",
+        {},
+        badge(decision.verdict, decision.reviewer === reviewer),
+        element("b", { text: decision.reviewer }),
+        ` ${word}`,
+      ),
       element("p", { class: "quiet", text: when }),
       decision.reason ? element("p", { class: "said-reason", text: decision.reason }) : null,
     );
@@ -87,7 +109,13 @@ export class Details {
       const verdict = each.decisions[reviewer];
       return element(
         "button",
-        { type: "button", class: "neighbour", title: words, "aria-label": words, on: { click: () => this.options.onGo(each.rank) } },
+        {
+          type: "button",
+          class: "neighbour",
+          title: words,
+          "aria-label": words,
+          on: { click: () => this.options.onGo(each.rank) },
+        },
         element("img", { src: thumbnailPath(each, THUMBNAIL_PX), alt: "", loading: "lazy", width: "72", height: "72" }),
         element("span", { text: `${each.rank.toLocaleString("en")}${verdict ? ` ${VERDICTS[verdict].letter}` : ""}` }),
       );
@@ -110,7 +138,10 @@ export class Details {
     ];
     this.parts.why.replaceChildren(
       element("h2", { text: item.item_id }),
-      element("p", { class: "why", text: `A ${item.kind} without a label: the members disagree on it, so a label would teach them something.` }),
+      element("p", {
+        class: "why",
+        text: `A ${item.kind} without a label: the members disagree on it, so a label would teach them something.`,
+      }),
       factList(facts),
     );
     for (const name of ["decisions", "neighbours", "measured"]) this.parts[name].replaceChildren();
@@ -131,12 +162,23 @@ export function bar(fraction) {
 
 /** Return a verdict as a letter in a frame, filled if it is one's own. */
 export function badge(verdict, mine, label = VERDICTS[verdict]?.past ?? verdict) {
-  return element("span", { class: `badge ${mine ? "mine" : ""}`, role: "img", title: label, "aria-label": label, text: VERDICTS[verdict]?.letter ?? "–" });
+  return element("span", {
+    class: `badge ${mine ? "mine" : ""}`,
+    role: "img",
+    title: label,
+    "aria-label": label,
+    text: VERDICTS[verdict]?.letter ?? "–",
+  });
 }
 
 function features(detail) {
   const known = Object.entries(FEATURES).filter(([name]) => name in detail.features);
-  return factList(known.map(([name, [words, shown]]) => [words, detail.features[name] === null ? "–" : shown(detail.features[name])]));
+  return factList(
+    known.map(([name, [words, shown]]) => {
+      const value = detail.features[name];
+      return [words, value === null ? "–" : shown(value)];
+    }),
+  );
 }
 
 function factList(facts) {

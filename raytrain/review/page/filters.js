@@ -24,9 +24,17 @@ export class Filters {
   constructor(review, onChange) {
     this.onChange = onChange;
     this.reviewer = "";
-    fillCounted(byId("filter-kind"), review.kinds.map((kind) => [kind.name, kind.name, kind.count]));
-    fillCounted(byId("filter-location"), review.locations.map(({ name, count }) => [name, name, count]));
-    const choices = Object.entries(decisionChoices("")).map(([value, [words]]) => element("option", { value, text: words }));
+    fillCounted(
+      byId("filter-kind"),
+      review.kinds.map((kind) => [kind.name, kind.name, kind.count]),
+    );
+    fillCounted(
+      byId("filter-location"),
+      review.locations.map(({ name, count }) => [name, name, count]),
+    );
+    const choices = Object.entries(decisionChoices("")).map(([value, [words]]) =>
+      element("option", { value, text: words }),
+    );
     byId("filter-decision").append(...choices);
     for (const name of ["kind", "location", "decision"]) {
       byId(`filter-${name}`).addEventListener("change", (event) => {
@@ -58,7 +66,9 @@ function fillCounted(select, choices) {
   const all = element("option", { value: "", text: "all" });
   select.replaceChildren(
     all,
-    ...choices.map(([value, words, count]) => element("option", { value, text: `${words} (${count.toLocaleString("en")})` })),
+    ...choices.map(([value, words, count]) =>
+      element("option", { value, text: `${words} (${count.toLocaleString("en")})` }),
+    ),
   );
 }
 

@@ -4,50 +4,69 @@ import { byId, element } from "./dom.js";
 
 /** Each: the keys as events name them, as people read them, what they do, the name of the action. */
 const KEYS = [
-  ["Decide", [
-    [["a"], "a", "accept: the label is right", "accept"],
-    [["f"], "f", "fix: save the edited mask as the label", "fix"],
-    [["i"], "i", "ignore: save the region painted with x", "ignore"],
-    [["d"], "d", "drop the tile", "drop"],
-    [["u"], "u", "unsure: someone else should look", "unsure"],
-    [["z"], "z", "take your last decision back, and go there", "undoDecision"],
-    [["r"], "r", "write a reason (Escape returns)", "reason"],
-  ]],
-  ["Go", [
-    [["n", "j", "ArrowRight"], "n j →", "next tile", "next"],
-    [["p", "k", "ArrowLeft"], "p k ←", "previous tile", "previous"],
-    [["/"], "/", "search", "search"],
-    [["?"], "?", "these keys", "help"],
-  ]],
-  ["Look", [
-    [["1", "2", "3", "4"], "1 – 4", "layer of the left view", "leftLayer"],
-    [["Shift+1", "Shift+2", "Shift+3", "Shift+4"], "Shift 1 – 4", "layer of the right view", "rightLayer"],
-    [["l"], "l", "label's outline", "toggleLabel"],
-    [["o"], "o", "prediction's outline", "togglePrediction"],
-    [["m"], "m", "your edit", "toggleEdit"],
-    [[" "], "Space", "hold: the picture without overlays", "hide"],
-    [["s"], "s", "stretch: natural or percentile", "toggleStretch"],
-    [["v"], "v", "one view or two", "toggleViews"],
-    [["+", "="], "+", "zoom in (or the wheel)", "zoomIn"],
-    [["-"], "−", "zoom out", "zoomOut"],
-    [["0"], "0", "fit the tile to the view", "fit"],
-  ]],
-  ["Repair", [
-    [["b"], "b", "brush: paint cloud", "brush"],
-    [["e"], "e", "eraser: paint clear", "eraser"],
-    [["x"], "x", "ignore brush: paint what is not to be learnt from", "ignoreBrush"],
-    [["Escape"], "Esc", "put the tool away; drag moves the picture (with a tool: Shift and drag)", "hand"],
-    [["["], "[", "smaller brush", "smaller"],
-    [["]"], "]", "larger brush", "larger"],
-    [["t"], "t", "take the prediction here: the predicted cloud below the pointer, or the labelled cloud predicted clear goes", "take"],
-    [["Shift+T"], "Shift t", "take the whole prediction", "takeAll"],
-    [["c"], "c", "reset the edit to the label", "reset"],
-    [["Ctrl+z"], "Ctrl z", "undo a stroke", "undoStroke"],
-    [["Ctrl+Shift+Z", "Ctrl+y"], "Ctrl Shift z", "redo a stroke", "redoStroke"],
-  ]],
+  [
+    "Decide",
+    [
+      [["a"], "a", "accept: the label is right", "accept"],
+      [["f"], "f", "fix: save the edited mask as the label", "fix"],
+      [["i"], "i", "ignore: save the region painted with x", "ignore"],
+      [["d"], "d", "drop the tile", "drop"],
+      [["u"], "u", "unsure: someone else should look", "unsure"],
+      [["z"], "z", "take your last decision back, and go there", "undoDecision"],
+      [["r"], "r", "write a reason (Escape returns)", "reason"],
+    ],
+  ],
+  [
+    "Go",
+    [
+      [["n", "j", "ArrowRight"], "n j →", "next tile", "next"],
+      [["p", "k", "ArrowLeft"], "p k ←", "previous tile", "previous"],
+      [["/"], "/", "search", "search"],
+      [["?"], "?", "these keys", "help"],
+    ],
+  ],
+  [
+    "Look",
+    [
+      [["1", "2", "3", "4"], "1 – 4", "layer of the left view", "leftLayer"],
+      [["Shift+1", "Shift+2", "Shift+3", "Shift+4"], "Shift 1 – 4", "layer of the right view", "rightLayer"],
+      [["l"], "l", "label's outline", "toggleLabel"],
+      [["o"], "o", "prediction's outline", "togglePrediction"],
+      [["m"], "m", "your edit", "toggleEdit"],
+      [[" "], "Space", "hold: the picture without overlays", "hide"],
+      [["s"], "s", "stretch: natural or percentile", "toggleStretch"],
+      [["v"], "v", "one view or two", "toggleViews"],
+      [["+", "="], "+", "zoom in (or the wheel)", "zoomIn"],
+      [["-"], "−", "zoom out", "zoomOut"],
+      [["0"], "0", "fit the tile to the view", "fit"],
+    ],
+  ],
+  [
+    "Repair",
+    [
+      [["b"], "b", "brush: paint cloud", "brush"],
+      [["e"], "e", "eraser: paint clear", "eraser"],
+      [["x"], "x", "ignore brush: paint what is not to be learnt from", "ignoreBrush"],
+      [["Escape"], "Esc", "put the tool away; drag moves the picture (with a tool: Shift and drag)", "hand"],
+      [["["], "[", "smaller brush", "smaller"],
+      [["]"], "]", "larger brush", "larger"],
+      [
+        ["t"],
+        "t",
+        "take the prediction here: the predicted cloud below the pointer, or the labelled cloud predicted clear goes",
+        "take",
+      ],
+      [["Shift+T"], "Shift t", "take the whole prediction", "takeAll"],
+      [["c"], "c", "reset the edit to the label", "reset"],
+      [["Ctrl+z"], "Ctrl z", "undo a stroke", "undoStroke"],
+      [["Ctrl+Shift+Z", "Ctrl+y"], "Ctrl Shift z", "redo a stroke", "redoStroke"],
+    ],
+  ],
 ];
 
-const ACTION_OF = new Map(KEYS.flatMap(([, keys]) => keys.flatMap(([names, , , action]) => names.map((name) => [name, action]))));
+const ACTION_OF = new Map(
+  KEYS.flatMap(([, keys]) => keys.flatMap(([names, , , action]) => names.map((name) => [name, action]))),
+);
 
 /** Actions that go on while a key is held. */
 const REPEATED = ["next", "previous", "zoomIn", "zoomOut", "smaller", "larger", "undoStroke", "redoStroke"];
@@ -93,9 +112,18 @@ export function showKeys() {
       "section",
       {},
       element("h3", { text: heading }),
-      element("dl", {}, ...keys.map(([, shown, words]) =>
-        element("div", {}, element("dt", {}, ...shown.split(" – ").flatMap(withDash)), element("dd", { text: words })),
-      )),
+      element(
+        "dl",
+        {},
+        ...keys.map(([, shown, words]) =>
+          element(
+            "div",
+            {},
+            element("dt", {}, ...shown.split(" – ").flatMap(withDash)),
+            element("dd", { text: words }),
+          ),
+        ),
+      ),
     ),
   );
   byId("help-keys").replaceChildren(...groups);

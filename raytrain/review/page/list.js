@@ -4,8 +4,8 @@ const ROWS_AROUND = 6;
 
 export class List {
   /**
-   * `box` scrolls. `fill(row, index)` shows an index in an emptied row and returns whether it could; `load(first, last)`
-   * fetches what it could not show; `choose(index)` is called when a row is pressed.
+   * `box` scrolls. `fill(row, index)` shows an index in an emptied row and returns whether it could;
+   * `load(first, last)` fetches what it could not show; `choose(index)` is called when a row is pressed.
    */
   constructor(box, rowPx, { fill, load, choose }) {
     this.box = box;

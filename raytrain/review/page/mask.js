@@ -102,8 +102,7 @@ export function outlineOf(mask, height, width, value) {
     let start = -1;
     for (let row = 0; row <= height; row++) {
       const at = row * width + column;
-      const edge =
-        row < height && (column > 0 && mask[at - 1] === value) !== (column < width && mask[at] === value);
+      const edge = row < height && (column > 0 && mask[at - 1] === value) !== (column < width && mask[at] === value);
       if (edge && start < 0) start = row;
       if (!edge && start >= 0) {
         lines.push(column, start, column, row);

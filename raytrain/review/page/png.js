@@ -41,7 +41,12 @@ export async function encodeGreyPng(mask, height, width) {
   view.setUint32(0, width);
   view.setUint32(4, height);
   header[8] = 8; // bits; the zeros after it: grey, deflate, rows with a filter byte, not interlaced
-  const parts = [new Uint8Array(SIGNATURE), chunk("IHDR", header), chunk("IDAT", await deflate(rows)), chunk("IEND", new Uint8Array(0))];
+  const parts = [
+    new Uint8Array(SIGNATURE),
+    chunk("IHDR", header),
+    chunk("IDAT", await deflate(rows)),
+    chunk("IEND", new Uint8Array(0)),
+  ];
   return new Uint8Array(await new Blob(parts).arrayBuffer());
 }
 

@@ -28,7 +28,7 @@ export class Progress {
     this.polling = true;
     try {
       const tileIds = new Set();
-      for (let more = true; more; ) {
+      for (let more = true; more;) {
         const answer = await readDecisions(this.cursor);
         for (const { tile_id } of answer.decisions) tileIds.add(tile_id);
         ({ cursor: this.cursor, more } = answer);
@@ -57,7 +57,9 @@ export class Progress {
     if (decided_by_anyone > mine) words.push(`${decided_by_anyone.toLocaleString("en")} by anyone`);
     for (const { a, b, both, same } of pairs) {
       if (!both || ![a, b].includes(this.reviewer)) continue;
-      words.push(`${percent(same / both)} agreement with ${a === this.reviewer ? b : a} on ${both.toLocaleString("en")}`);
+      words.push(
+        `${percent(same / both)} agreement with ${a === this.reviewer ? b : a} on ${both.toLocaleString("en")}`,
+      );
     }
     byId("progress-words").textContent = words.join(" · ");
     byId("progress-words").title = words.join(" · ");

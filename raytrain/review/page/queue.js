@@ -7,7 +7,7 @@ import { Refused } from "./api.js";
 const FIRST_WAIT_MS = 500;
 const LONGEST_WAIT_MS = 8000;
 
-/** Refusals that the decision itself is not to blame for: it waits until this browser is let in, or the fault mended. */
+/** Refusals that a decision is not to blame for: it waits until this browser is let in, or the fault is mended. */
 const NOT_ITS_FAULT = [401, 403, 500];
 
 export class Queue {

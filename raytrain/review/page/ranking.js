@@ -104,7 +104,7 @@ export class Ranking {
     if (row && verdict !== null) row.decisions = { ...row.decisions, [this.reviewer]: verdict };
   }
 
-  /** Return the index of the next rank after `index` that this reviewer has not decided on, from the start again, or -1. */
+  /** Return the index of the next rank that this reviewer has not decided on, from the start again, or -1. */
   nextUndecided(index) {
     for (let step = 1; step <= this.ranks.length; step++) {
       const at = (index + step) % this.ranks.length;

@@ -54,6 +54,10 @@ class Tile {
   }
 }
 
+function keyOf(row) {
+  return `${row.tile_id}/${row.sha256}`;
+}
+
 export class Tiles {
   /** `version` is that of the review. */
   constructor(version) {
@@ -62,13 +66,18 @@ export class Tiles {
   }
 
   open(row) {
-    const key = `${row.tile_id}/${row.sha256}`;
+    const key = keyOf(row);
     const tile = this.kept.get(key) ?? new Tile(row, this.version);
     tile.row = row; // what was decided about it changes
     this.kept.delete(key);
     this.kept.set(key, tile);
     if (this.kept.size > KEPT) this.kept.delete(this.kept.keys().next().value);
     return tile;
+  }
+
+  /** Have what the server says of a tile asked again, where it is kept. */
+  forgetDetail(row) {
+    this.kept.get(keyOf(row))?.forgetDetail();
   }
 
   /** Fetch ahead what looking at a tile needs; what fails is asked again, and told, when it is looked at. */

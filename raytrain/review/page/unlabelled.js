@@ -3,6 +3,7 @@
 import { bar } from "./details.js";
 import { byId, counted, element } from "./dom.js";
 import { List } from "./list.js";
+import { fillWaiting } from "./rows.js";
 
 const ROW_PX = 46;
 const CHUNK = 100;
@@ -68,7 +69,7 @@ export class Unlabelled {
   #fill(box, index) {
     const item = this.items.get(index);
     if (!item) {
-      box.append(element("span", { class: "rank", text: "…" }));
+      fillWaiting(box);
       return false;
     }
     const fraction = item.disagreement_mean / LARGEST_DISAGREEMENT;
@@ -76,7 +77,13 @@ export class Unlabelled {
       element("span", { class: "rank", text: item.rank.toLocaleString("en") }),
       element("span", { class: "name", text: item.item_id, title: item.item_id }),
       element("span", { class: "quiet", text: item.kind }),
-      element("span", { class: "second" }, element("span", { text: item.location ?? "" }), bar(fraction), element("span", { class: "number", text: item.disagreement_mean.toFixed(3) })),
+      element(
+        "span",
+        { class: "second" },
+        element("span", { text: item.location ?? "" }),
+        bar(fraction),
+        element("span", { class: "number", text: item.disagreement_mean.toFixed(3) }),
+      ),
     );
     return true;
   }

@@ -95,7 +95,10 @@ export class Views {
     if (!this.pointer) return;
     const [x, y] = this.pointer;
     const radius = this.options.paints() ? this.options.brushPx() / 2 : 4 / scale;
-    for (const [colour, width] of [["rgba(0, 0, 0, 0.7)", 3], ["#fff", 1.25]]) {
+    for (const [colour, width] of [
+      ["rgba(0, 0, 0, 0.7)", 3],
+      ["#fff", 1.25],
+    ]) {
       context.strokeStyle = colour;
       context.lineWidth = width / scale;
       context.beginPath();
@@ -105,10 +108,14 @@ export class Views {
   }
 
   #listen(canvas) {
-    canvas.addEventListener("wheel", (event) => {
-      event.preventDefault();
-      this.zoom(-Math.sign(event.deltaY) * (event.ctrlKey ? 0.35 : 0.7), [event.offsetX, event.offsetY]);
-    }, { passive: false });
+    canvas.addEventListener(
+      "wheel",
+      (event) => {
+        event.preventDefault();
+        this.zoom(-Math.sign(event.deltaY) * (event.ctrlKey ? 0.35 : 0.7), [event.offsetX, event.offsetY]);
+      },
+      { passive: false },
+    );
     canvas.addEventListener("pointerdown", (event) => this.#down(canvas, event));
     canvas.addEventListener("pointermove", (event) => this.#moved(event));
     for (const name of ["pointerup", "pointercancel"]) canvas.addEventListener(name, (event) => this.#up(event));

@@ -3,7 +3,12 @@
 export const VERDICTS = {
   accept: { letter: "A", word: "accept", past: "accepted", means: "the label is right" },
   fix: { letter: "F", word: "fix", past: "fixed", means: "the edited mask is the label" },
-  ignore: { letter: "I", word: "ignore", past: "ignored in part", means: "the painted region is not to be learnt from" },
+  ignore: {
+    letter: "I",
+    word: "ignore",
+    past: "ignored in part",
+    means: "the painted region is not to be learnt from",
+  },
   drop: { letter: "D", word: "drop", past: "dropped", means: "the tile is not to be learnt from" },
   unsure: { letter: "U", word: "unsure", past: "unsure", means: "someone else should look" },
 };
