@@ -666,6 +666,22 @@ def test_two_reviewers_see_each_other(own_served: Served, anybody: Come) -> None
     assert len(own_served.decisions("anna")) == len(own_served.decisions("ben")) == 2
 
 
+def test_nothing_moves_on_the_screen_while_things_are_told(served: Served, anybody: Come) -> None:
+    """So that the pointer stays where it was meant to be."""
+    person = anybody(served, "steady", expected=DOWN)
+    view = person.page.locator("#view-0")
+    box = view.bounding_box()
+    person.page.route("**/api/decisions", lambda route: route.abort())
+    person.press("a", "d", "b")
+    person.paint(SIZE_PX, (30, 5), (30, 60))
+    expect(person.queue()).to_contain_text("2 decisions wait")
+    assert view.bounding_box() == box
+    person.page.unroute("**/api/decisions")
+    stored(served, person, 2)
+    person.page.evaluate("document.getElementById('progress-words').textContent += ' and more'.repeat(50)")
+    assert view.bounding_box() == box
+
+
 def test_another_name_is_another_reviewer(served: Served, anybody: Come) -> None:
     person = anybody(served, "first-name")
     person.press("a")

@@ -55,13 +55,16 @@ export class Progress {
     byId("progress-mine").style.width = `${(100 * mine) / Math.max(1, total)}%`;
     const words = [`${mine.toLocaleString("en")} of ${total.toLocaleString("en")} decided by you`];
     if (decided_by_anyone > mine) words.push(`${decided_by_anyone.toLocaleString("en")} by anyone`);
-    for (const { a, b, both, same } of pairs) {
-      if (!both || ![a, b].includes(this.reviewer)) continue;
-      words.push(
-        `${percent(same / both)} agreement with ${a === this.reviewer ? b : a} on ${both.toLocaleString("en")}`,
-      );
-    }
+    const own = pairs.filter(({ a, b, both }) => both && [a, b].includes(this.reviewer));
+    const withEach = own.map(({ a, b, both, same }) => agreementWords(a === this.reviewer ? b : a, both, same));
+    const sum = (name) => own.reduce((total, pair) => total + pair[name], 0);
+    if (own.length === 1) words.push(withEach[0]);
+    if (own.length > 1) words.push(agreementWords(`${own.length} others`, sum("both"), sum("same")));
     byId("progress-words").textContent = words.join(" · ");
-    byId("progress-words").title = words.join(" · ");
+    byId("progress-words").title = [words.join(" · "), ...withEach].join("\n");
   }
+}
+
+function agreementWords(name, both, same) {
+  return `${percent(same / both)} agreement with ${name} on ${both.toLocaleString("en")}`;
 }
