@@ -179,8 +179,13 @@ def test_what_has_no_label_is_listed_in_a_tab(served: Served, anybody: Come) -> 
     expect(rows.first.locator(".name")).to_have_text("scene0")
     rows.nth(1).click()
     expect(page.locator("#details")).to_contain_text("s3://bucket/scenes/scene1.tif")
+    expect(page.locator("#view-0")).to_be_hidden()
+    page.keyboard.press("a")  # nothing is there to decide on
     page.get_by_role("tab", name="Suspicious").click()
     expect(page.locator("#list")).to_be_visible()
+    expect(page.locator("#details .decisions")).to_have_count(0)
+    expect(page.locator("#details .why")).to_be_visible()
+    assert served.decisions("labeller") == []
 
 
 # Keys

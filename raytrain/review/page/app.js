@@ -68,6 +68,7 @@ class ReviewPage {
     this.unlabelled = new Unlabelled(review.num_unlabelled, {
       read: readUnlabelled,
       show: (item) => this.details.showUnlabelled(item),
+      leave: () => this.#show(this.rank),
       fail: (error) => this.#fail(error),
     });
     addVerdicts(
@@ -80,7 +81,7 @@ class ReviewPage {
 
   async start(reviewer) {
     this.#setReviewer(reviewer);
-    listen(actionsOn(this));
+    listen(actionsOn(this), () => this.unlabelled.isOpen);
     byId("reviewer").addEventListener("click", () => this.#changeReviewer());
     byId("help-open").addEventListener("click", () => byId("help").showModal());
     byId("list").addEventListener("keydown", (event) => this.#listKey(event));

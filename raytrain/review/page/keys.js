@@ -86,8 +86,8 @@ function isTyping(target) {
   return target instanceof HTMLElement && target.matches("input:not([type=range]), textarea, select");
 }
 
-/** Call `actions[name](event)` for each key; `actions.show()` when Space is let go. */
-export function listen(actions) {
+/** Call `actions[name](event)` for each key, or nothing while `isIdle()`; `actions.show()` when Space is let go. */
+export function listen(actions, isIdle) {
   document.addEventListener("keydown", (event) => {
     if (event.altKey || document.querySelector("dialog[open]")) return;
     if (isTyping(event.target)) {
@@ -97,7 +97,7 @@ export function listen(actions) {
     if (event.target.matches("[type=range]") && SLIDER_KEYS.test(event.key)) return;
     if (event.target.matches("button, summary") && [" ", "Enter"].includes(event.key)) return;
     const action = ACTION_OF.get(nameOf(event));
-    if (!action) return;
+    if (!action || (isIdle() && action !== "help")) return;
     event.preventDefault();
     if (!event.repeat || REPEATED.includes(action)) actions[action](event);
   });

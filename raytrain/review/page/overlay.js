@@ -5,6 +5,7 @@ import { CLOUD, IGNORE, outlineOf } from "./mask.js";
 
 const HATCH_PX = 8;
 const HATCH_OPACITY = 0.55;
+const STRIDE = 2 ** 20; // more than any tile has rows
 const CASING = "rgba(0, 0, 0, 0.55)";
 const CASING_PX = 1.5;
 
@@ -47,11 +48,29 @@ export class Overlay {
   }
 }
 
+/** Return straight lines between pixels as a path, each joined to the next, so that dashes run around corners. */
 function pathOf(lines) {
   const path = new Path2D();
+  const linesAt = new Map(); // by their ends
+  const keyOf = (x, y) => x * STRIDE + y;
   for (let i = 0; i < lines.length; i += 4) {
-    path.moveTo(lines[i], lines[i + 1]);
-    path.lineTo(lines[i + 2], lines[i + 3]);
+    for (const key of [keyOf(lines[i], lines[i + 1]), keyOf(lines[i + 2], lines[i + 3])]) {
+      if (linesAt.has(key)) linesAt.get(key).push(i);
+      else linesAt.set(key, [i]);
+    }
+  }
+  const isDrawn = new Uint8Array(lines.length);
+  for (let first = 0; first < lines.length; first += 4) {
+    if (isDrawn[first]) continue;
+    let [x, y] = [lines[first], lines[first + 1]];
+    path.moveTo(x, y);
+    for (let i = first; i !== undefined; i = linesAt.get(keyOf(x, y)).find((each) => !isDrawn[each])) {
+      isDrawn[i] = 1;
+      const isAtStart = lines[i] === x && lines[i + 1] === y;
+      [x, y] = isAtStart ? [lines[i + 2], lines[i + 3]] : [lines[i], lines[i + 1]];
+      path.lineTo(x, y);
+    }
+    path.closePath();
   }
   return path;
 }

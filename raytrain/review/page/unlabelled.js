@@ -10,9 +10,13 @@ const CHUNK = 100;
 const LARGEST_DISAGREEMENT = 0.5;
 
 export class Unlabelled {
-  /** `read(offset, limit)` asks the server, `show(item)` shows one that was chosen, `fail(error)` tells of trouble. */
-  constructor(count, { read, show, fail }) {
-    this.options = { read, show, fail };
+  /**
+   * `read(offset, limit)` asks the server, `show(item)` shows one that was chosen, `leave()` what the ranking shows,
+   * `fail(error)` tells of trouble.
+   */
+  constructor(count, { read, show, leave, fail }) {
+    this.options = { read, show, leave };
+    this.isOpen = false;
     this.items = new Map(); // by index
     this.list = new List(byId("unlabelled"), ROW_PX, {
       fill: (box, index) => this.#fill(box, index),
@@ -49,6 +53,10 @@ export class Unlabelled {
       byId(`tab-${name}`).tabIndex = name === chosen ? 0 : -1;
       byId(`panel-${name}`).hidden = name !== chosen;
     }
+    this.isOpen = chosen === "unlabelled";
+    document.body.classList.toggle("unlabelled", this.isOpen);
+    if (!this.isOpen) this.options.leave();
+    else if (this.items.size) this.#choose(Math.max(0, this.list.chosen));
   }
 
   async #load(first, last) {
