@@ -178,7 +178,7 @@ class ReviewPage {
   async #showRow(row, shown) {
     Object.assign(this, { row, detail: null });
     say("");
-    this.details.clearReason();
+    this.details.beginReason(row.tile_id);
     this.details.showRow(row, this.kindWords);
     byId("tile-name").textContent = row.tile_id;
     byId("tile-where").textContent = `${row.location} · ${dateOf(row.datetime)} · ${row.width} × ${row.height} px`;
@@ -250,6 +250,7 @@ class ReviewPage {
     const png = mask && (await this.#encode(mask, row));
     const decision = this.deciding.decide(row, verdict, { reason, mask: png, note: edited && crc32(edited) });
     if (edited) this.#keepSaved(decision.decision_id, edited);
+    this.details.clearReason();
     this.ranking.decided(row.rank, verdict);
     this.#rowChanged(row.rank);
     await this.#goOn(row, index, `${VERDICTS[verdict].past}: ${row.tile_id}`);

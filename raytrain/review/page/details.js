@@ -7,10 +7,11 @@ import { FEATURES, VERDICTS } from "./words.js";
 const THUMBNAIL_PX = 144;
 
 export class Details {
-  /** `onUndo(decisionId)`, `onGo(rank)` and `onReason(text)` are called when a person asks for it. */
+  /** `onUndo(decisionId)` and `onGo(rank)` are called when a person asks for it. */
   constructor(box, { onUndo, onGo }) {
     this.box = box;
     this.options = { onUndo, onGo };
+    this.reasonOf = null; // the id of the tile that a reason is written for
     this.reasonBox = element("textarea", { id: "reason", rows: "2", maxlength: "1000", placeholder: "why (optional)" });
     this.parts = {
       why: element("div"),
@@ -24,6 +25,12 @@ export class Details {
 
   get reason() {
     return this.reasonBox.value.trim();
+  }
+
+  /** Begin a reason for a tile; what was written for that very tile stays. */
+  beginReason(tileId) {
+    if (this.reasonOf !== tileId) this.clearReason();
+    this.reasonOf = tileId;
   }
 
   clearReason() {
