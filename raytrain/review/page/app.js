@@ -46,7 +46,7 @@ class ReviewPage {
     this.ranking = new Ranking(() => this.deciding.pending());
     this.saved = new Map(); // masks of this window's fixes and ignores by decision id, to go on with after an undo
     const layers = Object.keys(LAYERS).filter((name) => name !== "false-colour" || review.has_false_colour);
-    this.desk = new Desk(layers, this.tiles, this.drafts, {
+    this.desk = new Desk(layers, this.drafts, {
       say,
       fail: (error) => this.#fail(error),
     });
@@ -311,7 +311,7 @@ class ReviewPage {
   /** The log has a decision: what was kept for it in this browser can go. */
   async #stored(decision, editSum) {
     const { tile_id, verdict, mask, reviewer } = decision;
-    if (reviewer === this.reviewer) this.ranking.stored(tile_id, verdict === "undo" ? null : verdict);
+    if (reviewer === this.reviewer) this.ranking.stored(tile_id, verdict);
     try {
       if (mask) await this.#forgetDraft(decision, editSum);
       await this.#refreshRows([tile_id]);

@@ -7,7 +7,7 @@ import { Queue } from "./queue.js";
 const REMEMBERED = 200;
 
 /** Return 32 hexadecimal digits that nobody has drawn before. */
-export function newDecisionId() {
+function newDecisionId() {
   return [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 

@@ -18,9 +18,8 @@ const STORED_AS = { 0: "clear", 1: "cloud", 255: "ignored" };
 
 export class Desk {
   /** `say(text)` tells something; `fail(error)` that something could not be fetched or kept. */
-  constructor(layers, tiles, drafts, { say, fail }) {
+  constructor(layers, drafts, { say, fail }) {
     this.layerNames = layers;
-    this.tiles = tiles;
     this.drafts = drafts;
     this.tell = { say, fail };
     this.chosen = [layers[0], layers.includes("false-colour") ? "false-colour" : "probability"];

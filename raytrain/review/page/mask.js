@@ -30,7 +30,7 @@ export function strokePixels(x0, y0, x1, y1, size, height, width) {
 }
 
 /** Return the pixels connected with `start`, by their sides, for which `belongs(index)` is true. */
-export function connectedPixels(start, height, width, belongs) {
+function connectedPixels(start, height, width, belongs) {
   if (!belongs(start)) return [];
   const seen = new Uint8Array(height * width);
   const found = [start];

@@ -98,10 +98,10 @@ export class Ranking {
     }
   }
 
-  /** Note what the log has of this reviewer's decision on a tile. */
+  /** Note that the log has this reviewer's decision on a tile; what stands after an undo, the server says. */
   stored(tileId, verdict) {
     const row = this.rows.get(this.rankOf.get(tileId));
-    if (row && verdict !== null) row.decisions = { ...row.decisions, [this.reviewer]: verdict };
+    if (row && verdict !== "undo") row.decisions = { ...row.decisions, [this.reviewer]: verdict };
   }
 
   /** Return the index of the next rank that this reviewer has not decided on, from the start again, or -1. */
