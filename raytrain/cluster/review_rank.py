@@ -158,7 +158,7 @@ def _look(
     total = 2 * len(tiles)
 
     def told(before: int) -> Callable[[int, int], None]:
-        return lambda done, _: on_progress and on_progress(min(total, before + done * TILES_PER_TASK), total)
+        return lambda done, _: on_progress and on_progress(before + min(len(tiles), done * TILES_PER_TASK), total)
 
     counted, problems, read = _of_all(_histograms, work, tiles, told(0))
     # A label that is ignored as a whole, or has no pixel with data, says nothing that could be wrong.
