@@ -42,8 +42,8 @@ class Features:
 
     - `iou`: of label and prediction; 1 where both are empty
     - `missing_fraction`, `false_fraction`: pixels labelled clear that are confidently cloud, and the other way round
-    - `contradiction`: how far pixels contradict the label: the mean of squares of the log-likelihood that each would
-      gain by being turned, smoothed; where members disagree they count less
+    - `contradiction`: how far pixels contradict the label: the root mean square of the log-likelihood that each would
+      gain by being turned, in nats, smoothed; where members disagree they count less
     - `boundary_px`: the mean distance of the outlines, both ways; NaN where one of the two has none
     - `shift_row_px`, `shift_column_px`: where the label lies beside where it would fit best; `shift_gain` of that
     - `outline_px`: by how much the label is too wide, negative where too narrow; `outline_gain` of the best outline
@@ -91,18 +91,20 @@ def features_of(
     num_known = int(known.sum())
     if not num_known:
         raise ValueError("no pixel has both a label and a probability")
+    filled = np.where(known, probability, np.float32(0))
     view = _View(
         cloud=(label == LABEL_CLOUD) & known,
         known=known,
         num_known=num_known,
-        predicted=known & (np.nan_to_num(probability) >= THRESHOLD),
-        log_odds=np.where(known, thresholds.log_odds[bins_of(np.nan_to_num(probability))], np.float32(0)),
+        predicted=filled >= THRESHOLD,
+        log_odds=np.where(known, thresholds.log_odds[bins_of(filled)], np.float32(0)),
     )
     cloud, clear = view.cloud, known & ~view.cloud
-    filled = np.nan_to_num(probability)
-    spread = np.zeros_like(filled) if disagreement is None else np.where(known, np.nan_to_num(disagreement), 0)
-    is_missing = clear & (filled >= max(thresholds.cloud, 1 - thresholds.clear))
-    is_false = cloud & (filled <= min(1 - thresholds.clear, thresholds.cloud))
+    spread = np.zeros_like(filled) if disagreement is None else np.where(known, disagreement, np.float32(0))
+    # The largest spread that two halves of the members can have is 1/2: then they say nothing together.
+    said = 1 - 2 * spread
+    turned = np.where(cloud, -view.log_odds, view.log_odds)
+    is_missing, is_false = _confident(cloud, clear, filled, thresholds)
     row, column, shift_gain = _shift(view)
     outline_px, outline_gain = _outline(view)
     share = 1 / num_known
@@ -111,16 +113,16 @@ def features_of(
         iou=float((cloud & view.predicted).sum() / union) if union else 1.0,
         missing_fraction=float(is_missing.sum() * share),
         false_fraction=float(is_false.sum() * share),
-        contradiction=_contradiction(view, spread),
+        contradiction=_contradiction(view, turned * said),
         boundary_px=_boundary_distance(view),
         shift_row_px=row,
         shift_column_px=column,
         shift_gain=shift_gain,
         outline_px=outline_px,
         outline_gain=outline_gain,
-        missing_gain=_piece_gain(np.where(clear, view.log_odds, 0), cloud) * share,
-        false_gain=_piece_gain(np.where(cloud, -view.log_odds, 0), view.log_odds > 0) * share,
-        whole_gain=float(np.maximum(np.where(cloud, -view.log_odds, view.log_odds), 0).sum() * share),
+        missing_gain=_piece_gain(turned * clear, cloud) * share,
+        false_gain=_piece_gain(turned * cloud, view.log_odds > 0) * share,
+        whole_gain=float(np.maximum(turned, 0).sum() * share),
         association=_association(view),
         agreement=float(((is_missing | is_false) & (spread < SURE)).sum() * share),
         label_fraction=float(cloud.sum() * share),
@@ -146,15 +148,26 @@ class _View:
         return int(min(self.cloud.shape))
 
 
-def _contradiction(view: _View, spread: NDArray[np.float32]) -> float:
-    """Return the mean square of what turning pixels gains, in nats; `spread` is that of the members' probabilities.
+def _confident(
+    cloud: NDArray[np.bool_], clear: NDArray[np.bool_], probability: NDArray[np.float32], thresholds: Thresholds
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return which pixels labelled clear are confidently cloud, and which labelled cloud are confidently clear.
 
-    A square, since what members are sure of says more than twice as much of what they are half sure of.
+    A pixel is of the class whose threshold it reaches, of the likelier one where it reaches both (Northcutt, Jiang and
+    Chuang 2021, section 3.1).
     """
-    # The largest spread that two halves of the members can have is 1/2: then they say nothing together.
-    gain = np.where(view.cloud, -view.log_odds, view.log_odds) * (1 - 2 * spread)
-    smooth = cv2.GaussianBlur(gain.astype(np.float32), (0, 0), SPECKLE_PX)
-    return float((np.maximum(smooth, 0)[view.known] ** 2).sum() / view.num_known)
+    is_cloud, is_clear = probability >= thresholds.cloud, 1 - probability >= thresholds.clear
+    is_likelier = probability >= THRESHOLD
+    return clear & is_cloud & (is_likelier | ~is_clear), cloud & is_clear & ~(is_likelier & is_cloud)
+
+
+def _contradiction(view: _View, gain: NDArray[np.float32]) -> float:
+    """Return the root mean square of the `gain` of turning pixels, where it is one.
+
+    Squares, since few pixels of which the members are sure say more than many of which they are half sure.
+    """
+    smooth = np.asarray(cv2.GaussianBlur(gain, (0, 0), SPECKLE_PX)) * view.known
+    return float(np.sqrt((np.maximum(smooth, 0) ** 2).sum() / view.num_known))
 
 
 def _shift(view: _View) -> tuple[float, float, float]:

@@ -18,9 +18,9 @@ from raytrain.review.kinds import ERROR_KINDS, ErrorKind
 PRIOR_TILES = 2.0
 """A location says as much of what is normal there as all locations together when it has so many tiles."""
 HALF = 0.5
-"""The contradiction beyond the normal, in squared nats, that makes a suspicion of 1/2."""
+"""The contradiction beyond the normal, in nats, that makes a suspicion of 1/2."""
 SOFTNESS = 0.05
-"""In squared nats: by so much around the normal, suspicion goes over to nothing, and stays in order."""
+"""In nats: by so much around the normal, suspicion goes over to nothing, and stays in order."""
 ALL_FRACTION = 0.998
 """A label with more of one class is taken to have only that."""
 OUTLINE_WEIGHT = 1.3

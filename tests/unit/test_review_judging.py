@@ -126,14 +126,16 @@ def test_tile_of_which_nothing_is_known_is_an_error() -> None:
 def test_clean_label_is_not_suspicious_where_the_model_is_honestly_uncertain() -> None:
     tiles = make_tiles()
     random = np.random.default_rng(8)
-    # Half of what is predicted at 1/2 is cloud: whatever the label says there, it says nothing against it.
-    doubtful = field(random, 8)
-    for i in (0, 4, 8):
+    # Half of what is predicted at 1/2 is cloud: whatever the label says there, nothing is said against it.
+    uncertain = range(0, len(tiles.labels), 4)
+    for i in uncertain:
         tiles.probabilities[i] = (0.5 + 0.02 * field(random, 3)).astype(np.float32)
-        tiles.labels[i] = (doubtful > 0).astype(np.uint8) if i else (doubtful <= 0).astype(np.uint8)
-    tiles.labels[12] = np.zeros_like(tiles.labels[12])
+        tiles.labels[i] = (field(random, 8) > 0).astype(np.uint8)
+    assert max(each.iou for each in np.array(tiles.features(), object)[list(uncertain)]) < 0.6
+    tiles.labels[1] = np.zeros_like(tiles.labels[1])
     judgements = tiles.judged()
-    assert max(judgements[i].suspicion for i in (0, 4, 8)) < 0.1 < judgements[12].suspicion
+    assert max(judgements[i].suspicion for i in uncertain) < 0.2
+    assert judgements[1].suspicion > 0.5
 
 
 def test_location_where_the_model_is_biased_is_not_suspicious_but_such_a_tile_elsewhere_is() -> None:
