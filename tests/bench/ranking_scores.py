@@ -69,8 +69,11 @@ def interval_over_seeds(values_SB: NDArray[np.float64], seed: int) -> Interval:
     random = np.random.default_rng(seed)
     num_seeds, num_columns = values_SB.shape
     drawn = random.integers(0, num_seeds, (num_columns - 1, num_seeds))
-    means = np.nanmean(values_SB[drawn, np.arange(1, num_columns)[:, None]], axis=1)
-    low, high = np.nanquantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    values = values_SB[drawn, np.arange(1, num_columns)[:, None]]
+    is_defined = ~np.isnan(values)
+    counted = is_defined.any(1)  # of few tiles, a resample of places may have none that is wrong
+    means = np.where(is_defined, values, 0).sum(1)[counted] / is_defined.sum(1)[counted]
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(float(np.nanmean(values_SB[:, 0])), float(low), float(high))
 
 

@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 
 from raytrain.imagery.rasters import LABEL_CLEAR, LABEL_IGNORE
 from raytrain.review.calibration import Calibration, label_histogram
-from raytrain.review.features import features_of
+from raytrain.review.features import Features, features_of
 from raytrain.review.kinds import ERROR_KINDS, ErrorKind
-from raytrain.review.suspicion import Judgement, judge
+from raytrain.review.ranking import FEATURE_NAMES
+from raytrain.review.suspicion import judge
 from tests.bench.ranking_scores import (
     Ranked,
     confusion,
@@ -43,13 +44,19 @@ OURS, IOU, RANDOM = "raytrain", "low IoU", "random"
 CLEANLAB = {"softmin": "cleanlab, softmin", "num_pixel_issues": "cleanlab, pixels with issues"}
 METHODS = (OURS, *CLEANLAB.values(), IOU, RANDOM)
 ALL = "all"
+TWO_SIDED = ("shift_row_px", "shift_column_px", "outline_px", "label_fraction", "predicted_fraction")
+"""Numbers that may be too small as well as too large: it counts how far they are from their median."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one seed came to: the score of each tile by each method, its corruption ('' for none), our kinds, places."""
+    """What one seed came to: the score of each tile by each method, its corruption ('' for none), our kinds, places.
+
+    `numbers` are our features, each by itself, the largest where it speaks the most against a label.
+    """
 
     scores: dict[str, NDArray[np.float64]]
+    numbers: dict[str, NDArray[np.float64]]
     corruptions: NDArray[np.str_]
     kinds: tuple[ErrorKind, ...]
     locations: tuple[str, ...]
@@ -59,22 +66,22 @@ class Outcome:
         is_wrong = self.corruptions != ""
         chosen = ~is_wrong | (self.corruptions == corruption) | (corruption == ALL)
         numbers = np.array([places[location] for location in self.locations])
-        return Ranked(self.scores[method], is_wrong, numbers).of(chosen)
+        return Ranked((self.scores | self.numbers)[method], is_wrong, numbers).of(chosen)
 
 
-def judged(found: Predicted) -> list[Judgement]:
-    """Return our judgement of each tile, as `raytrain review rank` makes it."""
+def looked_at(found: Predicted) -> list[Features]:
+    """Return the features of each tile, as `raytrain review rank` finds them."""
     labels = found.labels
     histograms = np.stack(list(map(label_histogram, labels, found.probability)))
     calibration = Calibration.of(found.locations, histograms)
     thresholds = map(calibration.thresholds, found.locations, histograms)
-    features = list(map(features_of, labels, found.probability, found.disagreement, thresholds))
-    return judge(features, found.locations)
+    return list(map(features_of, labels, found.probability, found.disagreement, thresholds))
 
 
 def outcome(found: Predicted, seed: int) -> Outcome:
     """Return what all methods say of the tiles of a seed."""
-    judgements = judged(found)
+    features = looked_at(found)
+    judgements = judge(features, found.locations)
     corruptions = [found.corrupted[i].corruption if i in found.corrupted else "" for i in range(len(found.locations))]
     scores = {
         OURS: np.array([each.suspicion for each in judgements]),
@@ -82,7 +89,16 @@ def outcome(found: Predicted, seed: int) -> Outcome:
         RANDOM: np.random.default_rng(seed).random(len(judgements)),
         **_of_cleanlab(found),
     }
-    return Outcome(scores, np.array(corruptions), tuple(each.kind for each in judgements), found.locations)
+    numbers = {name: _alone(np.array([getattr(each, name) for each in features]), name) for name in FEATURE_NAMES}
+    return Outcome(scores, numbers, np.array(corruptions), tuple(each.kind for each in judgements), found.locations)
+
+
+def _alone(values: NDArray[np.float64], name: str) -> NDArray[np.float64]:
+    """Return the values of a feature, the largest where it speaks the most against a label."""
+    values = np.nan_to_num(values)  # no outline: no distance of outlines
+    if name in ("iou", "association"):
+        return -values
+    return np.abs(values - np.median(values)) if name in TWO_SIDED else values
 
 
 def _ious(found: Predicted) -> NDArray[np.float64]:
@@ -137,7 +153,18 @@ def tables(data_set: DataSet, outcomes: Sequence[Outcome]) -> list[Table]:
             for other in METHODS[1:]
         ]
         made.append(Table(f"{what}: {measure}, {OURS} less the other", ["other", *columns], rows, f"{note} In pairs."))
-    return [*made, _top(what, outcomes), _kinds(what, outcomes)]
+    return [*made, _top(what, outcomes), _kinds(what, outcomes), _features(what, outcomes)]
+
+
+def _features(what: str, outcomes: Sequence[Outcome]) -> Table:
+    one = np.ones((1, 1))
+    rows = []
+    for name in FEATURE_NAMES:
+        ranked = [each.ranked(name, ALL, dict.fromkeys(each.locations, 0)) for each in outcomes]
+        found = np.array([[float(value[0]) for value in measures(each, one)] for each in ranked]).mean(0)
+        rows.append([name, *(f"{value:.3f}" for value in found)])
+    note = "Mean over seeds. `contradiction` is the suspicion without what is normal at the location."
+    return Table(f"{what}: what each number says by itself", ["number", "average precision", "AUC"], rows, note)
 
 
 def _top(what: str, outcomes: Sequence[Outcome]) -> Table:

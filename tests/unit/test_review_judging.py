@@ -18,6 +18,8 @@ from raytrain.review.kinds import ERROR_KINDS
 from raytrain.review.ranking import FEATURE_NAMES, RANKING_SCHEMA
 from raytrain.review.suspicion import Judgement, judge
 from tests.bench.ranking_scores import Ranked, measures
+from tests.bench.review_ranking import METHODS, outcome, tables
+from tests.bench.review_tiles import Predicted
 from tests.corruption import CORRUPTIONS, KIND_OF, LEAST_CHANGED_FRACTION, Corruption, corrupt, corrupt_some
 
 SIZE_PX = 96
@@ -264,6 +266,30 @@ def test_known_tenth_is_made_wrong_in_equal_shares_and_really() -> None:
     assert list(again) == list(found)
     assert all(np.array_equal(again[i].label, found[i].label) for i in found)
     assert set(corrupt_some(labels, 0.2, seed=6)) != set(found)
+
+
+def test_bench_finds_wrong_labels_first_and_tells_a_good_ranking_from_poor_ones() -> None:
+    pairs = [make(seed, sharpness=6.0) for seed in range(60)]
+    truth = np.stack([label for label, _ in pairs])
+    probability = np.stack([p for _, p in pairs])
+    # Half of the places have snow that is taken for cloud: what a plain comparison stumbles over.
+    probability[::2, :32] = np.maximum(probability[::2, :32], 0.9)
+    locations = tuple(f"place{i % 6}" for i in range(len(truth)))
+    outcomes = []
+    for seed in (0, 1):
+        corrupted = corrupt_some(list(truth), 0.2, seed)
+        outcomes.append(outcome(Predicted(locations, truth, corrupted, probability, 0 * probability), seed))
+    found = {each.title.split(": ")[-1]: each for each in tables("generated", outcomes)}
+    of_all = {row[0]: float(row[1].split()[0]) for row in found["average precision"].rows}
+    assert list(of_all) == list(METHODS)
+    assert of_all["raytrain"] > 0.9
+    assert of_all["raytrain"] == max(of_all.values())
+    assert of_all["low IoU"] < of_all["raytrain"] - 0.3
+    assert of_all["random"] < 0.4
+    differences = {row[0]: float(row[1].split()[0]) for row in found["average precision, raytrain less the other"].rows}
+    assert differences == {name: pytest.approx(of_all["raytrain"] - of_all[name], abs=2e-3) for name in METHODS[1:]}
+    right = {row[0]: int(row[-1].rstrip("%")) for row in found["the kind that is named"].rows}
+    assert min(right[corruption] for corruption in ("empty", "full", "shift")) >= 75
 
 
 def test_measures_are_those_of_the_definition_also_among_ties_and_with_places_drawn_twice() -> None:
