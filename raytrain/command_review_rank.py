@@ -38,11 +38,18 @@ class Rank(ClusterCommand):
             report = rank(job, self._cluster, on_progress)
         narrator.problems(report.problems, consequence="not ranked")
         names = ["rank", "tile_id", "location", "kind", "suspicion"]
+        if report.num_blank:
+            narrator.say(f"{report.num_blank} labels have no pixel that is known: not ranked")
+        if report.num_members == 1 and report.num_unlabelled:
+            narrator.say(
+                "raytrain: warning: one member has none to disagree with, so what is worth a label is not known"
+            )
         top: list[dict[str, Any]] = report.table.select(names).slice(0, SHOWN).to_pylist()
         if not self.json_output:
             rows = [[*(str(row[name]) for name in names[:-1]), f"{row['suspicion']:.3f}"] for row in top]
             print_table("Labels, the most suspicious first", names, rows)
         result = {"uri": dst, "num_labelled": len(report.table), "num_unlabelled": report.num_unlabelled}
+        result["num_blank"] = report.num_blank
         result |= {"top": top, "problems": listed(report.problems)}
         counts = f"{len(report.table)} labels ranked, {report.num_unlabelled} without one"
         self._print(result, [f"{counts}: {dst}", f"look at them: raytrain review serve {dst}"])

@@ -15,11 +15,14 @@ from raytrain.scoring import ledger
 from raytrain.scoring.destination import Scoring, claim_destination
 from raytrain.scoring.layers import create_striped, encode, finish_cog
 from raytrain.scoring.records import Output, Record
+from raytrain.scoring.units import tile_identity
 from raytrain.scoring.work import layers_of
-from raytrain.tiles.reader import TileReader
+from raytrain.tiles.reader import TileReader, read_index
 
 Predict = Callable[[str, NDArray[np.uint8] | None], tuple[NDArray[np.float32], NDArray[np.float32]]]
 """From a tile's id and label `[H, W]` to its probability and the members' disagreement."""
+BANDS = ("B02", "B04")
+"""Those that the predictions are said to be made of."""
 LAYERS = ScoreSettings(probability="uint8", disagreement="uint8")
 
 
@@ -27,12 +30,15 @@ def predict_tiles(uri: str, shards: str, predict: Predict, **changes: object) ->
     """Write masks, layers and the ledger of all tiles of `shards`, as scoring out of fold does."""
     scoring = Scoring(**{"ensemble": "e", "members": ("m",), "settings": LAYERS, "out_of_fold": True, **changes})
     claim_destination(uri, scoring)
-    reader = TileReader(shards, ())
+    reader = TileReader(shards, BANDS)
+    places = read_index(shards, ["crs", "transform"]).to_pylist()
     records = []
     for i, tile_id in enumerate(reader.tile_ids):
-        label = reader.read(i)[1]
-        probability, disagreement = predict(tile_id, label)
-        records.append(_record(uri, scoring, shards, tile_id, probability, disagreement))
+        identity = tile_identity(reader.pixels_identity(i), **places[i], fold=0)
+        record = _record(uri, scoring, tile_id, *predict(tile_id, reader.read(i)[1]))
+        records.append(
+            record.model_copy(update={"source_uri": shards, "identity": identity, "fold": 0, "bands": BANDS})
+        )
     ledger.enter(uri, records)
     ledger.compact(uri)
     return scoring
@@ -41,7 +47,6 @@ def predict_tiles(uri: str, shards: str, predict: Predict, **changes: object) ->
 def _record(
     uri: str,
     scoring: Scoring,
-    shards: str,
     tile_id: str,
     probability: NDArray[np.float32],
     disagreement: NDArray[np.float32],
@@ -67,8 +72,8 @@ def _record(
     return Record(
         item_id=tile_id,
         kind="tile",
-        source_uri=shards,
-        identity="i",
+        source_uri="",
+        identity="",
         settings_digest=scoring.digest(),
         outputs=outputs,
         height=height,

@@ -5,7 +5,6 @@ The parent is read and never written. The manifest is written last: without it n
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from raytrain.config import PlainName, Settings, choose
 from raytrain.errors import ConfigError, DataError
 from raytrain.review.applying import ReviewedShard, apply_to_shard, digest_of
 from raytrain.review.decisions import Conflicts, Decision
-from raytrain.review.folder import Review, read_review
+from raytrain.review.folder import Review, check_apart, read_review
 from raytrain.review.log import DecisionLog
 from raytrain.review.regions import name_of
 from raytrain.review.standing import Standing, standing_of
@@ -96,7 +95,7 @@ def apply(job: ApplyJob, cluster: session.Cluster, on_progress: OnProgress | Non
     destination holds others, lies in what is read, or would be empty, and where no decision stands.
     """
     review = read_review(job.review)
-    _check_apart(job, review)
+    check_apart(job.dst, {"shards": review.shards, "review": job.review, "predictions": review.predictions})
     log = DecisionLog(job.review)
     plan = _planned(job, review, log.read_all())
     done = _finished(plan)
@@ -106,23 +105,6 @@ def apply(job: ApplyJob, cluster: session.Cluster, on_progress: OnProgress | Non
     with session.joined(cluster, [plan.shards, job.dst]):
         manifest = _write(plan, on_progress)
     return ApplyReport(manifest, [*log.problems, *_problems_of(manifest)], was_done=False)
-
-
-def _check_apart(job: ApplyJob, review: Review) -> None:
-    """Raise `ConfigError` for a destination that is, or lies in, what is read, or that would hold it."""
-    dst = _real(job.dst)
-    for what, uri in (("shards", review.shards), ("review", job.review), ("predictions", review.predictions)):
-        other = _real(uri)
-        if dst == other or dst.startswith(f"{other}/") or other.startswith(f"{dst}/"):
-            raise ConfigError(
-                f"{job.dst}: the {what} are at {uri}, and nothing is written over or into them; choose another "
-                "destination"
-            )
-
-
-def _real(uri: str) -> str:
-    place = storage.normalise(uri)
-    return os.path.realpath(place) if storage.is_local(place) else place
 
 
 def _planned(job: ApplyJob, review: Review, decisions: Sequence[Decision]) -> _Plan:

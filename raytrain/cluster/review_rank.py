@@ -7,7 +7,7 @@ driver holds a few hundred numbers a tile at most.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -23,12 +23,21 @@ from raytrain.config import Settings
 from raytrain.errors import ConfigError, DataError
 from raytrain.review.calibration import Calibration, Thresholds, label_histogram
 from raytrain.review.features import Features, features_of
-from raytrain.review.folder import RANKING, UNLABELLED, Review, read_review, write_review
+from raytrain.review.folder import (
+    RANKING,
+    UNLABELLED,
+    Review,
+    check_apart,
+    is_ranked,
+    read_review,
+    withdraw,
+    write_review,
+)
+from raytrain.review.matching import match
 from raytrain.review.predicted import Predictions, open_predictions
 from raytrain.review.ranking import IDENTITY_COLUMNS, ranking_table, write_table
 from raytrain.review.suspicion import judge
 from raytrain.review.unlabelled import unlabelled_table
-from raytrain.scoring.ledger import read_all
 from raytrain.tiles.reader import TileReader, read_index, read_manifest, shards_digest
 
 OnProgress = Callable[[int, int], None]
@@ -47,10 +56,15 @@ class RankJob(Settings):
 
 @dataclass(frozen=True)
 class RankReport:
-    """The ranking `table`, how many were ranked as worth a label, and the tiles that could not be looked at."""
+    """The ranking `table`, how many were ranked as worth a label, and the tiles that could not be looked at.
+
+    `num_blank` labels are ignored as a whole, or have no pixel with data: there is nothing that could be wrong.
+    """
 
     table: pa.Table
     num_unlabelled: int
+    num_blank: int
+    num_members: int
     problems: list[DataError]
 
 
@@ -58,23 +72,26 @@ def rank(job: RankJob, cluster: session.Cluster, on_progress: OnProgress | None 
     """Rank the labelled tiles of `job` and what has no label, and write both tables and `review.json`.
 
     Decisions that stand in the folder stay. Raises `ConfigError` for predictions that can't be used, for shards without
-    labels, and for a folder that is the review of other shards.
+    labels or that change meanwhile, and for a folder that is the review of other shards.
     """
     manifest, predictions = read_manifest(job.shards), open_predictions(job.predictions)
     digest = shards_digest(manifest)
-    _check_source(job, manifest)
     _check_folder(job, digest)
-    index = read_index(job.shards, [*IDENTITY_COLUMNS, "label_bytes"])
+    index = read_index(job.shards, [*IDENTITY_COLUMNS, "crs", "transform", "label_bytes"])
     index = index.append_column("position", pa.array(np.arange(len(index))))
     labelled = index.filter(pc.is_valid(index["label_bytes"]))
     if not len(labelled):
         raise ConfigError(f"{job.shards}: no tile has a label, so there is none to review")
-    work = _Work(job.shards, digest, predictions)
     with session.joined(cluster, [job.shards, job.predictions, job.dst, *job.unlabelled]):
-        kept, features, problems = _look(work, labelled, on_progress)
-    table = ranking_table(kept, features, judge(features, kept["location"].to_pylist()))
-    without = index.filter(pc.is_null(index["label_bytes"]))
-    unlabelled = unlabelled_table(predictions, without, job.unlabelled)
+        kept, problems = match(predictions, job.shards, labelled)
+        looked = _Looked(labelled.take(pa.array(kept, pa.int64())), problems=problems)
+        _look(looked, _Work(job.shards, digest, predictions), on_progress)
+    if shards_digest(read_manifest(job.shards)) != digest:
+        raise ConfigError(_changed(job.shards))
+    judged = judge(looked.features, looked.rows["location"].to_pylist())
+    table = ranking_table(looked.rows, looked.features, judged)
+    unlabelled = unlabelled_table(predictions, index.filter(pc.is_null(index["label_bytes"])), job.unlabelled)
+    withdraw(job.dst)
     write_table(job.dst, RANKING, table)
     write_table(job.dst, UNLABELLED, unlabelled)
     review = Review(
@@ -88,39 +105,22 @@ def rank(job: RankJob, cluster: session.Cluster, on_progress: OnProgress | None 
         num_unlabelled=len(unlabelled),
     )
     write_review(job.dst, review)
-    return RankReport(table, len(unlabelled), problems)
-
-
-def _check_source(job: RankJob, manifest: dict[str, Any]) -> None:
-    """Raise `ConfigError` for predictions of other shards than these, and those that they were made from by a review.
-
-    The latter have the same pixels; of others a tile of the same id may have any.
-    """
-    known = {job.shards}
-    while parent := manifest.get("parent"):
-        known.add(parent["uri"])
-        try:
-            manifest = read_manifest(parent["uri"])
-        except (ConfigError, FileNotFoundError):
-            break
-    for table in read_all(job.predictions, ["item_id", "source_uri"]):
-        others = set(table["source_uri"].unique().to_pylist()) - known
-        if others:
-            raise ConfigError(
-                f"{job.predictions}: predictions of {min(others)}, not of {job.shards}; score these with --out-of-fold"
-            )
+    num_members = len(predictions.scoring.members)
+    return RankReport(table, len(unlabelled), looked.num_blank, num_members, looked.problems)
 
 
 def _check_folder(job: RankJob, digest: str) -> None:
-    try:
-        found = read_review(job.dst)
-    except ConfigError:
-        return
-    if found.shards_digest != digest:
+    """Raise `ConfigError` for a folder whose decisions, or whose contents, are not of this review."""
+    check_apart(job.dst, {"shards": job.shards, "predictions": job.predictions})
+    if is_ranked(job.dst) and (found := read_review(job.dst)).shards_digest != digest:
         raise ConfigError(
             f"{job.dst}: the review of other shards ({found.shards}), whose decisions may stand there; "
-            "choose another folder"
+            "choose another folder, and take them over with raytrain review merge"
         )
+
+
+def _changed(shards: str) -> str:
+    return f"{storage.shown(shards)}: the shards changed while they were ranked; rank again"
 
 
 @dataclass(frozen=True)
@@ -147,30 +147,50 @@ class _Tiles:
     tiles: tuple[_Tile, ...]
 
 
-def _look(
-    work: _Work, labelled: pa.Table, on_progress: OnProgress | None
-) -> tuple[pa.Table, list[Features], list[DataError]]:
-    """Return the rows that could be looked at, the features of each, and what is wrong with the others."""
-    tiles = [
-        _Tile(position, tile_id)
-        for position, tile_id in zip(labelled["position"].to_pylist(), labelled["tile_id"].to_pylist(), strict=True)
-    ]
+@dataclass
+class _Looked:
+    """Rows of the index and, once they are looked at, those that could be, with their features."""
+
+    rows: pa.Table
+    problems: list[DataError]
+    features: list[Features] = field(default_factory=list)
+    num_blank: int = 0
+
+    def keep(self, numbers: Sequence[int], problems: Sequence[DataError], predictions: Predictions) -> None:
+        """Keep some rows; raise `ConfigError` where none is left."""
+        self.problems += problems
+        self.rows = self.rows.take(pa.array(numbers, pa.int64()))
+        if not len(self.rows):
+            first = f" (the first: {self.problems[0]})" if self.problems else ""
+            raise ConfigError(f"{predictions.uri}: no label can be held against what was predicted there{first}")
+
+
+def _look(looked: _Looked, work: _Work, on_progress: OnProgress | None) -> None:
+    """Look at all rows, twice; `looked` has those that could be looked at afterwards."""
+    looked.keep(range(len(looked.rows)), [], work.predictions)
+    tiles = _tiles(looked.rows)
     total = 2 * len(tiles)
 
     def told(before: int) -> Callable[[int, int], None]:
         return lambda done, _: on_progress and on_progress(before + min(len(tiles), done * TILES_PER_TASK), total)
 
     counted, problems, read = _of_all(_histograms, work, tiles, told(0))
-    # A label that is ignored as a whole, or has no pixel with data, says nothing that could be wrong.
-    telling = [(at, own) for at, own in zip(read, counted, strict=True) if own.any()]
-    if not telling:
-        first = f" (the first: {problems[0]})" if problems else ""
-        raise ConfigError(f"{work.predictions.uri}: no tile of {work.shards} can be held against it{first}")
-    locations = labelled["location"].to_pylist()
-    calibration = Calibration.of([locations[at] for at, _ in telling], np.stack([own for _, own in telling]))
-    usable = [replace(tiles[at], thresholds=calibration.thresholds(locations[at], own)) for at, own in telling]
-    features, more, kept = _of_all(_features, work, usable, told(len(tiles)))
-    return labelled.take([telling[number][0] for number in kept]), features, [*problems, *more]
+    telling = [n for n, own in enumerate(counted) if own.any()]
+    looked.num_blank = len(counted) - len(telling)
+    looked.keep([read[n] for n in telling], problems, work.predictions)
+    locations = looked.rows["location"].to_pylist()
+    calibration = Calibration.of(locations, np.stack([counted[n] for n in telling]))
+    usable = [
+        replace(tile, thresholds=calibration.thresholds(location, counted[n]))
+        for tile, location, n in zip(_tiles(looked.rows), locations, telling, strict=True)
+    ]
+    looked.features, problems, kept = _of_all(_features, work, usable, told(len(tiles)))
+    looked.keep(kept, problems, work.predictions)
+
+
+def _tiles(rows: pa.Table) -> list[_Tile]:
+    columns = (rows[name].to_pylist() for name in ("position", "tile_id"))
+    return [_Tile(position, tile_id) for position, tile_id in zip(*columns, strict=True)]
 
 
 def _of_all(
@@ -197,7 +217,7 @@ def _parts(work: _Work, tiles: Sequence[_Tile]) -> Iterator[_Tiles]:
         yield _Tiles(work, tuple(tiles[start : start + TILES_PER_TASK]))
 
 
-def _histograms(work: _Tiles) -> list[NDArray[np.int64] | tuple[str, str]]:
+def _histograms(work: _Tiles) -> list[NDArray[np.uint32] | tuple[str, str]]:
     """Count the probabilities of each tile by label, or say what is wrong with it (a Ray task)."""
     return [_guarded(_histogram_of, work.work, tile) for tile in work.tiles]
 
@@ -213,22 +233,31 @@ def _guarded(look: Callable[[_Work, _Tile], FoundT], work: _Work, tile: _Tile) -
         return look(work, tile)
     except DataError as error:
         return error.subject, error.found
+    except PermissionError as error:
+        return tile.tile_id, f"no right to it: {error}"
 
 
-def _histogram_of(work: _Work, tile: _Tile) -> NDArray[np.int64]:
-    return label_histogram(*_label_and_probability(work, tile))
+def _histogram_of(work: _Work, tile: _Tile) -> NDArray[np.uint32]:
+    return label_histogram(*_label_and_probability(work, tile)).astype(np.uint32)  # of a million tiles half a GB
 
 
 def _features_of(work: _Work, tile: _Tile) -> Features:
     assert tile.thresholds is not None, "a place is looked at before its tiles"
     label, probability = _label_and_probability(work, tile)
     disagreement = work.predictions.read_values("disagreement", tile.tile_id, label.shape)
-    return features_of(label, probability, disagreement, tile.thresholds)
+    try:
+        threshold = work.predictions.scoring.settings.threshold
+        return features_of(label, probability, disagreement, tile.thresholds, threshold)
+    except ValueError as error:  # it was counted before
+        raise DataError(tile.tile_id, f"its prediction changed while it was ranked ({error}); rank again") from error
 
 
-def _label_and_probability(work: _Work, tile: _Tile) -> tuple[Any, NDArray[np.float32]]:
+def _label_and_probability(work: _Work, tile: _Tile) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Return the label `[H, W] uint8` and the probability `[H, W] float32` of a tile."""
-    _, label = _labels(work.shards, work.digest).read(tile.position)
+    reader = _labels(work.shards, work.digest)
+    if reader.tile_id(tile.position) != tile.tile_id:
+        raise ConfigError(_changed(work.shards))
+    _, label = reader.read(tile.position)
     assert label is not None, "only labelled tiles are looked at"
     return label, work.predictions.read_values("probability", tile.tile_id, label.shape)
 
@@ -237,5 +266,5 @@ def _label_and_probability(work: _Work, tile: _Tile) -> tuple[Any, NDArray[np.fl
 def _labels(uri: str, digest: str) -> TileReader:
     """Return a reader of the labels alone, kept by a process for its next tasks: its index is read once."""
     if shards_digest(read_manifest(uri)) != digest:
-        raise ConfigError(f"{storage.shown(uri)}: the shards changed while they were ranked; rank again")
+        raise ConfigError(_changed(uri))
     return TileReader(uri, ())

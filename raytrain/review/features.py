@@ -18,8 +18,10 @@ from scipy import fft
 from raytrain.imagery.rasters import LABEL_CLOUD, LABEL_IGNORE
 from raytrain.review.calibration import Thresholds, bins_of
 
-THRESHOLD = 0.5
-"""The probability from which a pixel is predicted cloud, as the recipe has it."""
+# A tile is looked at by one task, beside others: threads of OpenCV's own would only get in their way.
+cv2.setNumThreads(0)
+EVEN = 0.5
+"""The probability from which cloud is likelier than clear."""
 SEARCH_PX = 256
 """Shifts are searched at this size or less: of a larger tile to two pixels, four, ..."""
 FARTHEST_FRACTION = 0.2
@@ -82,10 +84,11 @@ def features_of(
     probability: NDArray[np.float32],
     disagreement: NDArray[np.float32] | None,
     thresholds: Thresholds,
+    threshold: float = EVEN,
 ) -> Features:
     """Return the features of a tile: `label` `[H, W]`, `probability` of cloud and members' `disagreement`, NaN no data.
 
-    Raises `ValueError` where nothing is known of both.
+    A pixel is predicted cloud from the probability `threshold` on. Raises `ValueError` where nothing is known of both.
     """
     known = (label != LABEL_IGNORE) & ~np.isnan(probability)
     num_known = int(known.sum())
@@ -96,7 +99,7 @@ def features_of(
         cloud=(label == LABEL_CLOUD) & known,
         known=known,
         num_known=num_known,
-        predicted=filled >= THRESHOLD,
+        predicted=filled >= threshold,
         log_odds=np.where(known, thresholds.log_odds[bins_of(filled)], np.float32(0)),
     )
     cloud, clear = view.cloud, known & ~view.cloud
@@ -157,7 +160,7 @@ def _confident(
     Chuang 2021, section 3.1).
     """
     is_cloud, is_clear = probability >= thresholds.cloud, 1 - probability >= thresholds.clear
-    is_likelier = probability >= THRESHOLD
+    is_likelier = probability >= EVEN
     return clear & is_cloud & (is_likelier | ~is_clear), cloud & is_clear & ~(is_likelier & is_cloud)
 
 

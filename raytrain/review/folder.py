@@ -5,6 +5,9 @@ Must not know what a ranking or a decision is made of.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
+
 from raytrain import __version__, storage
 from raytrain.config import Settings, parse
 from raytrain.errors import ConfigError
@@ -51,6 +54,33 @@ def read_review(uri: str) -> Review:
     return parse(Review, values, path)
 
 
+def is_ranked(uri: str) -> bool:
+    """Tell whether a ranking stands in the folder `uri`, of whichever version."""
+    return storage.exists(storage.join(uri, REVIEW_FILE))
+
+
+def withdraw(uri: str) -> None:
+    """Remove `review.json`, before what it speaks of changes: the ranking is unfinished then."""
+    storage.remove(storage.join(uri, REVIEW_FILE))
+
+
 def write_review(uri: str, review: Review) -> None:
     """Write `review.json`, which makes the ranking whole: after all that lies beside it."""
     storage.write_bytes(storage.join(uri, REVIEW_FILE), f"{review.model_dump_json(indent=1)}\n".encode())
+
+
+def check_apart(uri: str, others: Mapping[str, str]) -> None:
+    """Raise `ConfigError` for a destination that is, or lies in, one of `others`, by what it is, or would hold it."""
+    dst = _real(uri)
+    for what, other_uri in others.items():
+        other = _real(other_uri)
+        if dst == other or dst.startswith(f"{other}/") or other.startswith(f"{dst}/"):
+            raise ConfigError(
+                f"{uri}: the {what} are at {other_uri}, and nothing is written over or into them; choose another "
+                "destination"
+            )
+
+
+def _real(uri: str) -> str:
+    place = storage.normalise(uri)
+    return os.path.realpath(place) if storage.is_local(place) else place

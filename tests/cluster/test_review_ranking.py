@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from raytrain import cli
+from raytrain.errors import ConfigError
 from raytrain.review.folder import read_review
 from raytrain.review.ranking import RANKING_SCHEMA, UNLABELLED_SCHEMA, read_ranking, read_unlabelled
 from raytrain.tiles.format import Tile
@@ -124,7 +125,7 @@ def test_a_tile_without_a_prediction_is_named_and_the_others_are_ranked(
     problems = json.loads(capsys.readouterr().out)["problems"]
     assert len(problems) == 2
     assert problems[0]["subject"].endswith("probability/tile0.tif")
-    assert "score again" in problems[0]["found"]
+    assert "gone" in problems[0]["found"]
     assert problems[1]["subject"].endswith("disagreement/tile1.tif")
     ids = read_ranking(str(tmp_path / "review"))["tile_id"].to_pylist()
     assert {"tile0", "tile1"}.isdisjoint(ids)
@@ -166,20 +167,95 @@ def test_the_review_of_other_shards_is_left_alone(
     assert (tmp_path / "review" / "ranking.parquet").read_bytes() == before
 
 
+def test_predictions_of_other_pixels_judge_no_label(
+    shards: str, predictions: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    anew, review = str(tmp_path / "shards"), str(tmp_path / "review")
+    tiles = [tile(i) for i in range(COUNT)]
+    tiles[2] = replace(tiles[2], bands=tile(40).bands)
+    tiles[4] = replace(tiles[4], transform=(30.0, 0.0, 3e5, 0.0, -30.0, 5e6))
+    tiles[5] = replace(tiles[5], tile_id="new")
+    tiles[8] = replace(tiles[8], tile_id="tile0", bands=tiles[0].bands)
+    write_tiles(anew, tiles, "raw")
+    assert rank(anew, predictions, review, "--json") == 1
+    problems = json.loads(capsys.readouterr().out)["problems"]
+    assert [each["subject"] for each in problems] == ["tile2", "tile4", "new", "tile0"]
+    assert "of other pixels" in problems[0]["found"]
+    assert "of another place" in problems[1]["found"]
+    assert "no prediction" in problems[2]["found"]
+    assert "the first counts" in problems[3]["found"]
+    assert {"tile2", "tile4", "new"}.isdisjoint(read_ranking(review)["tile_id"].to_pylist())
+
+
+def test_nothing_is_ranked_where_no_tile_can_be_looked_at(
+    shards: str, predictions: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for lacking in ("probability", "disagreement"):
+        copy = tmp_path / lacking
+        shutil.copytree(predictions, copy)
+        shutil.rmtree(copy / lacking)
+        assert rank(shards, str(copy), str(tmp_path / "review")) == 2
+        assert f"gone, the {lacking} predicted for tile0" in capsys.readouterr().err
+    assert not (tmp_path / "review").exists()
+
+
+def test_what_is_predicted_cloud_is_by_the_threshold_of_the_scoring(shards: str, tmp_path: Path) -> None:
+    predicted = []
+    for threshold in (0.5, 0.8):
+        uri, review = str(tmp_path / f"at{threshold}"), str(tmp_path / f"review{threshold}")
+        predict_tiles(uri, shards, predict, settings=LAYERS.model_copy(update={"threshold": threshold}))
+        assert rank(shards, uri, review) == 0
+        table = read_ranking(review).sort_by("tile_id")
+        predicted.append(table["predicted_fraction"].to_numpy())
+        assert read_review(review).threshold == threshold
+    assert (predicted[1] < predicted[0]).all()
+
+
+def test_nothing_of_others_is_overwritten(
+    shards: str, predictions: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    newer = tmp_path / "newer"
+    newer.mkdir()
+    (newer / "review.json").write_text('{"format_version": 2}')
+    for dst, text in (
+        (str(newer), "format version 2"),
+        (shards, f"the shards are at {shards}"),
+        (f"{predictions}/review", f"the predictions are at {predictions}"),
+    ):
+        assert rank(shards, predictions, dst) == 2
+        assert text in capsys.readouterr().err
+    assert [path.name for path in newer.iterdir()] == ["review.json"]
+
+
+def test_a_ranking_that_is_cut_off_is_not_taken_for_a_whole_one(
+    shards: str, predictions: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert rank(shards, predictions, str(tmp_path)) == 0
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("raytrain.cluster.review_rank.write_table", full)
+        assert rank(shards, predictions, str(tmp_path)) == 3
+    with pytest.raises(ConfigError, match="no finished ranking"):
+        read_review(str(tmp_path))
+    assert rank(shards, predictions, str(tmp_path)) == 0
+    assert read_review(str(tmp_path)).num_labelled == COUNT - 3
+
+
 def test_predictions_that_say_nothing_of_the_labels_are_refused(
     shards: str, predictions: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    others, seen, bare = (str(tmp_path / name) for name in ("others", "seen", "bare"))
-    write_tiles(others, [tile(i) for i in range(2)], "raw")
+    seen, bare = str(tmp_path / "seen"), str(tmp_path / "bare")
     predict_tiles(seen, shards, predict, out_of_fold=False)
     predict_tiles(bare, shards, predict, settings=LAYERS.model_copy(update={"disagreement": "none"}))
-    for source, given, text in (
-        (others, predictions, f"predictions of {shards}, not of {others}"),
-        (shards, seen, "may have seen the labels"),
-        (shards, bare, "score anew with --set disagreement=uint8"),
-        (shards, str(tmp_path / "nowhere"), "no predictions of raytrain score"),
+    for given, text in (
+        (seen, "may have seen the labels"),
+        (bare, "score anew with --set disagreement=uint8"),
+        (str(tmp_path / "nowhere"), "no predictions of raytrain score"),
     ):
-        assert rank(source, given, str(tmp_path / "review")) == 2
+        assert rank(shards, given, str(tmp_path / "review")) == 2
         assert text in capsys.readouterr().err
     assert not (tmp_path / "review").exists()
 
