@@ -32,8 +32,8 @@ IMAGES_AHEAD = 8
 class Image:
     """An image with its pixels in `bands`, reflectance x 10000, or `found`: what is wrong with it.
 
-    `shift` and `shift_rule` are those of its record. `has_changed` is one of which it is known already that it is no
-    more what was listed.
+    `shift`, `shift_rule`, `fold` and `identity_bands` (the `bands` there) are those of its record. `has_changed` is one
+    of which it is known already that it is no more what was listed.
     """
 
     item_id: str
@@ -43,6 +43,8 @@ class Image:
     bands: tuple[str, ...]
     shift: int
     shift_rule: str
+    fold: int | None = None
+    identity_bands: tuple[str, ...] = ()
     raster: Raster | None = None
     found: str = ""
     has_changed: bool = False
@@ -155,6 +157,8 @@ def _write(image: Image, layers: NDArray[np.float32], work: Work) -> Record:
         members_left_out=left_out,
         shift=image.shift,
         shift_rule=image.shift_rule,
+        fold=image.fold,
+        bands=image.identity_bands,
     )
 
 

@@ -59,11 +59,12 @@ SCHEMA = pa.schema(
         ("shift", pa.int32()),
         ("shift_rule", pa.string()),
         ("notes", pa.list_(pa.string())),
+        ("fold", pa.int32()),
+        ("bands", pa.list_(pa.string())),
     ]
 )
-_ADDED = "disagreement_mean"
-_SCHEMA_BEFORE = SCHEMA.remove(SCHEMA.get_field_index(_ADDED))
-"""That of tables written before this column was kept; they count, and have nulls there."""
+_ADDED = (("fold", "bands"), ("disagreement_mean", "fold", "bands"))
+"""What older tables lack, by when they were written: they count, and have nulls, or empty lists, there."""
 
 
 class DamagedTable(ConfigError):
@@ -353,17 +354,28 @@ def _from_parquet(data: bytes, columns: Sequence[str] | None = None) -> pa.Table
     source = pa.BufferReader(data)
     found = storage.open_parquet(source).schema_arrow
     names = SCHEMA.names if columns is None else list(columns)
-    if not (found.equals(SCHEMA) or found.equals(_SCHEMA_BEFORE)):  # of the footer, which has no checksum
+    lacking = next((each for each in ((), *_ADDED) if found.equals(_without(each))), None)
+    if lacking is None:  # of the footer, which has no checksum
         raise ValueError("other columns than the ledger has")
-    is_before = found.equals(_SCHEMA_BEFORE)
-    wanted = [name for name in names if not (is_before and name == _ADDED)]
+    wanted = [name for name in names if name not in lacking]
     # Lists of texts are decoded whole: who may write a destination is trusted with what it costs to read it.
-    nested = ("outputs", "members_left_out", "notes")
+    nested = ("outputs", "members_left_out", "notes", "bands")
     table = storage.read_parquet(source, wanted, nested=nested, page_checksum_verification=True)
-    if is_before:
-        table = table.append_column(SCHEMA.field(_ADDED), pa.nulls(table.num_rows, pa.float64()))
+    for name in lacking:
+        table = table.append_column(SCHEMA.field(name), _nothing(SCHEMA.field(name).type, table.num_rows))
     table.validate(full=True)
     return table.select(names)
+
+
+def _without(names: Sequence[str]) -> pa.Schema:
+    return pa.schema([field for field in SCHEMA if field.name not in names])
+
+
+def _nothing(kind: pa.DataType, count: int) -> pa.Array:
+    """Return what `_table` makes of as many records that have nothing in a column: empty lists, or nulls."""
+    if pa.types.is_list(kind):
+        return pa.ListArray.from_arrays(pa.array(np.zeros(count + 1, np.int32)), pa.array([], kind.value_type))
+    return pa.nulls(count, kind)
 
 
 def _table_uri(uri: str, digit: str) -> str:

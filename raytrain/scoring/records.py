@@ -23,7 +23,10 @@ class Record(Settings):
     have no share in the mask, and no raster. `shift` is what was taken off the stored values for baseline 04.00, and
     `shift_rule` how that was decided. `notes` say what could not be made of it, e.g. why it has no STAC item, and what
     its mask may suffer from, e.g. coarse pixels. `disagreement_mean` is that of the members over the valid pixels, in
-    [0, 0.5]; None without that layer, without a valid pixel, and in records of before it was kept.
+    [0, 0.5]; None without that layer, without a valid pixel, and in records of before it was kept. Of tiles, `bands`
+    are those of the shards that `identity` was made of, in this order, and `fold` is that of the nets, None where they
+    were not chosen out of fold: with both `tile_identity` tells whether the shards still have what was scored. Records
+    of before these were kept, and those of chips and scenes, have neither.
     """
 
     item_id: PlainName
@@ -45,3 +48,5 @@ class Record(Settings):
     shift: int = 0
     shift_rule: str = ""
     notes: tuple[str, ...] = ()
+    fold: int | None = None
+    bands: tuple[str, ...] = ()

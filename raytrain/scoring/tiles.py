@@ -54,6 +54,8 @@ def _read(unit: Unit, shards: ShardsSource, reader: TileReader, work: Work) -> G
             bands=bands,
             shift=0,
             shift_rule=SHIFT_RULE,
+            fold=unit.fold,
+            identity_bands=shards.bands,
         )
         try:
             work.members_left_out(tile.tile_id, bands)

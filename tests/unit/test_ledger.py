@@ -6,6 +6,7 @@ import itertools
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -238,6 +239,27 @@ def test_known_is_what_compaction_would_leave_and_stays_uncompacted(tmp_path: Pa
     ledger.compact(uri)
     compacted = Known(uri, "d", stands)
     assert all(compacted.is_done(record(i).item_id, identity) for i, identity in expected.items())
+
+
+@pytest.mark.parametrize("lacking", [["fold", "bands"], ["disagreement_mean", "fold", "bands"]])
+def test_tables_of_before_some_columns_were_kept_become_those_of_now(tmp_path: Path, lacking: list[str]) -> None:
+    for name in ("old", "new"):
+        ledger.enter(str(tmp_path / name), [record(i) for i in range(40)])
+        ledger.compact(str(tmp_path / name))
+    for path in (tmp_path / "old" / "ledger").iterdir():
+        table = pq.read_table(path).drop_columns(lacking).replace_schema_metadata(None)
+        pq.write_table(table, path, store_schema=False)
+    of_old = list(ledger.read_records(str(tmp_path / "old")))
+    assert of_old == list(ledger.read_records(str(tmp_path / "new")))
+    found = pa.concat_tables(ledger.read_all(str(tmp_path / "old"), ["item_id", *lacking]))
+    assert (len(found), found["fold"].null_count, set(map(tuple, found["bands"].to_pylist()))) == (40, 40, {()})
+    more = [record(i).model_copy(update={"fold": 2, "bands": ("B02", "B03")}) for i in range(40, 140)]
+    for name in ("old", "new"):
+        ledger.enter(str(tmp_path / name), more)
+        ledger.compact(str(tmp_path / name))
+    assert tables(tmp_path / "old") == tables(tmp_path / "new")
+    kept = {each.item_id: (each.fold, each.bands) for each in ledger.read_records(str(tmp_path / "old"))}
+    assert (kept["scene0003"], kept["scene0077"]) == ((None, ()), (2, ("B02", "B03")))
 
 
 def test_ledger_is_read_by_any_tool(tmp_path: Path) -> None:

@@ -34,10 +34,11 @@ from raytrain.scoring.planning import Listing
 from raytrain.scoring.records import Record
 from raytrain.scoring.schedule import Schedule
 from raytrain.scoring.sources import CHANGED
-from raytrain.scoring.units import ITEMS_PER_UNIT, Answer, Unit
+from raytrain.scoring.units import ITEMS_PER_UNIT, Answer, Unit, tile_identity
 from raytrain.scoring.unseen import Unseen
 from raytrain.scoring.work import Work
 from raytrain.tiles.format import Tile
+from raytrain.tiles.reader import TileReader
 from tests.making import make_ensemble, make_tile, write_tiles
 
 SETTINGS = ScoreSettings(window_px=64, overlap_px=16, threads=1, windows_per_pass=3)
@@ -195,6 +196,24 @@ def test_record_of_a_tile_says_what_it_was_made_of(shards: Path, ensemble: str, 
     assert (record.height, record.width, record.valid_px) == (32, 32, 32 * 32)
     assert sum(answer.pixels for answer in answers) == 7 * 32**2 + 96**2
     assert not any(answer.problems or answer.changed for answer in answers)
+
+
+@pytest.mark.parametrize("out_of_fold", [True, False])
+def test_identity_of_a_record_is_made_again_of_what_it_says_and_the_shards(
+    shards: Path, ensemble: str, tmp_path: Path, *, out_of_fold: bool
+) -> None:
+    options = {} if out_of_fold else {"fold": 1}
+    do_all(job_of(shards, tmp_path, ensemble, out_of_fold=out_of_fold, **options))
+    records = records_of(tmp_path)
+    folds = {"t0": 0, "t1": 1, "t4": 0, "t5": 1, "t6": 1, "t7": 1, "t8": 0, "t9": 0}
+    assert {name: records[name].fold for name in folds} == (folds if out_of_fold else dict.fromkeys(folds))
+    for name in folds:
+        record = records[name]
+        reader = TileReader(str(shards), record.bands, labels=False)
+        i = reader.tile_ids.index(name)
+        again = tile_identity(reader.pixels_identity(i), record.crs, record.transform, record.fold)
+        assert record.identity == again
+    assert {record.bands for record in records.values()} == {read_manifest(ensemble).bands}
 
 
 def test_done_tiles_are_known_by_pixels_and_fold_and_not_by_labels(shards: Path, ensemble: str, tmp_path: Path) -> None:
