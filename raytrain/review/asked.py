@@ -5,7 +5,7 @@ Must not know HTTP: what is wrong is an exception with a sentence.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -75,9 +75,12 @@ class AskedDecision(Settings):
             raise NotAccepted(f"decision_id {self.decision_id}: another decision has it; draw a new one")
         return True
 
-    def entry(self, number: int) -> Decision:
-        """Return the entry of the log, as of now; raise `NotAccepted` where mask or undoes do not fit the verdict."""
-        values: dict[str, Any] = {**self.model_dump(), "number": number, "time": now()}
+    def entry(self, number: int, last_time: str | None) -> Decision:
+        """Return the entry of the log, as of now, and after `last_time`, that of the reviewer's last one.
+
+        Raises `NotAccepted` where mask or undoes do not fit the verdict.
+        """
+        values: dict[str, Any] = {**self.model_dump(), "number": number, "time": time_after(last_time)}
         try:
             return parse(Decision, values)
         except ConfigError as error:
@@ -108,4 +111,22 @@ class AskedDecision(Settings):
 
 def now() -> str:
     """Return the time as entries of the log have it: UTC, with milliseconds and a Z."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return _text_of(datetime.now(UTC))
+
+
+def time_after(last: str | None) -> str:
+    """Return the time of an entry that comes after one of the time `last`: now, or a millisecond later than that.
+
+    A clock may be set back, and servers on one log have clocks of their own; but the later decision counts.
+    """
+    found = now()
+    if last is None or found > last:
+        return found
+    try:
+        return _text_of(datetime.fromisoformat(last) + timedelta(milliseconds=1))
+    except OverflowError:  # the last moment of the year 9999: then the number says which is the later one
+        return last
+
+
+def _text_of(moment: datetime) -> str:
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

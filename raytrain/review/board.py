@@ -58,6 +58,7 @@ class Board:
         self._progress: tuple[int, dict[str, Any]] | None = None
         self._verdicts: dict[str, NDArray[np.int8]] = {}
         self._numbers: Counter[str] = Counter()
+        self._times: dict[str, str] = {}
         self._start = secrets.token_hex(4)
         self._looker = ThreadPoolExecutor(1, "look-at-log")
         self._look: Future[None] | None = None
@@ -117,6 +118,7 @@ class Board:
             self._by_id[key] = decision
             self._arrivals.append(decision)
             self._numbers[decision.reviewer] = max(self._numbers[decision.reviewer], decision.number)
+            self._times[decision.reviewer] = max(self._times.get(decision.reviewer, ""), decision.time)
             history = self._histories[decision.tile_id]
             history.append(decision)
             stands = standing_of(history).get(decision.tile_id, {})
@@ -136,6 +138,11 @@ class Board:
         """Return the number for the next entry of a reviewer."""
         with self._lock:
             return self._numbers[reviewer] + 1
+
+    def last_time(self, reviewer: str) -> str | None:
+        """Return the latest time of a reviewer's entries, None where none is known."""
+        with self._lock:
+            return self._times.get(reviewer)
 
     def entry(self, reviewer: str, decision_id: str) -> Decision | None:
         """Return a reviewer's entry of this id, None where none is known."""

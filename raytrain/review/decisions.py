@@ -21,10 +21,11 @@ TIME = r"^\d{4}-[01]\d-[0-3]\dT[0-2]\d:[0-5]\d:[0-5]\d\.\d{3}Z$"
 class Decision(Settings):
     """One entry of the log: who decided when what about which tile; nothing of it ever changes.
 
-    `tile_sha256` is the hash of the tile that was looked at, bands and label. `number` counts the entries of a
-    reviewer, from 1: the later one counts. `mask` is a PNG of 8 bits grey, base64: of a `fix` the whole new label
-    `[H, W]` (0 clear, 1 cloud, 255 ignore), of an `ignore` the region (1) to ignore; None for others. An `undo` takes
-    the decision `undoes` back. `time` is UTC, ISO 8601, with milliseconds and a Z. `kind` is the error suspected then.
+    `tile_sha256` is the hash of the tile that was looked at, bands and label. `number` counts the entries of a reviewer
+    in one folder, from 1. The last one counts, by `time`, then `number`. `mask` is a PNG of 8 bits grey, base64: of a
+    `fix` the whole new label `[H, W]` (0 clear, 1 cloud, 255 ignore), of an `ignore` the region (1) to ignore; None for
+    others. An `undo` takes the decision `undoes` back. `time` is UTC, ISO 8601, with milliseconds and a Z. `kind` is
+    the error suspected then.
     """
 
     format_version: Literal[1] = 1

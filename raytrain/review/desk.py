@@ -189,7 +189,8 @@ class Desk:
             raise OtherTile(asked.tile_id, found.sha256)
         asked.check_mask(found.snapshot.shape_of(found.position))
         asked.check_undo(None if asked.undoes is None else self.board.entry(asked.reviewer, asked.undoes))
-        decision = asked.entry(self.board.next_number(asked.reviewer))
+        number, last_time = self.board.next_number(asked.reviewer), self.board.last_time(asked.reviewer)
+        decision = asked.entry(number, last_time)
         try:
             self.board.add(decision)
         except DataError:

@@ -29,9 +29,12 @@ ENTRY_BYTES = 32 * 2**20
 _NAME = re.compile(r"(?P<reviewer>[^/]+)/(?P<decision_id>[0-9a-f]{32})\.json")
 
 
-def order_of(decision: Decision) -> tuple[int, str, str]:
-    """Return what the entries of a reviewer are sorted by: number, time, id. The last one counts."""
-    return decision.number, decision.time, decision.decision_id
+def order_of(decision: Decision) -> tuple[str, int, str]:
+    """Return what the entries of a reviewer are sorted by: time, number, id. The last one counts.
+
+    Time comes first, for each folder counts a reviewer's entries on its own, and `merge` puts them together.
+    """
+    return decision.time, decision.number, decision.decision_id
 
 
 @dataclass
@@ -56,7 +59,7 @@ class DecisionLog:
         self._writing = [threading.Lock() for _ in range(WRITERS)]
 
     def read_all(self) -> list[Decision]:
-        """List and read what is new, and return all entries that can be used, by reviewer, number, time and id.
+        """List and read what is new, and return all entries that can be used, by reviewer, time, number and id.
 
         What is no entry is left out, and named by `problems`.
         """
@@ -64,7 +67,7 @@ class DecisionLog:
         return self.decisions
 
     def refresh(self) -> list[Decision]:
-        """List again, read what was not there before, and return that, by reviewer, number, time and id."""
+        """List again, read what was not there before, and return that, by reviewer, time, number and id."""
         listed = {name: info for name, info in storage.walk(self.uri) if not _is_half_written(name)}
         with self._lock:
             bad = {name: identity for name, (identity, _) in self._known.problems.items()}
@@ -90,7 +93,7 @@ class DecisionLog:
 
     @property
     def decisions(self) -> list[Decision]:
-        """All entries that were read or added so far, by reviewer, number, time and id."""
+        """All entries that were read or added so far, by reviewer, time, number and id."""
         with self._lock:
             return _sorted(self._known.entries.values())
 
@@ -99,12 +102,6 @@ class DecisionLog:
         """What the last listing had that is no entry, each with what is wrong with it, by name."""
         with self._lock:
             return [problem for _, (_, problem) in sorted(self._known.problems.items())]
-
-    def next_number(self, reviewer: str) -> int:
-        """Return the number for the next entry of `reviewer`: one more than the highest that is known of."""
-        with self._lock:
-            numbers = [each.number for each in self._known.entries.values() if each.reviewer == reviewer]
-        return max(numbers, default=0) + 1
 
     def append(self, decision: Decision) -> bool:
         """Add an entry; return whether it is new: the same one again is no second entry, and no error.

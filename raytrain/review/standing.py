@@ -26,7 +26,7 @@ Standing = dict[str, dict[str, Decision]]
 
 
 def merged(*logs: Iterable[Decision]) -> list[Decision]:
-    """Return the entries of several logs, each once, by reviewer, number, time and id.
+    """Return the entries of several logs, each once, by reviewer, time, number and id.
 
     Raises `ConfigError` where an entry has another content in another log: one of them was changed.
     """
@@ -39,11 +39,11 @@ def merged(*logs: Iterable[Decision]) -> list[Decision]:
 
 
 def standing_of(decisions: Iterable[Decision]) -> Standing:
-    """Return what stands: of each reviewer on a tile the last entry, by number, time and id, that is not taken back.
+    """Return what stands: of each reviewer on a tile the last entry, by time, number and id, that is not taken back.
 
-    An undo takes back the entry that it names, of its reviewer on its tile and before it; then an earlier one stands
-    again. An undo that is taken back itself takes nothing back: undo of an undo is redo. One that names anything else
-    is as if it were not there.
+    An undo takes back the entry that it names, of its reviewer on its tile, whatever their times: clocks differ, and
+    who undoes has seen what is undone. Then an earlier one stands again. An undo that is taken back itself takes
+    nothing back: undo of an undo is redo. One that names anything else is as if it were not there.
     """
     entries: dict[tuple[str, str], list[Decision]] = defaultdict(list)
     for decision in merged(decisions):
@@ -58,14 +58,25 @@ def standing_of(decisions: Iterable[Decision]) -> Standing:
 
 def _last(entries: list[Decision]) -> Decision | None:
     """Return the last of one reviewer's entries on a tile that is neither an undo nor taken back."""
+    decisions = [each for each in entries if each.undoes is None]
+    taken = _taken_back(entries)
+    return next((each for each in reversed(decisions) if each.decision_id not in taken), None)
+
+
+def _taken_back(entries: Iterable[Decision]) -> set[str]:
+    """Return the ids of one reviewer's entries on a tile that undos take back which are not taken back themselves."""
+    undos: dict[str, list[Decision]] = defaultdict(list)
+    reached: list[Decision] = []
+    for decision in entries:
+        (reached if decision.undoes is None else undos[decision.undoes]).append(decision)
+    # An undo names one entry only, so that none of a circle of undos leads to a decision: this ends.
+    for decision in reached:
+        reached += undos[decision.decision_id]
     taken: set[str] = set()
-    for decision in reversed(entries):  # what takes an entry back comes after it, so that it is known of by then
-        if decision.decision_id in taken:
-            continue
-        if decision.undoes is None:
-            return decision
-        taken.add(decision.undoes)
-    return None
+    for decision in reversed(reached):  # all that take an entry back stand behind it
+        if decision.undoes is not None and decision.decision_id not in taken:
+            taken.add(decision.undoes)
+    return taken
 
 
 def are_verdicts_contested(decisions: Iterable[Decision]) -> bool:

@@ -14,6 +14,7 @@ import pytest
 from raytrain import cli, storage
 from raytrain.review.log import DecisionLog
 from raytrain.review.regions import decode_png, encode_mask
+from raytrain.review.standing import standing_of
 from tests.deciding import decide, decide_on, make_review
 from tests.making import make_tile, write_tiles
 
@@ -119,6 +120,17 @@ def test_merge_copies_what_is_new_and_overwrites_nothing(
     assert DecisionLog(review).read_all() == [same, clashes, *news]
     again = ran(capsys, "merge", review, other, code=1)
     assert (again["num_new"], again["num_known"]) == (0, 4)
+
+
+def test_later_decision_of_a_reviewer_stands_after_a_merge_whatever_its_number(
+    shards: Path, review: str, other: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each folder numbers the entries of a reviewer on its own."""
+    decide_on(review, shards, "tile0", 7, verdict="drop")
+    late = decide_on(other, shards, "tile0", 1, time="2026-11-28T10:00:00.000Z")
+    for target, source in ((review, other), (other, review)):
+        ran(capsys, "merge", target, source)
+        assert standing_of(DecisionLog(target).read_all())["tile0"]["ann"] == late
 
 
 def test_logs_of_other_shards_are_neither_merged_nor_compared(

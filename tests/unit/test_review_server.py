@@ -24,6 +24,7 @@ from PIL import Image
 from raytrain import storage
 from raytrain.errors import ConfigError, StoreOutOfReach
 from raytrain.evaluation.tone import true_colour
+from raytrain.review import asked
 from raytrain.review.board import Board
 from raytrain.review.catalogue import Catalogue
 from raytrain.review.desk import Desk
@@ -446,6 +447,25 @@ def test_a_decision_lies_in_the_store_before_it_is_acknowledged(own: MadeReview,
     assert answer.json()["standing"]["ann"]["verdict"] == "accept"
     second = page.decide(own, own.tile_ids[1], "drop").json()["decision"]
     assert second["number"] == 2
+
+
+def test_a_reviewer_s_later_decision_has_a_later_time_though_the_clock_was_set_back(
+    own: MadeReview, open_page: OpenPage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page, tile_id = open_page(own), own.tile_ids[0]
+    monkeypatch.setattr(asked, "now", lambda: "2031-01-01T00:00:59.999Z")
+    assert page.decide(own, tile_id, "drop").status_code == 201
+    monkeypatch.setattr(asked, "now", lambda: "2026-11-27T10:00:00.000Z")
+    another = open_page(own)
+    assert another.decide(own, tile_id, reviewer="bea").json()["decision"]["time"] == "2026-11-27T10:00:00.000Z"
+    for server, letter, verdict, time_given in (
+        (page, "a", "unsure", "2031-01-01T00:01:00.000Z"),
+        (another, "b", "accept", "2031-01-01T00:01:00.001Z"),
+    ):
+        answer = server.decide(own, tile_id, verdict, decision_id=letter * 32).json()
+        assert (answer["decision"]["time"], answer["standing"]["ann"]["verdict"]) == (time_given, verdict)
+    last = "9999-12-31T23:59:59.999Z"
+    assert asked.time_after(last) == last
 
 
 def test_the_same_decision_asked_again_is_written_once(own: MadeReview, open_page: OpenPage) -> None:

@@ -60,18 +60,29 @@ def test_the_last_that_is_not_taken_back_stands() -> None:
     assert ids([one, two, undo(3, of=2), decide(4)]) == [4]
 
 
-def test_undo_reaches_only_what_its_reviewer_did_on_its_tile_before() -> None:
+def test_undo_reaches_only_what_its_reviewer_did_on_its_tile() -> None:
     one = decide(1)
     assert ids([one, undo(2, of=1, reviewer="bob")]) == [1]
     assert ids([one, undo(2, of=1, tile_id="tile1")]) == [1]
     assert ids([one, undo(2, of=7)]) == [1]
-    assert ids([decide(3), undo(2, of=3)]) == [3], "what came later"
     assert ids([one, undo(2, of=2)]) == [1], "itself"
+    assert ids([one, undo(2, of=3), undo(3, of=2), undo(4, of=3)]) == [1], "a circle"
 
 
-def test_equal_numbers_of_two_servers_go_by_time_then_id() -> None:
-    early, late = decide(1, time="2026-11-27T10:00:00.000Z"), decide(2, number=1, time="2026-11-27T10:00:00.001Z")
+def test_undo_acts_by_the_id_that_it_names_whatever_the_clocks_say() -> None:
+    early = {"time": "2026-11-27T09:00:00.000Z"}
+    assert ids([decide(3), undo(2, of=3, **early)]) == []
+    assert ids([decide(3), undo(2, of=3, **early), undo(1, of=2, **early)]) == [3]
+    chain = [decide(1), *(undo(i + 1, of=i) for i in range(1, 3000))]
+    assert (ids(chain), ids(chain[:-1])) == ([], [1])
+
+
+def test_later_time_counts_whatever_the_number_then_number_then_id() -> None:
+    """Two folders number the entries of a reviewer on their own; merged, the later decision stands."""
+    early, late = decide(5, time="2026-11-27T10:00:00.000Z"), decide(2, number=1, time="2026-11-27T10:00:00.001Z")
     assert standing_of([late, early])["tile0"]["ann"] == late
+    first, second = decide(9, number=1), decide(2, number=2)
+    assert standing_of([second, first])["tile0"]["ann"] == second
     one, other = decide(1), decide(2, number=1)
     assert standing_of([other, one])["tile0"]["ann"] == other
 
