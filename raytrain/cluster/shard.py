@@ -179,6 +179,11 @@ def _finished(job: ShardJob, source: dict[str, Any]) -> dict[str, Any] | None:
         if storage.exists(storage.join(job.dst, MANIFEST)):
             raise
         return None
+    if "parent" in manifest:  # whose chips and settings are those of the first shards, but not its labels
+        raise ConfigError(
+            f"{job.dst} holds shards that raytrain review apply made of those at {manifest['parent']['uri']}; choose "
+            "another destination"
+        )
     wanted = job.settings.model_dump(mode="json")
     changed = [
         f"{k}: {manifest['settings'].get(k)} -> {v}" for k, v in wanted.items() if manifest["settings"].get(k) != v

@@ -24,6 +24,7 @@ from raytrain.errors import ConfigError, WorkNotFinished
 from raytrain.imagery.synth import write_chips
 from raytrain.tiles.archive import open_archive
 from raytrain.tiles.reader import TileReader
+from tests.deciding import decide_on, make_review
 
 RAYTRAIN = Path(sys.executable).with_name("raytrain")
 SETTINGS = ShardSettings(folds="3", tiles_per_shard=2)
@@ -96,6 +97,20 @@ def test_chips_that_changed_after_the_shards_were_made_are_noticed(own_chips: Pa
     with pytest.raises(ConfigError, match="are not those that the shards were made from"):
         shard(job, Cluster())
     assert bytes_of(tmp_path / "shards") == before
+
+
+def test_shards_that_people_s_decisions_made_are_not_those_of_the_chips(
+    chips: Path, shards: Path, tmp_path: Path, local_ray: None
+) -> None:
+    review, new = make_review(tmp_path / "review", shards), tmp_path / "new"
+    decide_on(review, shards, TileReader(str(shards), ()).tile_id(0), 1, verdict="drop")
+    assert cli.main(["review", "apply", review, str(new)]) == 0
+    before = bytes_of(new)
+    with pytest.raises(
+        ConfigError, match=r"holds shards that raytrain review apply made of those at .*; choose another"
+    ):
+        shard(ShardJob(src=str(chips), dst=str(new), settings=SETTINGS), Cluster())
+    assert bytes_of(new) == before
 
 
 def test_values_that_do_not_look_like_their_baseline_are_warned_of_and_recorded(
