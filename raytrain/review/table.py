@@ -13,6 +13,7 @@ from raytrain import storage
 from raytrain.errors import ConfigError, DataError
 from raytrain.review.decisions import Decision
 from raytrain.review.regions import BadMask, name_of, png_of
+from raytrain.tiles.format import VERSION_KEY
 
 DECISIONS_KEY = b"raytrain.decisions"
 """What the metadata of a table of decisions have, with the version of its columns."""
@@ -89,6 +90,7 @@ def write_export(uri: str, table: pa.Table) -> None:
 def _is_export(uri: str) -> bool:
     try:
         with storage.open_ranged(uri) as file:
-            return DECISIONS_KEY in (storage.open_parquet(file).schema_arrow.metadata or {})
+            metadata = storage.open_parquet(file).schema_arrow.metadata or {}
     except (pa.ArrowException, ValueError, OSError):
         return False
+    return DECISIONS_KEY in metadata and VERSION_KEY.encode() not in metadata  # that is what shards were made by

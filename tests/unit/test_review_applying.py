@@ -17,6 +17,7 @@ from raytrain import storage
 from raytrain.cluster import review_apply, session
 from raytrain.cluster.review_apply import ApplyJob, ApplyReport, apply
 from raytrain.errors import ConfigError
+from raytrain.review.exchange import export
 from raytrain.review.log import DecisionLog
 from raytrain.review.regions import decode_png, encode_mask
 from raytrain.tiles.format import Tile
@@ -160,6 +161,16 @@ def test_manifest_names_parent_and_decisions_which_lie_beside(tmp_path: Path, sh
     assert table["tile_id"].to_pylist() == ["tile0", "tile1", "tile2"]
     assert (decode_png(table["mask"][0].as_py(), SHAPE, (0, 1)) == TWO_ROWS).all()
     assert len(select_tiles(TileReader(str(dst), BANDS), 0, "train")) == 3
+
+
+def test_export_leaves_the_decisions_beside_new_shards_alone(tmp_path: Path, shards: Path, review: str) -> None:
+    decide_on(review, shards, "tile0", 1, verdict="drop")
+    run(review, tmp_path / "new")
+    before = bytes_of(tmp_path / "new")
+    with pytest.raises(ConfigError, match=r"decisions\.parquet holds something that raytrain review export did not"):
+        export(review, str(tmp_path / "new" / "decisions.parquet"))
+    assert bytes_of(tmp_path / "new") == before
+    check_as_written(tmp_path / "new")
 
 
 @pytest.mark.parametrize("encoding", ["raw", "blosc2-bitshuffle-lz4"])
