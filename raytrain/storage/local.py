@@ -10,12 +10,14 @@ import errno
 import os
 import shutil
 import stat
+import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 LOST_AND_FOUND = "lost+found"
+_MAKING = threading.Lock()
 
 
 def read_range(path: str, start: int, end: int) -> bytes:
@@ -29,13 +31,25 @@ def read_range(path: str, start: int, end: int) -> bytes:
 
 def write_bytes(path: Path, data: bytes, *, durably: bool) -> None:
     """Write the whole file, and wait until it lies on its disk if it shall last."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent, durably=durably)
     with _renamed_into_place(path) as partial:
         partial.write_bytes(data)
         if durably:
             _to_disk(partial)
     if durably:
         _to_disk(path.parent)
+
+
+def _make_folder(folder: Path, *, durably: bool) -> None:
+    """Make a folder and those above it that are missing; if it shall last, wait until their names lie on the disk."""
+    if not durably:
+        folder.mkdir(parents=True, exist_ok=True)
+        return
+    with _MAKING:  # a thread that finds the folder there may rely on it
+        missing = [each for each in (folder, *folder.parents) if not each.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        for each in reversed(missing):
+            _to_disk(each.parent)
 
 
 def move_in(path: Path, target: Path) -> None:

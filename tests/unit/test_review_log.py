@@ -65,6 +65,27 @@ def test_entry_is_read_as_it_was_added_and_the_same_again_is_no_second(tmp_path:
     assert log.decisions == DecisionLog(str(tmp_path)).read_all() == [one, two, three]
 
 
+def test_entry_and_the_folders_that_were_made_for_it_lie_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    true_sync = os.fsync
+
+    def sync(descriptor: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+        true_sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    log = DecisionLog(str(tmp_path))
+    log.append(decide(1))
+    own = tmp_path / "decisions" / "ann"
+    assert [path for path in synced if path.is_dir()] == [tmp_path, own.parent, own]
+    assert any(path.name.endswith(".partial") for path in synced)
+    synced.clear()
+    log.append(decide(2))
+    assert [path for path in synced if path.is_dir()] == [own]
+
+
 @pytest.mark.parametrize("knows", [True, False])
 def test_other_entry_of_the_same_id_is_refused_and_the_first_one_stays(tmp_path: Path, knows: bool) -> None:
     log = DecisionLog(str(tmp_path))
