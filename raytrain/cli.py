@@ -448,13 +448,13 @@ def _parsed(arguments: list[str]) -> Command:
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise ConfigError(_in_one_line(message.getvalue())) from stop
+        raise ConfigError(_in_one_line(message.getvalue(), program)) from stop
     assert isinstance(command, Command)
     return command
 
 
-def _in_one_line(box: str) -> str:
-    """Return the text of tyro's box of errors as one line, without its frame and its closing hint."""
+def _in_one_line(box: str, program: str) -> str:
+    """Return the text of tyro's box of errors as one line, without its frame, and with the hint to `program`."""
     # Behind the title; the frame is of lines, or of blanks where the output is not a terminal's.
     lines = [line.strip(" │╰╯\n") for line in box.splitlines()[1:]]
     groups = " ".join(line if line.strip("─-") else "\n" for line in lines).split("\n")
@@ -462,7 +462,7 @@ def _in_one_line(box: str) -> str:
     text = re.sub(r"^Error parsing \w+: \d+ validation errors? for \w+ ", "", text)
     text = re.sub(r" \[type=\w+, input_value=(.*?), input_type=\w+\]", r" (found \1)", text)
     text = re.sub(r" For further information visit \S+", "", text)
-    return f"{text}; see raytrain --help"
+    return f"{text}; see {program} --help"
 
 
 def leave(code: int) -> NoReturn:

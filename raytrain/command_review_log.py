@@ -134,7 +134,7 @@ def _as_json(found: Compared) -> dict[str, Any]:
             for who, each in found.differences
         ],
         "entries": dict(zip(names, found.num_entries, strict=True)),
-        "tiles_of_one": dict(zip(names, found.num_alone, strict=False)),
+        "tiles_of_one": None if found.num_alone is None else dict(zip(names, found.num_alone, strict=False)),
         "agreement": None if found.agreement is None else vars(found.agreement),
         "problems": listed(found.problems),
     }
@@ -158,7 +158,7 @@ def _print_differences(found: Compared) -> None:
     only_first, only_second, both = found.num_entries
     note = f"entries of the log: {both} in both, {only_first} in the first only, {only_second} in the second only"
     agreement = found.agreement
-    if agreement is not None:
+    if agreement is not None and found.num_alone is not None:
         note = (
             f"{agreement.first} and {agreement.second} decided {agreement.num_tiles} tiles both, the same for "
             f"{or_dash(agreement.same_fraction, '.0%')} of them (Cohen's kappa {or_dash(agreement.kappa, '.2f')}); "

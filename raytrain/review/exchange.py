@@ -83,12 +83,12 @@ class Compared:
     """What differs: tiles by reviewer of two logs (`agreement` is None), or between two reviewers.
 
     `num_entries` are how many entries only the first log has, only the second, and both. Of two reviewers only tiles
-    that both decided differ; `num_alone` are how many only the first, and only the second, decided.
+    that both decided differ; `num_alone` are how many only the first, and only the second, decided (None of two logs).
     """
 
     differences: list[tuple[str, Difference]]
     num_entries: tuple[int, int, int]
-    num_alone: tuple[int, int]
+    num_alone: tuple[int, int] | None
     agreement: Agreement | None
     problems: list[DataError] = field(default_factory=list)
 
@@ -120,7 +120,7 @@ def _between_logs(review: Review, entries: Sequence[Sequence[Decision]]) -> Comp
         some, wrong = differences(of_reviewer(ours, reviewer), of_reviewer(theirs, reviewer), pixels)
         found += [(reviewer, each) for each in some]
         problems += wrong
-    return Compared(found, (0, 0, 0), (0, 0), None, problems)
+    return Compared(found, (0, 0, 0), None, None, problems)
 
 
 def _between_reviewers(review: Review, entries: Sequence[Sequence[Decision]], pair: tuple[str, str]) -> Compared:

@@ -166,6 +166,7 @@ def test_diff_of_two_logs_names_what_stands_differently(
     assert found["differences"][1]["first"] is None
     assert found["differences"][1]["second"]["verdict"] == "accept"
     assert found["entries"] == {"only_first": 2, "only_second": 3, "both": 1}
+    assert found["tiles_of_one"] is None
     assert ran(capsys, "diff", review, review)["differences"] == []
     assert cli.main(["review", "diff", review, other]) == 0
     printed = capsys.readouterr().out
@@ -196,6 +197,7 @@ def test_diff_says_what_it_needs(review: str, shards: Path, other: str, capsys: 
     decide_on(review, shards, "tile0", 1)
     assert "go together" in failed(capsys, "diff", review, other, "--reviewer", "ann")
     assert "name OTHER" in failed(capsys, "diff", review)
+    assert failed(capsys, "diff", "--bogus").rstrip().endswith("see raytrain review --help")
     assert "unknown reviewer 'bob'" in failed(capsys, "diff", review, other, "--reviewer", "ann", "--against", "bob")
 
 
