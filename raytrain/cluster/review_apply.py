@@ -21,7 +21,7 @@ from raytrain.config import PlainName, Settings, choose
 from raytrain.errors import ConfigError, DataError
 from raytrain.review.applying import ReviewedShard, apply_to_shard, digest_of
 from raytrain.review.decisions import Conflicts, Decision
-from raytrain.review.folder import Review, check_apart, read_review
+from raytrain.review.folder import Review, check_apart, check_shards, read_review
 from raytrain.review.log import DecisionLog
 from raytrain.review.regions import name_of
 from raytrain.review.standing import Standing, standing_of
@@ -29,7 +29,7 @@ from raytrain.review.table import Key, decision_table, key_of, parquet_of, stand
 from raytrain.tiles import parts
 from raytrain.tiles.format import FORMAT_VERSION, VERSION_KEY, band_order
 from raytrain.tiles.parts import DECISIONS_TABLE, ShardPart
-from raytrain.tiles.reader import MANIFEST, read_index, read_manifest, shards_digest
+from raytrain.tiles.reader import MANIFEST, read_hashed_manifest, read_index, read_manifest, shards_digest
 
 OnProgress = Callable[[int, int], None]
 
@@ -91,8 +91,9 @@ class _Plan:
 def apply(job: ApplyJob, cluster: session.Cluster, on_progress: OnProgress | None = None) -> ApplyReport:
     """Write the shards of a review as its decisions make them; where they stand already, do nothing.
 
-    Work that was cut off goes on. Raises `ConfigError` where the shards are no more those that were ranked, where the
-    destination holds others, lies in what is read, or would be empty, and where no decision stands.
+    Work that was cut off goes on. Raises `ConfigError` where the shards are no more those that were ranked, or their
+    index is not the one that their manifest names, where the destination holds others, lies in what is read, or would
+    be empty, and where no decision stands.
     """
     review = read_review(job.review)
     check_apart(job.dst, {"shards": review.shards, "review": job.review, "predictions": review.predictions})
@@ -102,24 +103,21 @@ def apply(job: ApplyJob, cluster: session.Cluster, on_progress: OnProgress | Non
     if done is not None:
         parts.remove_parts(job.dst)  # where a run was killed between its last two steps
         return ApplyReport(done, [*log.problems, *_problems_of(done)], was_done=True)
+    index = read_index(plan.shards, record=plan.manifest["index"])
     with session.joined(cluster, [plan.shards, job.dst]):
-        manifest = _write(plan, on_progress)
+        manifest = _write(plan, index, on_progress)
     return ApplyReport(manifest, [*log.problems, *_problems_of(manifest)], was_done=False)
 
 
 def _planned(job: ApplyJob, review: Review, decisions: Sequence[Decision]) -> _Plan:
     """Return what is to be done; raise `ConfigError` for other shards than were ranked, or nothing to do."""
-    manifest = read_manifest(review.shards)
-    if shards_digest(manifest) != review.shards_digest:
-        raise ConfigError(
-            f"{review.shards}: the shards are not those that were ranked for {job.review}; rank them, and look again"
-        )
+    manifest, sha256 = read_hashed_manifest(review.shards)
+    check_shards(job.review, review, manifest)
     choose("reviewer", job.reviewers, {each.reviewer for each in decisions})
     chosen = [each for each in decisions if not job.reviewers or each.reviewer in job.reviewers]
     standing = standing_of(chosen)
     if not standing:
         raise ConfigError(f"{job.review}: no decision stands; decide with raytrain review serve")
-    sha256 = storage.sha256_of(storage.read_bytes(storage.join(review.shards, MANIFEST)))
     return _Plan(job, review.shards, manifest, sha256, standing)
 
 
@@ -146,11 +144,10 @@ def _problems_of(manifest: dict[str, Any]) -> list[DataError]:
     return [DataError(each["subject"], each["found"]) for each in manifest["review"]["problems"]]
 
 
-def _write(plan: _Plan, on_progress: OnProgress | None) -> dict[str, Any]:
+def _write(plan: _Plan, index: pa.Table, on_progress: OnProgress | None) -> dict[str, Any]:
     """Write all shards, then the index, the decisions and the manifest."""
     dst = plan.job.dst
     standing = parts.standing_at(dst)
-    index = read_index(plan.shards)
     known = set(index["tile_id"].to_pylist())
     strangers = [
         DataError(name_of(each), f"{plan.shards} has no such tile")

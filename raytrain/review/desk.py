@@ -18,7 +18,7 @@ from raytrain.review.asked import AskedDecision, OtherTile
 from raytrain.review.board import FINAL_VERDICTS, REFRESH_S, Board
 from raytrain.review.catalogue import Catalogue, plain
 from raytrain.review.decisions import Decision
-from raytrain.review.folder import Review, read_review
+from raytrain.review.folder import Review, check_shards, read_review
 from raytrain.review.images import (
     PICTURE_BANDS,
     Images,
@@ -35,7 +35,7 @@ from raytrain.review.predicted import Predictions, open_predictions
 from raytrain.review.ranking import read_ranking, read_unlabelled
 from raytrain.review.regions import label_after
 from raytrain.review.shards_now import ShardsNow, Snapshot
-from raytrain.tiles.reader import read_manifest, shards_digest
+from raytrain.tiles.reader import read_manifest
 
 GLANCE_S = 2.0
 """How old the look at the shards may be that pictures are made by; decisions look anew."""
@@ -68,7 +68,7 @@ class Desk:
     def __init__(self, uri: str, loader: LoaderSettings | None = None, refresh_s: float = REFRESH_S) -> None:
         self.uri = uri
         self.review = read_review(uri)
-        _check_shards(uri, self.review)
+        check_shards(uri, self.review, read_manifest(self.review.shards))
         self.catalogue = Catalogue(read_ranking(uri))
         self.unlabelled = read_unlabelled(uri)
         self._shards = ShardsNow(self.review.shards, _bands_of_pictures(self.review), loader)
@@ -229,16 +229,6 @@ def shown(decision: Decision) -> dict[str, Any]:
         **decision.model_dump(mode="json", exclude={"mask", "format_version"}),
         "has_mask": decision.mask is not None,
     }
-
-
-def _check_shards(uri: str, review: Review) -> None:
-    """Raise `ConfigError` where the shards are others than those that were ranked."""
-    found = shards_digest(read_manifest(review.shards))
-    if found != review.shards_digest:
-        raise ConfigError(
-            f"{review.shards}: other shards than those that {uri} is a ranking of (found {found[:12]}, ranked "
-            f"{review.shards_digest[:12]}); rank again into a new folder"
-        )
 
 
 def _predictions(uri: str, review: Review) -> Predictions:

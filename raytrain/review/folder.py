@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import Any
 
 from raytrain import __version__, storage
 from raytrain.config import Settings, parse
 from raytrain.errors import ConfigError
+from raytrain.tiles.reader import shards_digest
 
 REVIEW_FILE = "review.json"
 RANKING = "ranking.parquet"
@@ -62,6 +64,17 @@ def is_ranked(uri: str) -> bool:
 def withdraw(uri: str) -> None:
     """Remove `review.json`, before what it speaks of changes: the ranking is unfinished then."""
     storage.remove(storage.join(uri, REVIEW_FILE))
+
+
+def check_shards(uri: str, review: Review, manifest: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` where the shards, by their `manifest`, are others than those that were ranked in `uri`."""
+    found = shards_digest(manifest)
+    if found != review.shards_digest:
+        raise ConfigError(
+            f"{review.shards}: other shards than those that {uri} is a ranking of (found {found[:12]}, ranked "
+            f"{review.shards_digest[:12]}); rank again into a new folder NEW, and take the decisions along whose tiles "
+            f"are the same: raytrain review merge NEW {uri}"
+        )
 
 
 def write_review(uri: str, review: Review) -> None:

@@ -156,15 +156,21 @@ def read_text(uri: str, what: str, limit_bytes: int = TEXT_BYTES) -> str:
 
 def read_json(uri: str, limit_bytes: int = JSON_BYTES) -> dict[str, Any]:
     """Return the JSON object that stands at `uri`; raise `FileNotFoundError`, or `ConfigError` for anything else."""
+    return read_hashed_json(uri, limit_bytes)[0]
+
+
+def read_hashed_json(uri: str, limit_bytes: int = JSON_BYTES) -> tuple[dict[str, Any], str]:
+    """Return what `read_json` does, and the sha256 of the very bytes that it was read from."""
     try:
-        values = json.loads(read_bytes(uri, limit_bytes))
+        data = read_bytes(uri, limit_bytes)
+        values = json.loads(data)
     except TooLarge as error:
         raise ConfigError(str(error)) from error
     except (ValueError, RecursionError) as error:  # the latter for lists in lists without end
         raise ConfigError(f"{shown(uri)}: damaged, not a JSON file: {first_line(error)}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{shown(uri)}: damaged, expected a JSON object")
-    return values
+    return values, sha256_of(data)
 
 
 def read_range(uri: str, start: int, end: int) -> bytes:

@@ -42,8 +42,13 @@ def read_manifest(uri: str) -> dict[str, Any]:
 
     `beside` are the files that lie beside the index, none where it has no word of them.
     """
+    return read_hashed_manifest(uri)[0]
+
+
+def read_hashed_manifest(uri: str) -> tuple[dict[str, Any], str]:
+    """Return what `read_manifest` does, and the sha256 of the very bytes that it was read from."""
     try:
-        manifest = storage.read_json(storage.join(uri, MANIFEST))
+        manifest, sha256 = storage.read_hashed_json(storage.join(uri, MANIFEST))
     except FileNotFoundError as error:
         raise ConfigError(f"{uri}: no {MANIFEST}, so no finished shards; make them with raytrain shard") from error
     if manifest.get("format_version") != shards.FORMAT_VERSION:
@@ -60,7 +65,7 @@ def read_manifest(uri: str) -> dict[str, Any]:
     except (TypeError, LookupError) as error:
         raise ConfigError(f"{uri}: {MANIFEST} is damaged: its shards have no names") from error
     _check_names(storage.join(uri, MANIFEST), names)
-    return manifest
+    return manifest, sha256
 
 
 def shards_digest(manifest: Mapping[str, Any]) -> str:
@@ -74,12 +79,13 @@ def manifest_digest(manifest: Mapping[str, Any]) -> str:
     return storage.sha256_of(json.dumps(manifest, sort_keys=True).encode())
 
 
-def read_index(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
+def read_index(uri: str, columns: Sequence[str] | None = None, record: Mapping[str, Any] | None = None) -> pa.Table:
     """Return the index of the shards at `uri`, or `columns` of it; raise `ConfigError` where it can't be read.
 
-    Locations and the names of shards, which repeat, are dictionaries.
+    With `record`, what the manifest says of the index, also where it is another. Locations and the names of shards,
+    which repeat, are dictionaries.
     """
-    with _open_index(uri) as index:
+    with _open_index(uri, record) as index:
         return pa.Table.from_batches(list(index.batches(columns)))
 
 
@@ -111,19 +117,31 @@ class _OpenIndex:
 
 
 @contextlib.contextmanager
-def _open_index(uri: str) -> Iterator[_OpenIndex]:
+def _open_index(uri: str, record: Mapping[str, Any] | None = None) -> Iterator[_OpenIndex]:
     """Give the index of the shards at `uri`; what is wrong with it, as the body finds, is a `ConfigError`."""
     path = storage.join(uri, INDEX)
     try:
-        # Of a local file no more is read than the columns.
-        is_local = storage.is_local(path)
-        yield _OpenIndex(
-            path, storage.path_of(path) if is_local else pa.BufferReader(storage.read_bytes(path, INDEX_BYTES))
-        )
+        if record is None and storage.is_local(path):  # of which no more is read than the columns
+            yield _OpenIndex(path, storage.path_of(path))
+            return
+        data = storage.read_bytes(path, INDEX_BYTES)
+        if record is not None:
+            _check_index(path, data, record)
+        yield _OpenIndex(path, pa.BufferReader(data))
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file, but {MANIFEST} stands beside it") from error
     except (pa.ArrowException, ValueError, storage.TooLarge) as error:
         raise ConfigError(f"{path}: damaged: {first_line(error)}") from error
+
+
+def _check_index(path: str, data: bytes, record: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` where an index is not the one that `record` of the manifest names."""
+    found, wanted = (len(data), storage.sha256_of(data)), (record["bytes"], record["sha256"])
+    if found != wanted:
+        raise ConfigError(
+            f"{path}: {found[0]} bytes with the sha256 {found[1]}, where the manifest says {wanted[0]} with "
+            f"{wanted[1]}; raytrain verify tells what else is damaged"
+        )
 
 
 def _check_names(path: str, names: Sequence[str]) -> None:

@@ -254,6 +254,9 @@ def test_decision_that_came_after_a_cut_counts(
 def test_index_in_any_order_serves(tmp_path: Path, shards: Path, review: str) -> None:
     table = pq.read_table(shards / "index.parquet")
     pq.write_table(table.take([6, 3, 0, 5, 2, 1, 4]), shards / "index.parquet")
+    manifest, data = json.loads((shards / "manifest.json").read_text()), (shards / "index.parquet").read_bytes()
+    manifest["index"] = {"bytes": len(data), "sha256": storage.sha256_of(data)}
+    (shards / "manifest.json").write_text(json.dumps(manifest))
     decide_on(review, shards, "tile1", 1, verdict="fix", mask=encode_mask(TWO_ROWS))
     decide_on(review, shards, "tile4", 2, verdict="drop")
     run(review, tmp_path / "new")
@@ -306,7 +309,7 @@ def test_nothing_is_written_over_or_into_what_is_read(tmp_path: Path, shards: Pa
 def test_shards_that_are_not_those_of_the_review_are_refused(tmp_path: Path, shards: Path, review: str) -> None:
     decide_on(review, shards, "tile0", 1, verdict="drop")
     write_tiles(shards, tiles()[::-1], "raw")
-    with pytest.raises(ConfigError, match="not those that were ranked"):
+    with pytest.raises(ConfigError, match=f"other shards than .* rank again .* raytrain review merge NEW {review}$"):
         run(review, tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
@@ -331,6 +334,18 @@ def test_damaged_parent_is_named_and_nothing_made_of_it(tmp_path: Path, shards: 
     with pytest.raises(ConfigError, match=r"shard-00001\.parquet: no such file"):
         run(review, tmp_path / "new")
     assert not (tmp_path / "new" / "manifest.json").exists()
+
+
+def test_index_that_is_not_the_one_of_the_manifest_is_named_and_nothing_made_of_it(
+    tmp_path: Path, shards: Path, review: str
+) -> None:
+    decide_on(review, shards, "tile0", 1, verdict="drop")
+    table = pq.read_table(shards / "index.parquet")
+    moved = table.set_column(table.schema.get_field_index("location"), "location", table["location"].take([6] * 7))
+    pq.write_table(moved, shards / "index.parquet")
+    with pytest.raises(ConfigError, match=r"index\.parquet: .* where the manifest says .* raytrain verify"):
+        run(review, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_decisions_that_can_not_be_applied_are_named_and_their_tiles_stay(
