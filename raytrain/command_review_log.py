@@ -55,7 +55,7 @@ class Export(Command):
 
 
 class Merge(Command):
-    """Copy the decisions of another folder, a review of the same shards, into this one; nothing is overwritten."""
+    """Copy the decisions of another folder into this one; of a review of other shards, those about the same tiles."""
 
     review: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="REVIEW")]
     """The folder of the review to add to."""
@@ -84,7 +84,7 @@ class Merge(Command):
 
 
 class Diff(Command):
-    """Tell what two reviews of the same shards decide differently, reviewer by reviewer, or two reviewers."""
+    """Tell what two reviews decide differently about the same tiles, reviewer by reviewer, or two reviewers."""
 
     review: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="REVIEW")]
     """The folder of a review."""

@@ -30,23 +30,27 @@ class Difference:
 
 
 def differences(
-    first: Mapping[str, Decision], second: Mapping[str, Decision], pixels_of: Callable[[str], Pixels]
+    first: Mapping[str, Decision], second: Mapping[str, Decision], pixels_of: Callable[[str, str], Pixels]
 ) -> tuple[list[Difference], list[DataError]]:
     """Return the tiles about which decisions, by tile, differ, by name; and what can't be compared, which differs, too.
 
-    Two differ by verdict, or by what they draw; reasons, times and ids may differ. `pixels_of` is asked for tiles whose
-    masks differ, and raises `DataError` for one that it has not.
+    Two differ by verdict, or by what they draw; reasons, times and ids may differ. Decisions about tiles of
+    one name that were not the same can't be compared. `pixels_of` is asked, by id and sha256, for tiles whose masks
+    differ, and raises `DataError` for one that it has not.
     """
     found: list[Difference] = []
     problems: list[DataError] = []
     for tile_id in sorted({*first, *second}):
         one, other = first.get(tile_id), second.get(tile_id)
         iou = None
-        if one is not None and other is not None and one.verdict == other.verdict:
+        if one is not None and other is not None and one.tile_sha256 != other.tile_sha256:
+            seen = f"the first looked at a tile with the sha256 {one.tile_sha256}, the second at {other.tile_sha256}"
+            problems.append(DataError(f"tile {tile_id}", f"{seen}; what they decided can't be compared"))
+        elif one is not None and other is not None and one.verdict == other.verdict:
             if one.mask == other.mask:
                 continue
             try:
-                label_HW, valid_HW = pixels_of(tile_id)
+                label_HW, valid_HW = pixels_of(tile_id, one.tile_sha256)
                 iou = iou_of_changes(one, other, label_HW, valid_HW)
             except DataError as error:
                 problems.append(error)

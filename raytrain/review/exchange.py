@@ -5,19 +5,23 @@ Must not know the command line.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from raytrain.config import choose
 from raytrain.errors import ConfigError, DataError
+from raytrain.review.carrying import carried
 from raytrain.review.comparing import Difference, Pixels, differences, of_reviewer
 from raytrain.review.decisions import Decision
-from raytrain.review.folder import Review, read_review
+from raytrain.review.folder import Review, check_shards, read_review
 from raytrain.review.log import READERS, DecisionLog
 from raytrain.review.standing import Agreement, Progress, agreement_of, progress_of, standing_of
 from raytrain.review.table import decision_table, key_of, standing_keys, write_export
-from raytrain.tiles.reader import TileReader, read_manifest
+from raytrain.tiles.reader import TileReader, read_index, read_manifest
+
+Tile = tuple[str, str]
+"""Id and sha256 of a tile."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +64,15 @@ class Merged:
 def merge(review_uri: str, other_uri: str) -> Merged:
     """Copy the entries of another log into this one, which it may be gone on with; nothing is overwritten.
 
-    Raises `ConfigError` for a review of other shards. An entry whose id another one has here is a problem.
+    Of a review of other shards those about tiles that are the same here; each of the rest is a problem, as is an entry
+    whose id another one has here. Raises `ConfigError` where this review's shards are no more those that were ranked.
     """
-    _check_same_shards(review_uri, other_uri)
+    review, of_other = read_review(review_uri), read_review(other_uri)
     log, other = DecisionLog(review_uri), DecisionLog(other_uri)
-    log.read_all()
+    own, entries = log.read_all(), other.read_all()
+    left: list[DataError] = []
+    if review.shards_digest != of_other.shards_digest:
+        entries, left = carried(entries, own, _hashes(review_uri, review), review.shards)
 
     def add(decision: Decision) -> bool | DataError:
         try:
@@ -73,9 +81,17 @@ def merge(review_uri: str, other_uri: str) -> Merged:
             return error
 
     with ThreadPoolExecutor(READERS) as pool:
-        found = list(pool.map(add, other.read_all()))
+        found = list(pool.map(add, entries))
     refused = [each for each in found if isinstance(each, DataError)]
-    return Merged(found.count(True), found.count(False), [*other.problems, *refused])
+    return Merged(found.count(True), found.count(False), [*other.problems, *left, *refused])
+
+
+def _hashes(uri: str, review: Review) -> dict[str, str]:
+    """Return the hash of each tile of the shards of a review, by its id."""
+    manifest = read_manifest(review.shards)
+    check_shards(uri, review, manifest)
+    index = read_index(review.shards, ["tile_id", "sha256"], manifest["index"])
+    return dict(zip(index["tile_id"].to_pylist(), index["sha256"].to_pylist(), strict=True))
 
 
 @dataclass(frozen=True)
@@ -96,23 +112,23 @@ class Compared:
 def compare(review_uri: str, other_uri: str, pair: tuple[str, str] | None = None) -> Compared:
     """Hold two logs against each other, reviewer by reviewer; or of a `pair` the first's against the second's.
 
-    With a pair the first one's decisions are those of the first log, the second one's those of the second. Raises
-    `ConfigError` for reviews of different shards, and for reviewers that have no entry.
+    With a pair the first one's decisions are those of the first log, the second one's those of the second. The reviews
+    may be of other shards: two decisions are compared if they are about the same tile, and a problem if it changed in
+    between. Raises `ConfigError` for reviewers that have no entry.
     """
-    review = _check_same_shards(review_uri, other_uri)
+    pixels = _TilePixels(read_review(uri).shards for uri in (review_uri, other_uri))
     logs = DecisionLog(review_uri), DecisionLog(other_uri)
     entries = [log.read_all() for log in logs]
     ours, theirs = ({key_of(each): each for each in found} for found in entries)
     same = sum(theirs.get(key) == each for key, each in ours.items())
     counts = len(ours) - same, len(theirs) - same, same
     problems = {str(each): each for log in logs for each in log.problems}
-    found = _between_logs(review, entries) if pair is None else _between_reviewers(review, entries, pair)
+    found = _between_logs(pixels, entries) if pair is None else _between_reviewers(pixels, entries, pair)
     more = {str(each): each for each in found.problems}
     return Compared(found.differences, counts, found.num_alone, found.agreement, list((problems | more).values()))
 
 
-def _between_logs(review: Review, entries: Sequence[Sequence[Decision]]) -> Compared:
-    pixels = _TilePixels(review)
+def _between_logs(pixels: _TilePixels, entries: Sequence[Sequence[Decision]]) -> Compared:
     ours, theirs = (standing_of(each) for each in entries)
     found: list[tuple[str, Difference]] = []
     problems: list[DataError] = []
@@ -123,7 +139,7 @@ def _between_logs(review: Review, entries: Sequence[Sequence[Decision]]) -> Comp
     return Compared(found, (0, 0, 0), None, None, problems)
 
 
-def _between_reviewers(review: Review, entries: Sequence[Sequence[Decision]], pair: tuple[str, str]) -> Compared:
+def _between_reviewers(pixels: _TilePixels, entries: Sequence[Sequence[Decision]], pair: tuple[str, str]) -> Compared:
     for name, of_log in zip(pair, entries, strict=True):
         choose("reviewer", [name], {each.reviewer for each in of_log})
     ours, theirs = (of_reviewer(standing_of(each), name) for name, each in zip(pair, entries, strict=True))
@@ -131,38 +147,35 @@ def _between_reviewers(review: Review, entries: Sequence[Sequence[Decision]], pa
     found, problems = differences(
         {tile_id: ours[tile_id] for tile_id in both},
         {tile_id: theirs[tile_id] for tile_id in both},
-        _TilePixels(review),
+        pixels,
     )
-    agreement = agreement_of(*pair, [(ours[tile_id].verdict, theirs[tile_id].verdict) for tile_id in sorted(both)])
-    alone = len(ours) - len(both), len(theirs) - len(both)
+    same = {tile_id for tile_id in both if ours[tile_id].tile_sha256 == theirs[tile_id].tile_sha256}
+    agreement = agreement_of(*pair, [(ours[tile_id].verdict, theirs[tile_id].verdict) for tile_id in sorted(same)])
+    alone = len(ours) - len(same), len(theirs) - len(same)
     return Compared([(" / ".join(pair), each) for each in found], (0, 0, 0), alone, agreement, problems)
 
 
-def _check_same_shards(review_uri: str, other_uri: str) -> Review:
-    """Return the first review; raise `ConfigError` if the second is one of other shards."""
-    review, other = read_review(review_uri), read_review(other_uri)
-    if review.shards_digest != other.shards_digest:
-        raise ConfigError(
-            f"{other_uri} is a review of other shards ({other.shards}) than {review_uri} ({review.shards}); decisions "
-            "are about the tiles that were looked at"
-        )
-    return review
-
-
 class _TilePixels:
-    """Labels and valid pixels of the tiles of a review's shards, which are opened when the first is asked for."""
+    """Labels and valid pixels of the tiles of shards, each of which are opened when a tile is looked for there."""
 
-    def __init__(self, review: Review) -> None:
-        self._uri = review.shards
-        self._opened: tuple[TileReader, dict[str, int]] | None = None
+    def __init__(self, shards: Iterable[str]) -> None:
+        self._uris = list(dict.fromkeys(shards))
+        self._opened: dict[str, tuple[TileReader, dict[Tile, int]]] = {}
 
-    def __call__(self, tile_id: str) -> Pixels:
+    def __call__(self, tile_id: str, sha256: str) -> Pixels:
         """Return the label of a tile and which of its pixels have data; raise `DataError` where there is no such."""
-        if self._opened is None:
-            reader = TileReader(self._uri, read_manifest(self._uri)["bands"])
-            self._opened = reader, {name: i for i, name in enumerate(reader.tile_ids)}
-        reader, positions = self._opened
-        if tile_id not in positions:
-            raise DataError(f"tile {tile_id}", f"{self._uri} has no such tile")
-        pixels_CHW, label_HW = reader.read(positions[tile_id])
-        return label_HW, (pixels_CHW != 0).any(0)
+        for uri in self._uris:
+            reader, positions = self._open(uri)
+            if (tile_id, sha256) in positions:
+                pixels_CHW, label_HW = reader.read(positions[tile_id, sha256])
+                return label_HW, (pixels_CHW != 0).any(0)
+        raise DataError(f"tile {tile_id}", f"{' and '.join(self._uris)}: no such tile, or not with the sha256 {sha256}")
+
+    def _open(self, uri: str) -> tuple[TileReader, dict[Tile, int]]:
+        if uri not in self._opened:
+            manifest = read_manifest(uri)
+            reader = TileReader(uri, manifest["bands"])
+            index = read_index(uri, ["tile_id", "sha256"], manifest["index"])
+            tiles = zip(index["tile_id"].to_pylist(), index["sha256"].to_pylist(), strict=True)
+            self._opened[uri] = reader, {tile: i for i, tile in enumerate(tiles)}
+        return self._opened[uri]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -133,15 +134,81 @@ def test_later_decision_of_a_reviewer_stands_after_a_merge_whatever_its_number(
         assert standing_of(DecisionLog(target).read_all())["tile0"]["ann"] == late
 
 
-def test_logs_of_other_shards_are_neither_merged_nor_compared(
-    tmp_path: Path, review: str, capsys: pytest.CaptureFixture[str]
+@pytest.fixture
+def changed(tmp_path: Path) -> Path:
+    """The shards with another label of tile1, without tile2."""
+    tiles = [make_tile(i, SHAPE) for i in range(4)]
+    tiles[1] = replace(tiles[1], label=TWO_ROWS)
+    write_tiles(tmp_path / "changed", [*tiles[:2], tiles[3]], "raw")
+    return tmp_path / "changed"
+
+
+def test_decisions_about_tiles_that_are_the_same_go_into_a_review_of_other_shards(
+    tmp_path: Path, shards: Path, review: str, changed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_tiles(tmp_path / "more", [make_tile(9, SHAPE)], "raw")
-    strange = make_review(tmp_path / "strange", tmp_path / "more")
-    decide_on(strange, tmp_path / "more", "tile9", 1)
-    for command in ("merge", "diff"):
-        assert "is a review of other shards" in failed(capsys, command, review, strange)
-    assert DecisionLog(review).read_all() == []
+    new = make_review(tmp_path / "new-review", changed)
+    held = [
+        decide_on(review, shards, "tile0", 1, verdict="fix", mask=encode_mask(TWO_ROWS)),
+        decide_on(review, shards, "tile3", 4, verdict="drop"),
+        decide_on(review, shards, "tile3", 5, verdict="undo", undoes=f"{4:032x}", tile_sha256="1" * 64),
+        decide_on(review, shards, "tile3", 6, verdict="undo", undoes=f"{5:032x}"),
+    ]
+    decide_on(review, shards, "tile1", 2, verdict="drop")
+    decide_on(review, shards, "tile2", 3, verdict="drop")
+    decide_on(review, changed, "tile1", 7, verdict="undo", undoes=f"{2:032x}")
+    found = ran(capsys, "merge", new, review, code=1)
+    assert (found["num_new"], found["num_known"]) == (4, 0)
+    assert DecisionLog(new).read_all() == held
+    told = {each["subject"].partition(" by")[0]: each["found"] for each in found["problems"]}
+    assert list(told) == ["drop of tile tile1", "drop of tile tile2", "undo of tile tile1"]
+    assert told["drop of tile tile1"].endswith("look again")
+    assert told["drop of tile tile2"].endswith("has no such tile")
+    assert told["undo of tile tile1"].startswith("it goes with what it takes back: ")
+    late = decide_on(review, shards, "tile3", 8, verdict="undo", undoes=f"{4:032x}", tile_sha256="2" * 64)
+    assert ran(capsys, "merge", new, review, code=1)["num_new"] == 1
+    assert DecisionLog(new).read_all() == [*held, late]
+    write_tiles(changed, [make_tile(9, SHAPE)], "raw")
+    assert "rank again into a new folder" in failed(capsys, "merge", new, review)
+
+
+def test_shards_of_which_a_tile_changes_do_not_strand_the_decisions_about_the_others(
+    tmp_path: Path, shards: Path, review: str, local_ray: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    decide_on(review, shards, "tile0", 1, verdict="drop")
+    decide_on(review, shards, "tile1", 2, verdict="drop")
+    tiles = [make_tile(i, SHAPE) for i in range(4)]
+    write_tiles(shards, [tiles[0], replace(tiles[1], label=TWO_ROWS), *tiles[2:]], "raw")
+    assert f"raytrain review merge NEW {review}" in failed(capsys, "apply", review, str(tmp_path / "out"))
+    new = make_review(tmp_path / "new-review", shards)
+    assert ran(capsys, "merge", new, review, code=1)["num_new"] == 1
+    assert ran(capsys, "apply", new, str(tmp_path / "out"))["num_tiles"] == 3
+
+
+def test_diff_of_reviews_of_other_shards_is_about_tiles_that_are_the_same(
+    tmp_path: Path, shards: Path, review: str, changed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new = make_review(tmp_path / "new-review", changed)
+    masks = TWO_ROWS, np.zeros(SHAPE, np.uint8)
+    for i, mask in enumerate(masks):
+        where = ((review, shards), (new, changed))[i]
+        decide_on(*where, "tile0", i + 1, verdict="fix", mask=encode_mask(mask))
+        decide_on(*where, "tile1", i + 3, verdict="drop")
+        decide_on(*where, "tile3", i + 5, verdict="drop")
+        decide_on(*where, "tile3", i + 7, verdict="drop", reviewer="bob")
+    decide_on(review, shards, "tile2", 9, verdict="ignore", mask=encode_mask(TWO_ROWS), reviewer="bob")
+    decide_on(review, shards, "tile2", 10, verdict="ignore", mask=encode_mask(1 - TWO_ROWS))
+    for pair in ((review, new), (new, review)):
+        found = ran(capsys, "diff", *pair, code=1)
+        assert [each["tile_id"] for each in found["differences"]] == ["tile0", "tile1", "tile2", "tile2"]
+        assert found["differences"][0]["iou"] is not None
+        (problem,) = found["problems"]
+        assert problem["subject"] == "tile tile1"
+        assert "can't be compared" in problem["found"]
+    found = ran(capsys, "diff", review, new, "--reviewer", "ann", "--against", "ann", code=1)
+    assert (found["agreement"]["num_tiles"], found["agreement"]["num_same"]) == (2, 2)
+    assert found["tiles_of_one"] == {"only_first": 2, "only_second": 1}
+    found = ran(capsys, "diff", new, review, "--reviewer", "ann", "--against", "bob")
+    assert found["agreement"]["num_tiles"] == 1
 
 
 def test_diff_of_two_logs_names_what_stands_differently(
