@@ -13,6 +13,14 @@ from raytrain.console import Narrator
 from raytrain.errors import EXIT_DATA_WRONG, EXIT_DONE
 from raytrain.review.decisions import Conflicts
 
+_OTHERWISE = {
+    "agrees": "agreeing with one that is",
+    "unsure": "unsure",
+    "overruled": "overruled by a later one",
+    "left": "left out, for the reasons above",
+}
+"""What is said of decisions that were not applied, by outcome."""
+
 
 class Apply(ClusterCommand):
     """Make new shards of those of a review, as people decided: labels fixed, regions ignored, tiles dropped."""
@@ -41,8 +49,13 @@ class Apply(ClusterCommand):
         result = {"uri": job.dst, **totals, "parent": manifest["parent"], "review": review}
         said = ", ".join(f"{verdict} {count}" for verdict, count in review["applied"].items()) or "none"
         again = " (already there)" if report.was_done else ""
-        text = f"{review['num_applied']} of {review['num_decisions']} decisions applied ({said})"
-        lines = [text, f"{totals['num_tiles']} tiles, {totals['bytes'] / 1e6:.1f} MB: {job.dst}{again}"]
+        outcomes = review["outcomes"]
+        text = f"{outcomes['applied']} of {review['num_decisions']} decisions applied ({said})"
+        others = [f"{outcomes[name]} {words}" for name, words in _OTHERWISE.items() if outcomes[name]]
+        lines = [
+            "; ".join([text, *others]),
+            f"{totals['num_tiles']} tiles, {totals['bytes'] / 1e6:.1f} MB: {job.dst}{again}",
+        ]
         self._print({**result, "problems": listed(report.problems)}, lines)
         return EXIT_DATA_WRONG if report.problems else EXIT_DONE
 

@@ -20,7 +20,7 @@ from raytrain.cluster.tasks import run_tasks
 from raytrain.config import PlainName, Settings, choose
 from raytrain.errors import ConfigError, DataError
 from raytrain.review.applying import ReviewedShard, apply_to_shard, digest_of
-from raytrain.review.decisions import Conflicts, Decision
+from raytrain.review.decisions import OUTCOMES, Conflicts, Decision, Outcome
 from raytrain.review.folder import Review, check_apart, check_shards, read_review
 from raytrain.review.log import DecisionLog
 from raytrain.review.regions import name_of
@@ -45,9 +45,10 @@ class ApplyJob(Settings):
 
 @dataclass(frozen=True)
 class ApplyReport:
-    """What came of it: the manifest of the new shards, and the decisions that were not applied, each with the reason.
+    """What came of it: the manifest of the new shards, and the decisions that were left out, each with the reason.
 
-    `problems` also name what in the log is no decision.
+    Those that agree with one that is applied, those of who is unsure, and those that a later one overrules are no
+    problems: the manifest counts them. `problems` also name what in the log is no decision.
     """
 
     manifest: dict[str, Any]
@@ -164,7 +165,8 @@ def _write(plan: _Plan, index: pa.Table, on_progress: OnProgress | None) -> dict
         raise ConfigError(f"{plan.job.review}: every tile of {plan.shards} is dropped, so that no shard would be left")
     totals = parts.write_index(dst, plan.bands, written)
     problems = [*strangers, *(DataError(*each) for part in written for each in part.problems)]
-    manifest = _manifest(plan, written, problems, totals, _write_decisions(plan, written))
+    outcomes = _outcomes(plan, written)
+    manifest = _manifest(plan, written, problems, totals, outcomes, _write_decisions(plan, outcomes))
     parts.write_last(dst, manifest)
     return manifest
 
@@ -198,20 +200,22 @@ def _shards(plan: _Plan, index: pa.Table) -> Iterator[ReviewedShard]:
         )
 
 
-def _write_decisions(plan: _Plan, written: Sequence[ShardPart]) -> dict[str, Any]:
+def _write_decisions(plan: _Plan, outcomes: dict[Key, Outcome]) -> dict[str, Any]:
     """Write the decisions beside the index, and return what the manifest says of the file."""
     decisions = [each for tile_id in sorted(plan.standing) for _, each in sorted(plan.standing[tile_id].items())]
-    applied = _applied(written)
-    table, _ = decision_table(  # masks that are none are problems of their shards
-        decisions, standing_keys(plan.standing), {"applied": [key_of(each) in applied for each in decisions]}
-    )
+    # Masks that are none are problems of their shards.
+    table, _ = decision_table(decisions, standing_keys(plan.standing), outcomes)
     data = parquet_of(table, [(VERSION_KEY, str(FORMAT_VERSION))])
     storage.write_bytes(storage.join(plan.job.dst, DECISIONS_TABLE), data)
     return {"name": DECISIONS_TABLE, "bytes": len(data), "sha256": storage.sha256_of(data)}
 
 
-def _applied(written: Sequence[ShardPart]) -> set[Key]:
-    return {(reviewer, decision_id) for part in written for reviewer, decision_id in part.facts["applied"]}
+def _outcomes(plan: _Plan, written: Sequence[ShardPart]) -> dict[Key, Outcome]:
+    """Return what came of each decision that stands; one about a tile that no shard has was left."""
+    outcomes: dict[Key, Outcome] = dict.fromkeys(standing_keys(plan.standing), "left")
+    for part in written:
+        outcomes |= {(reviewer, decision_id): each for reviewer, decision_id, each in part.facts["outcomes"]}
+    return outcomes
 
 
 def _manifest(
@@ -219,18 +223,22 @@ def _manifest(
     written: Sequence[ShardPart],
     problems: Sequence[DataError],
     totals: dict[str, Any],
+    outcomes: dict[Key, Outcome],
     table: dict[str, Any],
 ) -> dict[str, Any]:
     """Return the manifest of the new shards: that of the parent, but for what is said anew."""
     records = [part.record for part in written if part.record is not None]
-    applied = _applied(written)
     verdicts = Counter(
-        each.verdict for found in plan.standing.values() for each in found.values() if key_of(each) in applied
+        each.verdict
+        for found in plan.standing.values()
+        for each in found.values()
+        if outcomes[key_of(each)] == "applied"
     )
+    counts = Counter(outcomes.values())
     contested = sorted(tile_id for part in written for tile_id in part.facts["contested"])
     review = {
         **plan.review,
-        "num_applied": len(applied),
+        "outcomes": {outcome: counts[outcome] for outcome in OUTCOMES},
         "applied": dict(sorted(verdicts.items())),
         "contested": contested,
         "problems": [{"subject": problem.subject, "found": problem.found} for problem in problems],

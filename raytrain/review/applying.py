@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from raytrain import storage
 from raytrain.config import CellEncoding
 from raytrain.errors import ConfigError, DataError
 from raytrain.imagery import rasters
-from raytrain.review.decisions import WITH_MASK, Conflicts, Decision
+from raytrain.review.decisions import WITH_MASK, Conflicts, Decision, Outcome
 from raytrain.review.regions import label_after, name_of
 from raytrain.review.standing import is_contested, latest
 from raytrain.tiles import format as shards
@@ -61,7 +61,7 @@ def digest_of(standing: dict[str, dict[str, Decision]]) -> str:
 
 
 @dataclass(frozen=True)
-class _Outcome:
+class _TileOutcome:
     """What comes of the decisions about a tile: the one that is applied, and the label by it; or why there is none."""
 
     applied: Decision | None = None
@@ -69,6 +69,7 @@ class _Outcome:
     """Where it changes."""
     is_contested: bool = False
     problems: tuple[DataError, ...] = ()
+    of_each: tuple[tuple[Decision, Outcome], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,8 @@ class _ShardBytes:
 def apply_to_shard(work: ReviewedShard) -> ShardPart:
     """Write a shard as decisions make it, then its part; a decision that can't be applied is a problem of the result.
 
-    A shard that stands with the part of this very work is left as it is. `facts` have reviewer and id of each decision
-    that is `applied`, and the tiles that are `contested`. Raises `ConfigError` where the parent is not as written.
+    A shard that stands with the part of this very work is left as it is. `facts` have reviewer, id and outcome of each
+    decision, and the tiles that are `contested`. Raises `ConfigError` where the parent is not as written.
     """
     standing = standing_part(work)
     if standing is not None:
@@ -122,7 +123,11 @@ def apply_to_shard(work: ReviewedShard) -> ShardPart:
         if row["tile_id"] in work.decisions
     }
     facts = {
-        "applied": [[each.applied.reviewer, each.applied.decision_id] for each in outcomes.values() if each.applied],
+        "outcomes": [
+            [decision.reviewer, decision.decision_id, outcome]
+            for each in outcomes.values()
+            for decision, outcome in each.of_each
+        ],
         "contested": [tile_id for tile_id, each in outcomes.items() if each.is_contested],
     }
     problems = [problem for each in outcomes.values() for problem in each.problems]
@@ -147,14 +152,27 @@ def _parent_bytes(work: ReviewedShard) -> bytes:
     return data
 
 
-def _is_drop(outcome: _Outcome) -> bool:
+def _is_drop(outcome: _TileOutcome) -> bool:
     return outcome.applied is not None and outcome.applied.verdict == "drop"
 
 
-def _outcome(source: _ShardBytes, row: dict[str, Any], decisions: dict[str, Decision]) -> _Outcome:
+def _outcome(source: _ShardBytes, row: dict[str, Any], decisions: dict[str, Decision]) -> _TileOutcome:
     """Return what comes of the decisions of all reviewers about the tile of a row of the index."""
-    stale = tuple(_of_another(each, row["sha256"]) for each in decisions.values() if each.tile_sha256 != row["sha256"])
-    sure = [each for each in decisions.values() if each.tile_sha256 == row["sha256"] and each.verdict != "unsure"]
+    of_others = [each for each in decisions.values() if each.tile_sha256 != row["sha256"]]
+    own = [each for each in decisions.values() if each.tile_sha256 == row["sha256"]]
+    found = _outcome_of_own(source, row, [each for each in own if each.verdict != "unsure"])
+    left: list[tuple[Decision, Outcome]] = [(each, "left") for each in of_others]
+    unsure: list[tuple[Decision, Outcome]] = [(each, "unsure") for each in own if each.verdict == "unsure"]
+    return replace(
+        found,
+        problems=(*(_of_another(each, row["sha256"]) for each in of_others), *found.problems),
+        of_each=(*left, *unsure, *found.of_each),
+    )
+
+
+def _outcome_of_own(source: _ShardBytes, row: dict[str, Any], sure: list[Decision]) -> _TileOutcome:
+    """Return what comes of the decisions about this very tile, of those who are sure."""
+    all_left: tuple[tuple[Decision, Outcome], ...] = tuple((each, "left") for each in sure)
     pixels_CHW, label_HW = (None, None)
     valid_HW = np.ones((row["height"], row["width"]), bool)
     if any(each.verdict in WITH_MASK for each in sure):
@@ -163,13 +181,31 @@ def _outcome(source: _ShardBytes, row: dict[str, Any], decisions: dict[str, Deci
     try:
         contested = is_contested(sure, label_HW, valid_HW)
         if contested and source.work.conflicts == "leave":
-            return _Outcome(is_contested=True, problems=(*stale, _left(row["tile_id"], sure)))
+            return _TileOutcome(is_contested=True, problems=(_left(row["tile_id"], sure),), of_each=all_left)
         applied = latest(sure)
-        after_HW = None if applied is None else label_after(applied, label_HW, valid_HW)
+        if applied is None:
+            return _TileOutcome()
+        after_HW = label_after(applied, label_HW, valid_HW)
+        of_each = tuple((each, _beside(applied, each, label_HW, valid_HW)) for each in sure)
     except DataError as error:
-        return _Outcome(problems=(*stale, error))
+        others = [each for each in sure if name_of(each) != error.subject]
+        problems = error, *(_beside_unusable(each, error) for each in others)
+        return _TileOutcome(problems=problems, of_each=all_left)
     is_same = after_HW is None or (label_HW is not None and np.array_equal(after_HW, label_HW))
-    return _Outcome(applied, None if is_same else after_HW, contested, stale)
+    return _TileOutcome(applied, None if is_same else after_HW, contested, of_each=of_each)
+
+
+def _beside(
+    applied: Decision, decision: Decision, label_HW: NDArray[np.uint8] | None, valid_HW: NDArray[np.bool_]
+) -> Outcome:
+    """Return what comes of a decision where `applied`, of perhaps another reviewer, makes the tile."""
+    if decision is applied:
+        return "applied"
+    return "overruled" if is_contested([applied, decision], label_HW, valid_HW) else "agrees"
+
+
+def _beside_unusable(decision: Decision, error: DataError) -> DataError:
+    return DataError(name_of(decision), f"the tile stays as it is, for another decision can't be used: {error.subject}")
 
 
 def _of_another(decision: Decision, sha256: str) -> DataError:
@@ -182,14 +218,14 @@ def _left(tile_id: str, decisions: list[Decision]) -> DataError:
     return DataError(f"tile {tile_id}", f"reviewers contradict each other ({said}); it stays as it is")
 
 
-def _rewritten(source: _ShardBytes, outcomes: dict[str, _Outcome]) -> tuple[bytes, list[dict[str, Any]]]:
+def _rewritten(source: _ShardBytes, outcomes: dict[str, _TileOutcome]) -> tuple[bytes, list[dict[str, Any]]]:
     """Return the bytes of the shard with the changes in it, and its rows of the index."""
     work = source.work
     writer = shards.ShardWriter(work.name, work.bands, work.cell_encoding)
     columns = shards.row_schema(work.bands).names
     folds = []
     for row in work.rows:
-        outcome = outcomes.get(row["tile_id"], _Outcome())
+        outcome = outcomes.get(row["tile_id"], _TileOutcome())
         if _is_drop(outcome):
             continue
         kept = {name: row[name] for name in columns}

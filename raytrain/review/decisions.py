@@ -14,6 +14,10 @@ Verdict = Literal["accept", "fix", "ignore", "drop", "unsure", "undo"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 Conflicts = Literal["leave", "latest"]
 """What becomes of a tile about which reviewers contradict each other: it stays as it is, or the latest decides."""
+Outcome = Literal["applied", "agrees", "unsure", "overruled", "left"]
+"""What comes of a decision in new shards: its tile is made by it, or by another's that says the same; its reviewer is
+unsure; the latest, which decides, says something else; or it was left out, for which there is a reason."""
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 WITH_MASK: tuple[Verdict, ...] = ("fix", "ignore")
 TIME = r"^\d{4}-[01]\d-[0-3]\dT[0-2]\d:[0-5]\d:[0-5]\d\.\d{3}Z$"
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from raytrain import storage
 from raytrain.errors import ConfigError, DataError
-from raytrain.review.decisions import Decision
+from raytrain.review.decisions import Decision, Outcome
 from raytrain.review.regions import BadMask, name_of, png_of
 from raytrain.tiles.format import VERSION_KEY
 
@@ -50,14 +50,18 @@ def standing_keys(standing: Mapping[str, Mapping[str, Decision]]) -> set[Key]:
 
 
 def decision_table(
-    decisions: Sequence[Decision], stands: Collection[Key], more: Mapping[str, Sequence[bool]] | None = None
+    decisions: Sequence[Decision], stands: Collection[Key], outcomes: Mapping[Key, Outcome] | None = None
 ) -> tuple[pa.Table, list[DataError]]:
-    """Return decisions as a table of `SCHEMA` and the columns `more`; and those whose mask is none, null in it."""
+    """Return decisions as a table of `SCHEMA`; and those whose mask is none, null in it.
+
+    With `outcomes` it has a column `outcome` besides: what came of each.
+    """
     problems: list[DataError] = []
     rows = [_row(decision, key_of(decision) in stands, problems) for decision in decisions]
     table = pa.Table.from_pylist(rows, schema=SCHEMA)
-    for name, values in (more or {}).items():
-        table = table.append_column(pa.field(name, pa.bool_(), nullable=False), pa.array(values, pa.bool_()))
+    if outcomes is not None:
+        values = pa.array([outcomes[key_of(each)] for each in decisions], pa.string())
+        table = table.append_column(pa.field("outcome", pa.string(), nullable=False), values)
     return table, problems
 
 

@@ -46,6 +46,7 @@ def test_new_shards_are_as_decided_and_are_verified_and_audited(
     found = json.loads(capsys.readouterr().out)
     assert (found["num_tiles"], found["problems"]) == (5, [])
     assert found["review"]["applied"] == {"drop": 1, "fix": 1, "ignore": 1}
+    assert found["review"]["outcomes"]["applied"] == found["review"]["num_decisions"] == 3
     assert {name: storage.read_bytes(f"{shards}/{name}") for name in storage.find(shards)} == parent
     assert storage.read_bytes(f"{dst}/shard-00001.parquet") == parent["shard-00001.parquet"]
     old, new = TileReader(shards, BANDS), TileReader(dst, BANDS)
@@ -87,6 +88,12 @@ def test_stale_and_contested_decisions_end_with_1_and_are_listed(
         assert found["num_tiles"] == 3
         assert [each["subject"].split(" by")[0] for each in found["problems"]] == ["drop of tile tile0", "tile tile1"]
         assert "reviewers contradict each other (ann drop, bob accept)" in printed.err.replace("\n", "")
+    decide_on(review, shards, "tile2", 9, verdict="drop", reviewer="bob")
+    decide_on(review, shards, "tile2", 9, verdict="unsure", reviewer="eve")
+    capsys.readouterr()
+    assert cli.main(["review", "apply", review, str(tmp_path / "counted")]) == 1
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "1 of 6 decisions applied (drop 1); 1 agreeing with one that is; 1 unsure; 3 left out" in printed
     assert cli.main(["review", "apply", review, str(tmp_path / "one"), "--reviewers", "bob"]) == 0
     latest = ["review", "apply", review, str(tmp_path / "latest"), "--conflicts", "latest"]
     assert cli.main(latest) == 1

@@ -59,4 +59,4 @@ def test_table_of_columns_names_every_column_and_no_other() -> None:
 
 def test_columns_of_the_decisions_are_named() -> None:
     told = DOCUMENT.partition("That has a row for each decision that stood:")[2].partition("\n\n")[0]
-    assert re.findall(r"`([^`]+)`", told) == [*SCHEMA.names, "applied"]
+    assert re.findall(r"`([^`]+)`", told) == [*SCHEMA.names, "outcome"]

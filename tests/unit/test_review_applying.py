@@ -152,12 +152,13 @@ def test_manifest_names_parent_and_decisions_which_lie_beside(tmp_path: Path, sh
     }
     assert manifest["bytes"] == sum(path.stat().st_size for path in dst.glob("shard-*.parquet"))
     found = manifest["review"]
-    assert (found["uri"], found["num_decisions"], found["num_applied"]) == (review, 3, 2)
+    assert (found["uri"], found["num_decisions"]) == (review, 3)
+    assert found["outcomes"] == {"applied": 2, "agrees": 0, "unsure": 1, "overruled": 0, "left": 0}
     assert (found["applied"], found["reviewers"]) == ({"drop": 1, "fix": 1}, ["ann", "bob"])
     assert (found["contested"], found["problems"]) == ([], [])
     assert [manifest[name] == parent[name] for name in ("bands", "source", "settings", "left_out")] == [True] * 4
     table = pq.read_table(dst / "decisions.parquet")
-    assert table["applied"].to_pylist() == [True, False, True]
+    assert table["outcome"].to_pylist() == ["applied", "unsure", "applied"]
     assert table["tile_id"].to_pylist() == ["tile0", "tile1", "tile2"]
     assert (decode_png(table["mask"][0].as_py(), SHAPE, (0, 1)) == TWO_ROWS).all()
     assert len(select_tiles(TileReader(str(dst), BANDS), 0, "train")) == 3
@@ -430,6 +431,51 @@ def test_contradicting_reviewers_leave_a_tile_as_it_is_or_the_latest_decides(
     assert (labels_of(tmp_path / "only")["tile0"] == TWO_ROWS).all()
     with pytest.raises(ConfigError, match="unknown reviewer 'eve'; known are ann, bob"):
         run(review, tmp_path / "none", reviewers=("eve",))
+
+
+def outcomes_of(folder: Path) -> dict[tuple[str, str], str]:
+    rows = pq.read_table(folder / "decisions.parquet").to_pylist()
+    return {(row["tile_id"], row["reviewer"]): row["outcome"] for row in rows}
+
+
+def test_what_comes_of_each_decision_is_told(tmp_path: Path, shards: Path, review: str) -> None:
+    late, three_rows = {"time": "2026-11-28T10:00:00.000Z"}, np.zeros(SHAPE, np.uint8)
+    three_rows[:3] = 1
+    for i, (reviewer, verdict) in enumerate([("ann", "drop"), ("bob", "drop"), ("eve", "unsure")]):
+        decide_on(review, shards, "tile0", i + 1, verdict=verdict, reviewer=reviewer)
+    decide_on(review, shards, "tile2", 4, verdict="fix", mask=encode_mask(three_rows))
+    decide_on(review, shards, "tile2", 5, verdict="fix", mask=encode_mask(three_rows), reviewer="bob", **late)
+    decide_on(review, shards, "tile2", 6, verdict="unsure", reviewer="eve", tile_sha256="1" * 64)
+    decide_on(review, shards, "tile3", 7, verdict="fix", mask="AAAA")
+    decide_on(review, shards, "tile3", 8, verdict="fix", mask=encode_mask(three_rows), reviewer="bob")
+    decide_on(review, shards, "tile4", 9, verdict="drop", **late)
+    decide_on(review, shards, "tile4", 10, verdict="drop", reviewer="bob")
+    decide_on(review, shards, "tile4", 11, reviewer="eve")
+    DecisionLog(review).append(decide(12, tile_id="tile9", verdict="drop"))
+    same = {
+        ("tile0", "ann"): "agrees",
+        ("tile0", "bob"): "applied",
+        ("tile0", "eve"): "unsure",
+        ("tile2", "ann"): "agrees",
+        ("tile2", "bob"): "applied",
+        ("tile2", "eve"): "left",
+        ("tile3", "ann"): "left",
+        ("tile3", "bob"): "left",
+        ("tile9", "ann"): "left",
+    }
+    of_tile4 = {"leave": ("left", "left", "left"), "latest": ("applied", "agrees", "overruled")}
+    for conflicts, found in of_tile4.items():
+        report = run(review, tmp_path / conflicts, conflicts=conflicts)
+        wanted = same | {("tile4", name): each for name, each in zip(("ann", "bob", "eve"), found, strict=True)}
+        assert outcomes_of(tmp_path / conflicts) == wanted
+        assert report.manifest["review"]["outcomes"] == {
+            name: list(wanted.values()).count(name) for name in ("applied", "agrees", "unsure", "overruled", "left")
+        }
+        told = sorted(map(str, report.problems))
+        assert len(told) == 4 + (conflicts == "leave"), "each decision that was left out has its reason"
+        assert any(
+            "tile3 by bob" in text and "another decision can't be used: fix of tile tile3" in text for text in told
+        )
 
 
 def test_without_decisions_there_is_nothing_to_apply(tmp_path: Path, shards: Path, review: str) -> None:
