@@ -114,17 +114,19 @@ class DecisionLog:
             raise ConfigError(f"a decision of {len(data)} bytes, expected at most {ENTRY_BYTES}; is its mask a mask?")
         name = _name_of(decision)
         uri = storage.join(self.uri, name)
-        # Between the look and the write no other thread may write this entry; those of other processes have other ids.
+        # Between the look and the write no other thread may write this entry. Another process may, on a disk without
+        # harm; in a store the later one would win, but its ids are others.
         with self._writing[int(decision.decision_id, 16) % WRITERS]:
-            standing = self._standing(uri, name)
+            standing, is_new = self._standing(uri, name), False
+            while standing is None and not is_new:
+                is_new = _is_added(uri, data)
+                standing = None if is_new else self._standing(uri, name)
             if standing is not None and standing != decision:
                 raise DataError(uri, "another decision has this id, and nothing in the log is overwritten; draw a new")
-            if standing is None:
-                storage.write_bytes(uri, data, durably=True)
         with self._lock:
             self._known.problems.pop(name, None)
             self._known.entries[name] = decision
-        return standing is None
+        return is_new
 
     def _standing(self, uri: str, name: str) -> Decision | None:
         """Return the entry that stands under this name, None without one; raise `DataError` for anything else."""
@@ -147,6 +149,15 @@ def _sorted(decisions: Iterable[Decision]) -> list[Decision]:
 
 def _name_of(decision: Decision) -> str:
     return f"{decision.reviewer}/{decision.decision_id}.json"
+
+
+def _is_added(uri: str, data: bytes) -> bool:
+    """Write an entry; return False where another process was quicker, whose entry stays."""
+    try:
+        storage.write_bytes(uri, data, durably=True, exclusively=True)
+    except FileExistsError:
+        return False
+    return True
 
 
 def _is_half_written(name: str) -> bool:

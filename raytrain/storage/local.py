@@ -18,6 +18,7 @@ from typing import Any
 
 LOST_AND_FOUND = "lost+found"
 _MAKING = threading.Lock()
+_NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 def read_range(path: str, start: int, end: int) -> bytes:
@@ -29,10 +30,13 @@ def read_range(path: str, start: int, end: int) -> bytes:
             raise OSError(error.errno, error.strerror, path) from error
 
 
-def write_bytes(path: Path, data: bytes, *, durably: bool) -> None:
-    """Write the whole file, and wait until it lies on its disk if it shall last."""
+def write_bytes(path: Path, data: bytes, *, durably: bool, exclusively: bool = False) -> None:
+    """Write the whole file, and wait until it lies on its disk if it shall last.
+
+    With `exclusively` a file that stands there already stays; that is a `FileExistsError`.
+    """
     _make_folder(path.parent, durably=durably)
-    with _renamed_into_place(path) as partial:
+    with _linked_into_place(path) if exclusively else _renamed_into_place(path) as partial:
         partial.write_bytes(data)
         if durably:
             _to_disk(partial)
@@ -61,10 +65,35 @@ def move_in(path: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def _renamed_into_place(path: Path) -> Iterator[Path]:
+    with _partial(path) as partial:
+        yield partial
+        os.replace(partial, path)
+
+
+@contextlib.contextmanager
+def _linked_into_place(path: Path) -> Iterator[Path]:
+    """Raise `FileExistsError` where a file stands already: unlike a rename, a link never takes another's place.
+
+    A file system without links (some of networks and of sticks) tells only what was there a moment before.
+    """
+    with _partial(path) as partial:
+        yield partial
+        try:
+            os.link(partial, path)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            if path.exists():
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
+            os.replace(partial, path)
+
+
+@contextlib.contextmanager
+def _partial(path: Path) -> Iterator[Path]:
+    """Give the name of a file beside `path` to be written first; it is gone afterwards."""
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
         yield partial
-        os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 

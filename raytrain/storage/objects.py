@@ -267,14 +267,15 @@ def _identity_of_content(uri: str) -> str:
     return f"{size}:sha256:{digest.hexdigest()}"
 
 
-def write_bytes(uri: str, data: bytes, *, durably: bool = False) -> None:
+def write_bytes(uri: str, data: bytes, *, durably: bool = False, exclusively: bool = False) -> None:
     """Write the whole object so that it appears at once or not at all.
 
     With `durably` a local file lies on its disk when this returns, and a machine that loses its power keeps it; a store
-    answers for that anyway.
+    answers for that anyway. With `exclusively` a local file that stands there already stays, and `FileExistsError` is
+    raised; an object of a store is written over, since not every store has a conditional PUT.
     """
     if is_local(uri):
-        local.write_bytes(Path(path_of(uri)), data, durably=durably)
+        local.write_bytes(Path(path_of(uri)), data, durably=durably, exclusively=exclusively)
     else:
         persistently(uri, lambda: filesystem(uri).pipe_file(path_of(uri), data), "write", len(data))
 

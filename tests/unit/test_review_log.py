@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import struct
@@ -93,6 +94,34 @@ def test_other_entry_of_the_same_id_is_refused_and_the_first_one_stays(tmp_path:
     with pytest.raises(DataError, match="another decision has this id"):
         (log if knows else DecisionLog(str(tmp_path))).append(decide(1, verdict="drop"))
     assert DecisionLog(str(tmp_path)).read_all() == [decide(1)]
+
+
+@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("verdict", ["accept", "drop"])
+def test_entry_that_another_process_adds_between_look_and_write_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verdict: str, links: bool
+) -> None:
+    mine, theirs = DecisionLog(str(tmp_path)), decide(1)
+    true_write = storage.write_bytes
+
+    def overtaken(uri: str, data: bytes, **options: Any) -> None:
+        monkeypatch.setattr(storage, "write_bytes", true_write)
+        DecisionLog(str(tmp_path)).append(theirs)
+        true_write(uri, data, **options)
+
+    def no_link(*_: Any) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    if not links:
+        monkeypatch.setattr(os, "link", no_link)
+    monkeypatch.setattr(storage, "write_bytes", overtaken)
+    if verdict == "accept":
+        assert mine.append(decide(1)) is False
+    else:
+        with pytest.raises(DataError, match="another decision has this id"):
+            mine.append(decide(1, verdict="drop"))
+    assert DecisionLog(str(tmp_path)).read_all() == [theirs]
+    assert len(list((tmp_path / "decisions" / "ann").iterdir())) == 1, "nothing half-written is left"
 
 
 def test_damaged_entry_is_not_written_over(tmp_path: Path) -> None:

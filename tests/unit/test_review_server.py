@@ -793,7 +793,7 @@ def test_a_store_that_fails_is_told_and_the_same_decision_goes_in_afterwards(
     page = open_page(own)
     write = storage.write_bytes
 
-    def fail(uri: str, data: bytes, *, durably: bool = False) -> None:
+    def fail(uri: str, data: bytes, **options: Any) -> None:
         raise StoreOutOfReach(f"{uri}: out of reach, 10 attempts in 60 s")
 
     monkeypatch.setattr(storage, "write_bytes", fail)
@@ -812,11 +812,11 @@ def test_a_store_that_is_slow_to_write_keeps_nobody_else_waiting(
     page = open_page(own)
     write, begun, go_on = storage.write_bytes, threading.Event(), threading.Event()
 
-    def slowly(uri: str, data: bytes, *, durably: bool = False) -> None:
+    def slowly(uri: str, data: bytes, **options: Any) -> None:
         if "/ann/" in uri:
             begun.set()
             assert go_on.wait(30)
-        write(uri, data, durably=durably)
+        write(uri, data, **options)
 
     monkeypatch.setattr(storage, "write_bytes", slowly)
     tile_id = own.tile_ids[0]
