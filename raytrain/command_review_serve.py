@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import logging
 import re
-import webbrowser
 from pathlib import Path
 from typing import Annotated
 
@@ -56,9 +56,8 @@ class Serve(Command):
                 text = "others reach it, and what goes to and fro is not encrypted, the token included"
                 narrator.say(f"raytrain: warning: listening at {self.host}: {text}", logging.WARNING)
             self._print({"url": url, "num_tiles": len(desk.catalogue), "reviewer": reviewer}, [url])
-            if self.open_browser:
-                webbrowser.open(url)
-            serving.serve(desk, reviewer, token, self.host, listener)
+            with serving.opened(url) if self.open_browser else contextlib.nullcontext():
+                serving.serve(desk, reviewer, token, self.host, listener)
         return EXIT_DONE
 
     def _reviewer(self) -> str:

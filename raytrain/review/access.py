@@ -6,6 +6,7 @@ the server (DNS rebinding), or with a body beyond the limit, is refused. Must no
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import ipaddress
 import os
@@ -14,7 +15,6 @@ import secrets
 import socket
 import stat
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
@@ -31,7 +31,10 @@ TOKEN_BYTES = 32
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{22,200}")
 """At least 128 bits, as `secrets.token_urlsafe` writes them."""
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
+EVERYWHERE = ("0.0.0.0", "::")
+"""The addresses that stand for all of a machine's."""
 SAFE_METHODS = ("GET", "HEAD")
+_ENDING = "the server is ending; ask the next one the same again"
 _NO_ACCESS = "no access without the token: open the address that raytrain review serve printed"
 
 SECURITY_HEADERS: dict[bytes, bytes] = {
@@ -57,8 +60,12 @@ def new_token() -> str:
 def token_of_file(path: Path) -> str:
     """Return the token that stands in the file `path`, which is made, for its owner alone, where there is none.
 
-    Raises `ConfigError` for a file that others may read, and for one that holds no token.
+    Raises `ConfigError` for a file that others may read, that belongs to another, or that holds no token.
     """
+    try:
+        path = path.expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"--token-file {path}: nobody's home is known by this name; give the path") from error
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
@@ -73,18 +80,32 @@ def token_of_file(path: Path) -> str:
 
 def _read_token(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            text = file.read(1024).decode("ascii", "replace").strip()
+        # Without waiting: a pipe that nobody writes to would never be open.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            _check_token_file(path, os.fstat(descriptor))
+            text = os.read(descriptor, 1024).decode("ascii", "replace").strip()
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise ConfigError(f"--token-file {path}: can't be read: {error.strerror}") from error
-    if stat.S_IMODE(mode) & 0o077:
-        raise ConfigError(f"--token-file {path}: others may read it ({stat.S_IMODE(mode):o}); chmod 600 it")
     if not _TOKEN.fullmatch(text):
         raise ConfigError(
             f"--token-file {path}: holds no token (22 to 200 letters, digits, '-' and '_'); remove it, and one is made"
         )
     return text
+
+
+def _check_token_file(path: Path, found: os.stat_result) -> None:
+    """Raise `ConfigError` unless it is a file of this user's, for nobody else: who wrote a token knows it."""
+    if not stat.S_ISREG(found.st_mode):
+        raise ConfigError(f"--token-file {path}: no regular file; give another path, and the file is made")
+    if found.st_uid != os.geteuid():
+        raise ConfigError(
+            f"--token-file {path}: belongs to user {found.st_uid}, expected {os.geteuid()}, who serves; give another"
+        )
+    if stat.S_IMODE(found.st_mode) & 0o077:
+        raise ConfigError(f"--token-file {path}: others may read it ({stat.S_IMODE(found.st_mode):o}); chmod 600 it")
 
 
 def names_of(host: str) -> tuple[str, ...]:
@@ -96,7 +117,7 @@ def names_of(host: str) -> tuple[str, ...]:
     bare = host.strip("[]").lower()
     if is_loopback(bare):
         return tuple(dict.fromkeys([*LOOPBACK_NAMES, _bracketed(bare)]))
-    if bare in ("0.0.0.0", "::"):
+    if bare in EVERYWHERE:
         return tuple(
             dict.fromkeys([*LOOPBACK_NAMES, "0.0.0.0", socket.gethostname().lower(), socket.getfqdn().lower()])
         )
@@ -137,21 +158,27 @@ class Guard:
         if scope["type"] != "http":  # a WebSocket: there is none here
             await send({"type": "websocket.close", "code": 1008})
             return
-        guarded = _with_headers(send)
+        answering = _Answering(send)
+        try:
+            await self._answer(scope, receive, answering)
+        except asyncio.CancelledError:
+            # By the server, which ends and waits no longer. What a thread writes may still arrive, or not.
+            if not answering.has_begun:
+                await _answer(answering, 503, _ENDING, {"Connection": "close"})
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = _Headers(scope)
         refusal = self._refusal(scope, headers)
         if refusal is not None:
-            await _answer(guarded, *refusal)
+            await _answer(send, *refusal)
         elif scope["method"] in SAFE_METHODS:
-            await self._app(scope, receive, guarded)
+            await self._app(scope, receive, send)
         else:
             body = await _whole_body(receive, self._body_limit_bytes)
             if body is None:
-                await _answer(
-                    guarded, 413, f"a body of more than {self._body_limit_bytes} bytes; no decision is so long"
-                )
+                await _answer(send, 413, f"a body of more than {self._body_limit_bytes} bytes; no decision is so long")
             else:
-                await self._app(scope, _replayed(body, receive), guarded)
+                await self._app(scope, _replayed(body, receive), send)
 
     def _refusal(self, scope: Scope, headers: _Headers) -> tuple[int, str, dict[str, str]] | None:
         """Return the answer to a request that goes no further: a refusal, or the way from the token to the page."""
@@ -162,13 +189,16 @@ class Guard:
         if found is not None:
             if not self._is_token(found):
                 return 401, _NO_ACCESS, {}
-            cookie = f"{self.cookie}={self._token.decode()}; Path=/; HttpOnly; SameSite=Strict"
+            # Lax: the way from a link on another site, a chat for one, to the page has to bring the cookie with it.
+            # What a site might make of that, a write, needs an Origin besides.
+            cookie = f"{self.cookie}={self._token.decode()}; Path=/; HttpOnly; SameSite=Lax"
             return 303, "the page", {"Location": "/", "Set-Cookie": cookie}
-        if not any(self._is_token(each) for each in self._tokens(headers)):
+        by_header = self._is_token(_bearer(headers))
+        if not by_header and not any(self._is_token(each) for each in self._in_cookies(headers)):
             return 401, _NO_ACCESS, {"WWW-Authenticate": "Bearer"}
         if scope["method"] in SAFE_METHODS:
             return None
-        return _refusal_of_write(headers, host, self._body_limit_bytes)
+        return _refusal_of_write(headers, host, by_header, self._body_limit_bytes)
 
     def _is_ours(self, host: str) -> bool:
         """Tell whether a Host header names this server; of any port, since tunnels have another at their end."""
@@ -177,17 +207,17 @@ class Guard:
             return True
         return "0.0.0.0" in self._names and _is_number(name)
 
-    def _tokens(self, headers: _Headers) -> Iterable[str]:
-        kind, _, value = (headers.one("authorization") or "").partition(" ")
-        if kind.lower() == "bearer":
-            yield value.strip()
+    def _in_cookies(self, headers: _Headers) -> Iterable[str]:
+        """Return what the cookies of our name hold.
+
+        By hand: `SimpleCookie` drops all of them for one that it dislikes, and what listens at other ports of this
+        machine may have set any.
+        """
         for text in headers.all("cookie"):
-            try:
-                morsel = SimpleCookie(text).get(self.cookie)
-            except CookieError:
-                continue
-            if morsel is not None:
-                yield morsel.value
+            for pair in text.split(";"):
+                name, _, value = pair.partition("=")
+                if name.strip() == self.cookie:
+                    yield value.strip()
 
     def _is_token(self, found: str) -> bool:
         # In a time that says nothing of where the two differ.
@@ -219,14 +249,27 @@ def _token_of_query(scope: Scope) -> str | None:
     return found[0] if found else None
 
 
-def _refusal_of_write(headers: _Headers, host: str, limit_bytes: int) -> tuple[int, str, dict[str, str]] | None:
-    """Return why a request that would change something is refused, None where it is not."""
+def _bearer(headers: _Headers) -> str:
+    kind, _, value = (headers.one("authorization") or "").partition(" ")
+    return value.strip() if kind.lower() == "bearer" else ""
+
+
+def _refusal_of_write(
+    headers: _Headers, host: str, by_header: bool, limit_bytes: int
+) -> tuple[int, str, dict[str, str]] | None:
+    """Return why a request that would change something is refused, None where it is not.
+
+    A browser adds its cookies to what any site asks for, and then says for which: without an Origin a cookie is not
+    enough. `by_header` is what no site can add.
+    """
     kind = (headers.one("content-type") or "").partition(";")[0].strip().lower()
     if kind != "application/json":  # what a form of another site can't send without asking first
         return 415, f"expected application/json, found {kind or 'no content type'}", {}
     origins = headers.all("origin")
     if origins and any(urlsplit(each).netloc.lower() != host.lower() for each in origins):
         return 403, "a request from another site", {}
+    if not origins and not by_header:
+        return 403, "a request by cookie that does not say where it is from; without a browser, send the token", {}
     length = headers.one("content-length")
     if length is not None and length.isdecimal() and int(length) > limit_bytes:
         return 413, f"a body of {length} bytes, expected at most {limit_bytes}; no decision is so long", {}
@@ -263,15 +306,20 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
     return again
 
 
-def _with_headers(send: Send) -> Send:
-    async def guarded(message: Message) -> None:
+class _Answering:
+    """What an answer is sent by: adds the headers that every one has, and knows whether one has begun."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.has_begun = False
+
+    async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
+            self.has_begun = True
             own = list(message.get("headers", []))
             names = {name.lower() for name, _ in own}
             message = {**message, "headers": own + [pair for pair in SECURITY_HEADERS.items() if pair[0] not in names]}
-        await send(message)
-
-    return guarded
+        await self._send(message)
 
 
 async def _answer(send: Send, status: int, text: str, headers: dict[str, str] | None = None) -> None:

@@ -23,7 +23,8 @@ from raytrain.errors import DataError, first_line
 from raytrain.review.catalogue import Catalogue
 from raytrain.review.decisions import VERDICTS, Decision, Verdict
 from raytrain.review.log import DecisionLog, order_of
-from raytrain.review.standing import Agreement, Standing, agreements, progress_of, standing_of
+from raytrain.review.standing import Agreement, Standing, standing_of
+from raytrain.review.tally import Tally
 
 REFRESH_S = 2.0
 """How old what is known of others' decisions may be, where a look at the log is quick."""
@@ -55,7 +56,7 @@ class Board:
         self._by_id: dict[tuple[str, str], Decision] = {}
         self._histories: dict[str, list[Decision]] = defaultdict(list)
         self._standing: Standing = {}
-        self._progress: tuple[int, dict[str, Any]] | None = None
+        self._tally = Tally()
         self._verdicts: dict[str, NDArray[np.int8]] = {}
         self._numbers: Counter[str] = Counter()
         self._times: dict[str, str] = {}
@@ -63,7 +64,9 @@ class Board:
         self._looker = ThreadPoolExecutor(1, "look-at-log")
         self._look: Future[None] | None = None
         self._took_s = 0.0
-        self.look_now()
+        self._looking = threading.Lock()
+        self._named: set[str] = set()
+        self._take_new()  # what is damaged by now is named by who opens it
         self._looked_at = time.monotonic()
 
     @property
@@ -76,13 +79,17 @@ class Board:
 
         A store that does not answer is no error here: what is known is shown, and the next one asks again.
         """
+        look = self.begin_look()
+        if look is not None:
+            wait([look], LONGEST_WAIT_S)
+
+    def begin_look(self) -> Future[None] | None:
+        """Begin to look at the log where the last look is too long ago; return the last look that was begun."""
         with self._lock:
             due = self._looked_at + max(self._refresh_s, self._took_s / SHARE_OF_TIME)
             if (self._look is None or self._look.done()) and time.monotonic() >= due:
                 self._look = self._looker.submit(self._look_again)
-            look = self._look
-        if look is not None:
-            wait([look], LONGEST_WAIT_S)
+            return self._look
 
     def close(self) -> None:
         """Begin no further look at the log."""
@@ -100,9 +107,19 @@ class Board:
         self._looked_at = time.monotonic()
 
     def look_now(self) -> None:
-        """Look at the log, however long that takes, and take what is new in it."""
-        for decision in self._log.refresh():
-            self._take(decision)
+        """Look at the log, however long that takes, and take what is new in it; warn of what is newly damaged."""
+        for problem in self._take_new():
+            _logger.warning("%s; left out", problem)
+
+    def _take_new(self) -> list[str]:
+        """Take what is new in the log, one thread at a time; return what is wrong with what is no entry, if new."""
+        with self._looking:
+            for decision in self._log.refresh():
+                self._take(decision)
+            found = {first_line(each) for each in self._log.problems}
+            new = sorted(found - self._named)
+            self._named = found
+            return new
 
     def add(self, decision: Decision) -> None:
         """Write a decision to the log and take it; it lies in the store when this returns."""
@@ -121,10 +138,13 @@ class Board:
             self._times[decision.reviewer] = max(self._times.get(decision.reviewer, ""), decision.time)
             history = self._histories[decision.tile_id]
             history.append(decision)
+            before = self._standing.get(decision.tile_id, {})
             stands = standing_of(history).get(decision.tile_id, {})
             self._standing[decision.tile_id] = stands
+            self._tally.enter(decision)
             row = self._catalogue.row_of(decision.tile_id)
             if row is not None:
+                self._tally.change(decision.reviewer, before, stands)
                 stands_here = stands.get(decision.reviewer)
                 self._codes(decision.reviewer)[row] = _UNDECIDED if stands_here is None else _CODES[stands_here.verdict]
 
@@ -148,6 +168,12 @@ class Board:
         """Return a reviewer's entry of this id, None where none is known."""
         with self._lock:
             return self._by_id.get((reviewer, decision_id))
+
+    def entry_now(self, reviewer: str, decision_id: str) -> Decision | None:
+        """Return a reviewer's entry of this id, for which the log is looked at where it is not known yet."""
+        if self.entry(reviewer, decision_id) is None:
+            self.look_now()
+        return self.entry(reviewer, decision_id)
 
     def standing(self, tile_id: str) -> dict[str, Decision]:
         """Return the decision of each reviewer that stands for a tile."""
@@ -223,35 +249,31 @@ class Board:
     def progress(self) -> dict[str, Any]:
         """Return how much each reviewer has decided, and how far two who saw the same tiles agree."""
         with self._lock:
-            arrivals, standing = list(self._arrivals), dict(self._standing)
-            kept = self._progress
-        if kept is None or kept[0] != len(arrivals):
-            kept = (len(arrivals), self._counted(arrivals, standing))
-            with self._lock:
-                self._progress = kept
-        return kept[1]
-
-    def _counted(self, arrivals: list[Decision], standing: Standing) -> dict[str, Any]:
-        ranked = {tile_id: found for tile_id, found in standing.items() if self._catalogue.row_of(tile_id) is not None}
-        pairs = agreements(ranked)
-        return {
-            "total": len(self._catalogue),
-            "decided_by_anyone": sum(bool(found) for found in ranked.values()),
-            "by_reviewer": [
-                {
-                    "reviewer": each.reviewer,
-                    "decided": each.num_tiles,
-                    "by_verdict": {verdict: each.by_verdict.get(verdict, 0) for verdict in FINAL_VERDICTS},
-                    "last_time": each.last_time,
-                    "agreement": _with_others(each.reviewer, pairs),
-                }
-                for each in progress_of(arrivals, ranked)
-            ],
-            "pairs": [
-                {"a": each.first, "b": each.second, "both": each.num_tiles, "same": each.num_same, "kappa": each.kappa}
-                for each in pairs
-            ],
-        }
+            pairs = self._tally.agreements()
+            return {
+                "total": len(self._catalogue),
+                "decided_by_anyone": self._tally.num_decided,
+                "by_reviewer": [
+                    {
+                        "reviewer": each.reviewer,
+                        "decided": each.num_tiles,
+                        "by_verdict": {verdict: each.by_verdict.get(verdict, 0) for verdict in FINAL_VERDICTS},
+                        "last_time": each.last_time,
+                        "agreement": _with_others(each.reviewer, pairs),
+                    }
+                    for each in self._tally.progress()
+                ],
+                "pairs": [
+                    {
+                        "a": each.first,
+                        "b": each.second,
+                        "both": each.num_tiles,
+                        "same": each.num_same,
+                        "kappa": each.kappa,
+                    }
+                    for each in pairs
+                ],
+            }
 
 
 def _with_others(name: str, pairs: list[Agreement]) -> float | None:

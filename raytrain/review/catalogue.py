@@ -52,14 +52,6 @@ class Catalogue:
         """Return the row of a tile, None for one that the ranking does not have."""
         return self._rows.get(tile_id)
 
-    def tile_id(self, row: int) -> str:
-        """Return the id of the tile in a row."""
-        return str(self._ids[row].as_py())
-
-    def sha256(self, row: int) -> str:
-        """Return the hash that a tile had when it was ranked."""
-        return str(self._table["sha256"][row].as_py())
-
     def position(self, row: int) -> int:
         """Return where the index had a tile when it was ranked."""
         return int(self._table["position"][row].as_py())

@@ -180,7 +180,7 @@ class Desk:
         One at a time of each reviewer. Raises `OtherTile` where the tile has another hash now, `NotAccepted` for what
         can't be a decision, `NoSuchTile` for a tile that was not ranked; nothing is written then.
         """
-        self.board.refresh()
+        self.board.begin_look()  # for the next one: this one does not wait for what others decided
         known = self.board.entry(asked.reviewer, asked.decision_id)
         if known is not None and asked.is_asked_again(known):
             return known, False
@@ -188,7 +188,7 @@ class Desk:
         if found.position is None or found.sha256 != asked.tile_sha256:
             raise OtherTile(asked.tile_id, found.sha256)
         asked.check_mask(found.snapshot.shape_of(found.position))
-        asked.check_undo(None if asked.undoes is None else self.board.entry(asked.reviewer, asked.undoes))
+        asked.check_undo(None if asked.undoes is None else self.board.entry_now(asked.reviewer, asked.undoes))
         number, last_time = self.board.next_number(asked.reviewer), self.board.last_time(asked.reviewer)
         decision = asked.entry(number, last_time)
         try:

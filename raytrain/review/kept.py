@@ -23,27 +23,29 @@ class Kept(Generic[ValueT]):
 
     def get(self, key: Hashable, make: Callable[[], ValueT]) -> ValueT:
         """Return the value of `key`; others who ask while it is being made wait for it. An error keeps nothing."""
-        with self._lock:
-            if key in self._values:
-                self._values.move_to_end(key)
-                return self._values[key]
-            mine = self._making.setdefault(key, threading.Lock())
-        with mine:
+        while True:
             with self._lock:
                 if key in self._values:
+                    self._values.move_to_end(key)
                     return self._values[key]
-            try:
-                value = make()
-                self._keep(key, value)
-                return value
-            finally:
+                mine = self._making.setdefault(key, threading.Lock())
+            with mine:
                 with self._lock:
-                    self._making.pop(key, None)
+                    if self._making.get(key) is not mine:
+                        continue  # who made it, or failed to, is done with it: look again
+                try:
+                    value = make()
+                    self._keep(key, value)
+                    return value
+                finally:
+                    with self._lock:
+                        del self._making[key]
 
     def _keep(self, key: Hashable, value: ValueT) -> None:
         with self._lock:
+            replaced = self._values.pop(key, None)
             self._values[key] = value
-            self.num_bytes += self._size_of(value)
+            self.num_bytes += self._size_of(value) - (0 if replaced is None else self._size_of(replaced))
             while self.num_bytes > self._limit_bytes and self._values:
                 _, gone = self._values.popitem(last=False)
                 self.num_bytes -= self._size_of(gone)

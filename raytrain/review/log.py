@@ -37,6 +37,10 @@ def order_of(decision: Decision) -> tuple[str, int, str]:
     return decision.time, decision.number, decision.decision_id
 
 
+class EntryTooLarge(ConfigError):
+    """A decision that has no room in the log, whoever asks again; nothing was written."""
+
+
 @dataclass
 class _Known:
     """What was read so far: entries by name, and what is wrong with the others, by name, with their identities then."""
@@ -107,11 +111,11 @@ class DecisionLog:
         """Add an entry; return whether it is new: the same one again is no second entry, and no error.
 
         When this returns it lies in the store, on a local disk durably. Raises `DataError`, and writes nothing, where
-        another entry has this id, and `ConfigError` for one that is too large.
+        another entry has this id, and `EntryTooLarge` for one that is too large.
         """
         data = f"{decision.model_dump_json(exclude_none=True)}\n".encode()
         if len(data) > ENTRY_BYTES:
-            raise ConfigError(f"a decision of {len(data)} bytes, expected at most {ENTRY_BYTES}; is its mask a mask?")
+            raise EntryTooLarge(f"a decision of {len(data)} bytes, expected at most {ENTRY_BYTES}; is its mask a mask?")
         name = _name_of(decision)
         uri = storage.join(self.uri, name)
         # Between the look and the write no other thread may write this entry. Another process may, on a disk without

@@ -29,6 +29,7 @@ from raytrain.review.catalogue import SORTS, Filter
 from raytrain.review.desk import Desk, NoSuchTile, shown
 from raytrain.review.images import MaskLayer, PictureLayer, Raw, Stretch, ValueLayer
 from raytrain.review.kinds import ERROR_KINDS
+from raytrain.review.log import EntryTooLarge
 
 PAGE = Path(__file__).parent / "page"
 CONTENT_TYPES = {
@@ -233,6 +234,7 @@ def _add_errors(app: FastAPI) -> None:
 
     add(NoSuchTile, 404)
     add(NotAccepted, 422)
+    add(EntryTooLarge, 413)
     add(DataError, 500)
     add(RaytrainError, 503)
     add(ConfigError, 503)  # the shards went away while they are served

@@ -187,11 +187,20 @@ def agreement_of(first: str, second: str, pairs: list[tuple[Verdict, Verdict]]) 
     kappa = (p_o - p_e) / (1 - p_e), with p_o the share of equal pairs and p_e the sum over verdicts of the product of
     both reviewers' shares of it.
     """
-    count = len(pairs)
-    num_same = sum(one == other for one, other in pairs)
+    return agreement_of_counts(first, second, Counter(pairs))
+
+
+def agreement_of_counts(first: str, second: str, pairs: Counter[tuple[Verdict, Verdict]]) -> Agreement:
+    """Return what `agreement_of` does, by how often there is each pair of verdicts."""
+    count = pairs.total()
+    num_same = sum(number for (one, other), number in pairs.items() if one == other)
     if not count:
         return Agreement(first, second, 0, 0, None, None)
-    ours, theirs = Counter(one for one, _ in pairs), Counter(other for _, other in pairs)
+    ours: Counter[Verdict] = Counter()
+    theirs: Counter[Verdict] = Counter()
+    for (one, other), number in pairs.items():
+        ours[one] += number
+        theirs[other] += number
     # Times count squared, in whole numbers: so that chance is 1 exactly where it is.
     by_chance = sum(number * theirs[verdict] for verdict, number in ours.items())
     kappa = None if by_chance == count**2 else (num_same * count - by_chance) / (count**2 - by_chance)

@@ -573,6 +573,32 @@ def test_decisions_that_could_not_be_sent_survive_a_reload(
     assert [each.verdict for each in stored(served, person, 2)] == ["accept", "unsure"]
 
 
+def test_a_decision_that_the_server_fails_at_lets_others_pass_but_none_about_its_tile(
+    served: Served, anybody: Come
+) -> None:
+    person = anybody(served, "stuck", expected=re.compile("status of 500"))
+    first, second = served.made.tile_ids[:2]
+
+    def fail(route: Route) -> None:
+        if route.request.method == "POST" and route.request.post_data_json["tile_id"] == first:
+            route.fulfill(status=500, json={"error": "its entry is damaged"})
+        else:
+            route.continue_()
+
+    person.page.route("**/api/decisions", fail)
+    person.press("a", "p", "u", "d")
+    expect(person.queue()).to_contain_text("2 decisions wait for the server")
+    expect(person.queue()).to_contain_text(f"the server fails at {first}, and is asked again: its entry is damaged")
+    deadline = time.monotonic() + 15
+    while not served.decisions("stuck") and time.monotonic() < deadline:
+        person.page.wait_for_timeout(50)
+    assert [each.tile_id for each in served.decisions("stuck")] == [second]
+    person.page.unroute("**/api/decisions")
+    entries = stored(served, person, 3)
+    assert {each.tile_id: each.verdict for each in entries} == {first: "unsure", second: "drop"}
+    assert [each.verdict for each in entries if each.tile_id == first] == ["accept", "unsure"]
+
+
 def test_an_answer_that_is_lost_writes_nothing_twice(served: Served, anybody: Come) -> None:
     person = anybody(served, "unlucky", expected=DOWN)
     sent = []

@@ -113,7 +113,7 @@ def test_the_token_in_the_address_becomes_a_cookie_that_scripts_and_other_sites_
 ) -> None:
     answer = ask(guard, "/", query=f"token={TOKEN}", token=None)
     assert (answer.status, answer.headers["location"]) == (303, "/")
-    assert answer.headers["set-cookie"] == f"raytrain_review_{PORT}={TOKEN}; Path=/; HttpOnly; SameSite=Strict"
+    assert answer.headers["set-cookie"] == f"raytrain_review_{PORT}={TOKEN}; Path=/; HttpOnly; SameSite=Lax"
     assert not inner.seen
     cookie = answer.headers["set-cookie"].partition(";")[0]
     assert ask(guard, "/", token=None, cookie=f"other=1; {cookie}").status == 200
@@ -126,6 +126,17 @@ def test_the_token_in_the_address_becomes_a_cookie_that_scripts_and_other_sites_
 def test_no_other_cookie_counts(guard: Guard, inner: Inner, cookie: str) -> None:
     assert ask(guard, token=None, cookie=cookie).status == 401
     assert not inner.seen
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    ['prefs={"a":1, "b":2}', "name=two words", "a/b=1", "who@where=1", "ü=ü", 'open="', "=", "flag", "a=b=c", "$x[]=1"],
+)
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_cookie_of_another_port_locks_nobody_out(guard: Guard, foreign: str, is_first: bool) -> None:
+    own = f"raytrain_review_{PORT}={TOKEN}"
+    cookie = f"{foreign}; {own}" if is_first else f"{own};{foreign}"
+    assert ask(guard, token=None, cookie=cookie).status == 200
 
 
 @pytest.mark.parametrize("query", ["token=", "token=wrong", f"token=x&token={TOKEN}", f"TOKEN={TOKEN}", "&" * 50])
@@ -207,6 +218,22 @@ def test_a_request_from_a_page_of_another_site_is_refused(guard: Guard, inner: I
     assert ask(guard, method="POST", content_type="application/json").status == 200
 
 
+def test_a_write_by_the_cookie_says_that_it_is_from_this_page(guard: Guard, inner: Inner) -> None:
+    """Since another site's link brings the cookie with it: see SameSite."""
+
+    def post(**headers: str) -> int:
+        cookie = f"raytrain_review_{PORT}={TOKEN}"
+        return ask(guard, method="POST", token=None, cookie=cookie, content_type="application/json", **headers).status
+
+    assert post() == 403
+    assert post(authorization="Bearer wrong") == 403
+    assert post(origin="http://evil.example") == 403
+    assert post(origin="null") == 403
+    assert not inner.seen
+    assert post(origin=f"http://{HOST}") == 200
+    assert post(authorization=f"Bearer {TOKEN}") == 200
+
+
 def test_a_body_beyond_the_limit_is_not_passed_on_whether_it_says_its_length_or_not(guard: Guard, inner: Inner) -> None:
     def post(*bodies: bytes, **headers: str) -> Answer:
         return ask(guard, method="POST", content_type="application/json", bodies=bodies, **headers)
@@ -228,6 +255,38 @@ def test_every_answer_forbids_scripts_of_others_frames_and_guessed_types(guard: 
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert answer.headers["referrer-policy"] == "no-referrer"
         assert answer.headers["cache-control"].startswith("private")
+
+
+def test_what_the_end_of_the_server_cuts_off_is_told_to_ask_again(inner: Inner) -> None:
+    sent: list[Message] = []
+
+    async def endless(scope: Scope, receive: Any, send: Any) -> None:
+        if scope["path"] == "/begun":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        await asyncio.sleep(60)
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def ended(path: str) -> Answer:
+        sent.clear()
+        guard = Guard(endless, TOKEN, names_of("127.0.0.1"), PORT, LIMIT_BYTES)
+        headers = [(b"host", HOST.encode()), (b"authorization", f"Bearer {TOKEN}".encode())]
+        scope = {"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": headers}
+        task = asyncio.ensure_future(guard(scope, receive, send))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        await task
+        return Answer(sent)
+
+    answer = asyncio.run(ended("/api/review"))
+    assert (answer.status, b"the server is ending" in answer.body) == (503, True)
+    assert "content-security-policy" in answer.headers
+    answer = asyncio.run(ended("/begun"))
+    assert (answer.status, answer.body) == (200, b"")
 
 
 def test_a_websocket_is_closed(guard: Guard, inner: Inner) -> None:
@@ -270,3 +329,27 @@ def test_a_token_file_that_others_may_read_or_that_holds_none_is_refused(tmp_pat
             token_of_file(path)
     with pytest.raises(ConfigError, match="can't be made"):
         token_of_file(tmp_path / "nowhere" / "token")
+
+
+def test_a_token_file_is_a_file_of_this_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe, 0o600)
+    for path in (pipe, tmp_path):
+        with pytest.raises(ConfigError, match="no regular file"):
+            token_of_file(path)
+    path = tmp_path / "token"
+    token_of_file(path)
+    user = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: user + 1)
+    with pytest.raises(ConfigError, match=f"belongs to user {user}, expected {user + 1}"):
+        token_of_file(path)
+
+
+def test_the_home_of_a_user_is_known_in_the_name_of_a_token_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    token = token_of_file(Path("~/token"))
+    assert (tmp_path / "token").read_text().strip() == token
+    with pytest.raises(ConfigError, match="nobody's home"):
+        token_of_file(Path("~no-such-user/token"))

@@ -21,6 +21,7 @@ import pytest
 
 from raytrain.cli import main
 from raytrain.config import PLAIN_NAME
+from raytrain.review import serving
 from tests.making_review import MadeReview, make_review
 
 KILLS = 3
@@ -39,7 +40,8 @@ class Served:
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         self.url = self.process.stdout.readline().strip()
-        self.client = httpx.Client(base_url=self.url.partition("/?")[0], timeout=30)
+        self.origin = self.url.partition("/?")[0]
+        self.client = httpx.Client(base_url=self.origin, timeout=30)
 
     def open(self) -> httpx.Response:
         return self.client.get(self.url, follow_redirects=True)
@@ -133,7 +135,7 @@ def test_a_killed_server_loses_no_decision_and_doubles_none(made: MadeReview) ->
             decision = pending[name][0]
             wanted.add(decision["decision_id"])
             try:
-                answer = one.client.post("/api/decisions", json=decision)
+                answer = one.client.post("/api/decisions", json=decision, headers={"Origin": one.origin})
             except httpx.HTTPError:
                 return  # the same one goes to the next server
             assert answer.status_code in (200, 201), answer.text
@@ -163,6 +165,59 @@ def test_a_killed_server_loses_no_decision_and_doubles_none(made: MadeReview) ->
     for name in pending:
         numbers = sorted(each["number"] for each in found if each["reviewer"] == name)
         assert numbers == list(range(1, 61))
+
+
+def test_a_write_that_outlasts_the_server_is_told_to_be_asked_again(made: MadeReview) -> None:
+    """By a store that is slower than the server waits for when it ends."""
+    program = (
+        "import sys, time; from raytrain import storage; from raytrain.review import serving; "
+        "from raytrain.cli import main; write = storage.write_bytes; serving.CLOSING_S = 1\n"
+        "def slowly(*args, **named):\n    print('writing', flush=True); time.sleep(4); write(*args, **named)\n"
+        f"storage.write_bytes = slowly; sys.exit(main(['review', 'serve', {made.uri!r}, '--port', '0']))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        address, _, token = process.stdout.readline().strip().partition("/?token=")
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(
+                httpx.post,
+                f"{address}/api/decisions",
+                json=asked(made, 0),
+                headers={"Authorization": f"Bearer {token}"},
+                timeout=30,
+            )
+            assert process.stdout.readline().strip() == "writing"
+            process.send_signal(signal.SIGINT)
+            assert answer.result().status_code == 503
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert "the server is ending" in answer.result().text
+
+
+def test_a_browser_is_opened_by_a_file_that_only_its_owner_may_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And it may keep the foreground as long as it likes."""
+    opened: list[str] = []
+    left, is_open = threading.Event(), threading.Event()
+
+    def browse(url: str) -> bool:
+        opened.append(url)
+        is_open.set()
+        return left.wait(30)
+
+    monkeypatch.setattr("webbrowser.open", browse)
+    with serving.opened("http://127.0.0.1:1/?token=secret"):
+        assert is_open.wait(30)
+        (url,) = opened
+        assert url.startswith("file:///")
+        assert "secret" not in url
+        path = Path(url.removeprefix("file://"))
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert 'content="0; url=http://127.0.0.1:1/?token=secret"' in path.read_text()
+    assert not path.exists()
+    left.set()
 
 
 def test_others_are_let_in_with_a_warning_and_by_number(made: MadeReview) -> None:
@@ -204,6 +259,10 @@ def test_a_review_that_can_not_be_served_is_told_in_one_line(
     code, text = ended(made.uri, "--host", "nowhere.invalid", "--port", "0")
     assert code == 2
     assert "--host nowhere.invalid --port 0: can't listen there" in text
+    for host in ("", "0", "[]"):
+        code, text = ended(made.uri, "--host", host, "--port", "0")
+        assert code == 2
+        assert f"--host {host!r}: means all addresses of this machine; if that is wanted, say 0.0.0.0" in text
     (tmp_path / "token").write_text("x")
     code, text = ended(made.uri, "--token-file", str(tmp_path / "token"))
     assert code == 2

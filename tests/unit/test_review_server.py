@@ -741,6 +741,79 @@ def test_reviewers_on_two_servers_see_each_other(own: MadeReview, open_page: Ope
     assert len(here.get("/api/decisions", after=there.get("/api/decisions")["cursor"])["decisions"]) == 1
 
 
+def test_what_was_decided_at_another_server_a_moment_ago_is_taken_back_here(
+    own: MadeReview, open_page: OpenPage
+) -> None:
+    here, there = open_page(own, refresh_s=3600.0), open_page(own, refresh_s=3600.0)
+    tile_id = own.tile_ids[0]
+    decision_id = there.decide(own, tile_id).json()["decision"]["decision_id"]
+    answer = here.decide(own, tile_id, "undo", undoes=decision_id, decision_id="e" * 32)
+    assert answer.status_code == 201, answer.text
+    assert answer.json()["standing"] == {}
+    assert soon(DecisionLog(own.uri).read_all, lambda found: len(found) == 2)[1].verdict == "undo"
+
+
+def test_a_decision_does_not_wait_for_a_look_at_the_log(
+    own: MadeReview, open_page: OpenPage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = open_page(own)
+    walk, go_on = storage.walk, threading.Event()
+
+    def slowly(uri: str) -> Any:
+        go_on.wait(30)
+        return walk(uri)
+
+    monkeypatch.setattr(storage, "walk", slowly)
+    start = time.monotonic()
+    assert page.decide(own, own.tile_ids[0]).status_code == 201
+    assert time.monotonic() - start < 0.9
+    go_on.set()
+
+
+def test_a_decision_without_room_in_the_log_is_refused_for_good(
+    own: MadeReview, open_page: OpenPage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = open_page(own)
+    monkeypatch.setattr("raytrain.review.log.ENTRY_BYTES", 100)
+    answer = page.decide(own, own.tile_ids[0])
+    assert answer.status_code == 413
+    assert "expected at most 100" in answer.json()["error"]
+    assert not entries(own)
+
+
+def test_an_entry_that_is_damaged_later_is_named_once(
+    own: MadeReview, open_page: OpenPage, caplog: pytest.LogCaptureFixture
+) -> None:
+    page = open_page(own)
+    page.decide(own, own.tile_ids[0])
+    folder = Path(own.uri, "decisions", "ann")
+    for letter in "ab":
+        folder.joinpath(f"{letter * 32}.json").write_text("{")
+        for _ in range(3):
+            page.desk.board.look_now()
+    named = [each.getMessage() for each in caplog.records if "left out" in each.getMessage()]
+    assert [f"{letter * 32}.json: damaged" in text for letter, text in zip("ab", named, strict=True)] == [True, True]
+
+
+def test_one_thread_at_a_time_looks_at_the_log(own: MadeReview, monkeypatch: pytest.MonkeyPatch) -> None:
+    board = Board(DecisionLog(own.uri), Catalogue(read_ranking(own.uri)))
+    looking, most = [0], [0]
+
+    def slowly(self: DecisionLog) -> list[Any]:
+        looking[0] += 1
+        most[0] = max(most[0], looking[0])
+        time.sleep(0.05)
+        looking[0] -= 1
+        return []
+
+    monkeypatch.setattr(DecisionLog, "refresh", slowly)
+    with ThreadPoolExecutor(4) as pool:
+        for each in [pool.submit(board.look_now) for _ in range(4)]:
+            each.result()
+    board.close()
+    assert most == [1]
+
+
 def test_entries_come_in_pages_by_the_cursor(own: MadeReview, open_page: OpenPage) -> None:
     page = open_page(own)
     for tile_id in own.tile_ids:
@@ -951,6 +1024,43 @@ def test_what_many_ask_for_at_once_is_made_once() -> None:
     with ThreadPoolExecutor(8) as pool:
         assert set(pool.map(lambda _: kept.get("key", slowly), range(8))) == {b"x"}
     assert len(made) == 1
+
+
+def test_what_fails_to_be_made_is_made_by_one_at_a_time_and_counted_once() -> None:
+    """The second waits while the first fails, and the third comes while the second makes it."""
+    kept: Kept[bytes] = Kept(1000, len)
+    begun, go_on = [threading.Event() for _ in range(3)], [threading.Event() for _ in range(3)]
+    calls = itertools.count()
+    at_a_time: list[int] = []
+    now: list[int] = []
+
+    def make() -> bytes:
+        i = next(calls)
+        now.append(i)
+        at_a_time.append(len(now))
+        begun[i].set()
+        assert go_on[i].wait(30)
+        now.remove(i)
+        if i == 0:
+            raise OSError("gone")
+        return b"x" * 10
+
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(kept.get, "key", make)
+        assert begun[0].wait(30)
+        second = pool.submit(kept.get, "key", make)
+        time.sleep(0.1)  # it waits for the first
+        go_on[0].set()
+        assert begun[1].wait(30)
+        third = pool.submit(kept.get, "key", make)
+        begun[2].wait(0.3)
+        go_on[1].set()
+        go_on[2].set()
+        with pytest.raises(OSError, match="gone"):
+            first.result()
+        assert second.result() == third.result() == b"x" * 10
+    assert max(at_a_time) == 1
+    assert kept.num_bytes == 10
 
 
 def test_a_look_at_a_large_log_takes_a_tenth_of_the_time_at_most(

@@ -10,6 +10,9 @@ const LONGEST_WAIT_MS = 8000;
 /** Refusals that a decision is not to blame for: it waits until this browser is let in, or the fault is mended. */
 const NOT_ITS_FAULT = [401, 403, 500];
 
+/** After so many faults of the server in a row, a decision lets those about other tiles pass, and is tried on. */
+const FAULTS_BEFORE_OTHERS = 3;
+
 export class Queue {
   /**
    * `send` takes a decision to the server. `onChange(state)` is told what waits and why; `onStored(decision, note)`
@@ -21,6 +24,7 @@ export class Queue {
     this.listeners = { onChange, onStored, onRefused };
     this.unkept = new Map(); // entries that localStorage has no room for, by their key
     this.parsed = new Map(); // what was read before: masks are long
+    this.faults = new Map(); // how often in a row the server failed at an entry, by its key
     this.trouble = "";
     this.sending = false;
     this.timer = null;
@@ -53,9 +57,10 @@ export class Queue {
     if (this.sending) return;
     this.sending = true;
     clearTimeout(this.timer);
+    const passed = new Set(); // the tiles of which a decision is let wait, and so all that follow it
     try {
-      for (let key = this.#keys()[0]; key !== undefined; key = this.#keys()[0]) {
-        if (!(await this.#sendOne(key))) break;
+      for (let key = this.#next(passed); key !== undefined; key = this.#next(passed)) {
+        if (!(await this.#sendOne(key, passed))) break;
       }
     } finally {
       this.sending = false;
@@ -63,31 +68,44 @@ export class Queue {
     this.listeners.onChange(this.state);
   }
 
-  async #sendOne(key) {
+  /** The key of the oldest entry about none of these tiles. */
+  #next(passed) {
+    return this.#keys().find((key) => !passed.has(this.#read(key)?.decision.tile_id));
+  }
+
+  /** Send an entry; return whether to go on with the next. One that others pass puts its tile into `passed`. */
+  async #sendOne(key, passed) {
     const entry = this.#read(key);
     if (entry === null) return true; // another window has sent it
     const { decision, note } = entry;
     try {
       await this.send(decision);
       this.#forget(key);
-      this.#wentWell();
+      this.#wentWell(passed);
       this.listeners.onStored(decision, note);
     } catch (error) {
       if (!(error instanceof Refused) || NOT_ITS_FAULT.includes(error.status)) {
+        const faults = error.status === 500 ? (this.faults.get(key) ?? 0) + 1 : 0;
+        this.faults.set(key, faults);
         this.trouble = error.message;
+        clearTimeout(this.timer);
         this.timer = setTimeout(() => this.drain(), this.waitMs);
         this.waitMs = Math.min(2 * this.waitMs, LONGEST_WAIT_MS);
-        return false;
+        if (faults < FAULTS_BEFORE_OTHERS) return false;
+        this.trouble = `the server fails at ${decision.tile_id}, and is asked again: ${error.message}`;
+        passed.add(decision.tile_id);
+        return true;
       }
       this.#forget(key);
-      this.#wentWell();
+      this.#wentWell(passed);
       this.listeners.onRefused(decision, error);
     }
     this.listeners.onChange(this.state);
     return true;
   }
 
-  #wentWell() {
+  #wentWell(passed) {
+    if (passed.size) return; // what is told of those that wait stays
     this.trouble = "";
     this.waitMs = FIRST_WAIT_MS;
   }
@@ -114,6 +132,7 @@ export class Queue {
   #forget(key) {
     this.unkept.delete(key);
     this.parsed.delete(key);
+    this.faults.delete(key);
     localStorage.removeItem(key);
   }
 }
