@@ -69,7 +69,7 @@ class Outcome:
         return Ranked((self.scores | self.numbers)[method], is_wrong, numbers).of(chosen)
 
 
-def looked_at(found: Predicted) -> list[Features]:
+def tile_features(found: Predicted) -> list[Features]:
     """Return the features of each tile, as `raytrain review rank` finds them."""
     labels = found.labels
     histograms = np.stack(list(map(label_histogram, labels, found.probability)))
@@ -80,7 +80,7 @@ def looked_at(found: Predicted) -> list[Features]:
 
 def outcome(found: Predicted, seed: int) -> Outcome:
     """Return what all methods say of the tiles of a seed."""
-    features = looked_at(found)
+    features = tile_features(found)
     judgements = judge(features, found.locations)
     corruptions = [found.corrupted[i].corruption if i in found.corrupted else "" for i in range(len(found.locations))]
     scores = {

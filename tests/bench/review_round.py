@@ -23,9 +23,10 @@ from raytrain.config import ShardSettings
 from raytrain.errors import ConfigError
 from raytrain.review.log import DecisionLog
 from raytrain.review.regions import encode_mask
+from raytrain.review.suspicion import judge
 from raytrain.tiles.format import Tile
 from raytrain.tiles.reader import MANIFEST, TileReader, read_index
-from tests.bench.review_ranking import judged
+from tests.bench.review_ranking import tile_features
 from tests.bench.review_tiles import CORRUPTED_FRACTION, DataSet, Predicted, out_of_fold, predict
 from tests.corruption import Corrupted, Label
 from tests.deciding import decide, make_review
@@ -56,7 +57,7 @@ class Round:
 def make_round(data_set: DataSet, shards: str, seed: int, work: Path) -> Round:
     """Go round once with what `seed` draws: which labels are wrong and how, folds, nets."""
     predicted = predict(data_set, shards, seed, work)
-    looked_at = tuple(_most_suspicious(predicted))
+    looked_at = tuple(most_suspicious(predicted))
     # Named by all that was decided, so that no other review's shards are taken for these.
     decided = hashlib.sha256(np.array(looked_at).tobytes() + predicted.labels.tobytes()).hexdigest()[:12]
     left = _reviewed(shards, predicted, looked_at, work / f"{data_set}-{seed}-shards-{decided}")
@@ -72,9 +73,10 @@ def make_round(data_set: DataSet, shards: str, seed: int, work: Path) -> Round:
     )
 
 
-def _most_suspicious(predicted: Predicted) -> list[int]:
+def most_suspicious(predicted: Predicted) -> list[int]:
     """Return the tiles that the reviewer looks at, the most suspicious first, as `raytrain review rank` has them."""
-    suspicion = np.array([each.suspicion for each in judged(predicted)])
+    judgements = judge(tile_features(predicted), predicted.locations)
+    suspicion = np.array([each.suspicion for each in judgements])
     return [int(i) for i in np.argsort(-suspicion, kind="stable")[: round(LOOKED_AT_FRACTION * len(suspicion))]]
 
 

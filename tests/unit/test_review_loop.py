@@ -7,7 +7,9 @@ import pytest
 
 from raytrain.evaluation.tally import Tally
 from tests.bench.review_loop import Share, _tally, share_of
-from tests.bench.review_round import LABELS, Labels, Round
+from tests.bench.review_round import LABELS, Labels, Round, most_suspicious
+from tests.bench.review_tiles import Predicted
+from tests.corruption import Corrupted
 
 PLACES = 20
 SIDE = 16
@@ -57,3 +59,13 @@ def test_predictions_are_counted_by_the_true_labels_and_no_data_is_clear() -> No
     maps: dict[Labels, np.ndarray[tuple[int, ...], np.dtype[np.float32]]] = {labels: probability for labels in LABELS}
     found = _tally(Round(("a",), truth, {}, (), (), maps), probability)
     assert found.totals[0].tolist() == [3 * SIDE, 2 * SIDE, 5 * SIDE, 5 * SIDE]
+
+
+def test_reviewer_looks_at_as_many_tiles_as_are_wrong_and_at_those_that_contradict_their_labels() -> None:
+    truth = np.zeros((20, SIDE, SIDE), np.uint8)
+    truth[:, :8] = 1
+    probability = np.where(truth == 1, np.float32(0.95), np.float32(0.05))
+    corrupted = {i: Corrupted("full", np.ones((SIDE, SIDE), np.uint8)) for i in (3, 17)}
+    places = tuple(f"place{i % 4}" for i in range(20))
+    found = most_suspicious(Predicted(places, truth, corrupted, probability, 0 * probability))
+    assert sorted(found) == [3, 17]
