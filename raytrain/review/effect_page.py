@@ -111,6 +111,11 @@ def _named(places: Sequence[tuple[str, PlaceEffect]], words: str) -> str:
 def _cautions(effect: Effect) -> list[str]:
     """Return what keeps numbers from being taken for more than they are."""
     found = []
+    if not effect.compared.is_child:
+        found.append(
+            f"{effect.compared.after} does not name {effect.compared.before} as its parent, so the order in which they "
+            "were given alone says which of them is the cleaned one."
+        )
     new, old = effect.part("new-labels"), effect.part("old-labels")
     if new is not None and old is not None and new.deciding.words == "helped" and old.deciding.words != "helped":
         found.append(

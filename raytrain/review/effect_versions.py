@@ -122,7 +122,7 @@ def compare_versions(before: Version, after: Version) -> Versions:
         after=after.uri,
         before_digest=before.digest,
         after_digest=after.digest,
-        is_child=after.manifest.get("parent", {}).get("shards_digest") == before.digest,
+        is_child=_is_child(after, before),
         tile_ids=ids.to_pylist(),
         locations=after.index["location"].to_pylist(),
         folds=sorted(set(after.index["fold"].to_pylist())),
@@ -134,9 +134,20 @@ def compare_versions(before: Version, after: Version) -> Versions:
     )
 
 
+def _is_child(version: Version, other: Version) -> bool:
+    """Tell whether the manifest of a version names the other as its parent."""
+    parent: Mapping[str, Any] = version.manifest.get("parent") or {}
+    return bool(parent.get("shards_digest") == other.digest)
+
+
 def _check_manifests(before: Version, after: Version) -> None:
     if before.digest == after.digest:
         raise ConfigError(f"{after.uri} has the same tiles, labels and folds as {before.uri}: nothing to compare")
+    if _is_child(before, after):
+        raise ConfigError(
+            f"{before.uri} was made of {after.uri}, which its manifest names as its parent; give them the other way "
+            "round, the shards as they were first"
+        )
     if before.bands != after.bands:
         raise ConfigError(
             f"{after.uri} has the bands {', '.join(after.bands)}, but {before.uri} has {', '.join(before.bands)}; "

@@ -92,6 +92,21 @@ def test_a_child_is_known_by_the_digest_of_its_parent(tmp_path: Path) -> None:
     assert not compared(tmp_path, before, after, parent={"shards_digest": "0"}).is_child
 
 
+def test_versions_given_the_wrong_way_round_are_refused(tmp_path: Path) -> None:
+    before = tiles()
+    digest = read_version(write(tmp_path / "before", before)).digest
+    after = write(tmp_path / "after", [with_label(before[0], 1), *before[1:]], parent={"shards_digest": digest})
+    with pytest.raises(ConfigError, match=r"after was made of .*before, .* give them the other way round"):
+        compare_versions(read_version(after), read_version(str(tmp_path / "before")))
+
+
+def test_report_says_so_when_after_is_no_child_of_before() -> None:
+    effect = made_effect()
+    stranger = effect.model_copy(update={"compared": effect.compared.model_copy(update={"is_child": False})})
+    assert "as its parent" not in " ".join(sentences(effect))
+    assert "s3://b/after does not name s3://b/before as its parent" in " ".join(sentences(stranger))
+
+
 def other_place(some: list[Tile]) -> list[Tile]:
     return [replace(some[0], location="elsewhere"), *some[1:]]
 
