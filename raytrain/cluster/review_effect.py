@@ -119,7 +119,8 @@ def effect(job: EffectJob, cluster: session.Cluster, narrator: Narrator) -> Effe
     """Train, score and count what is not done, then write `effect.html` and, last, `effect.json`.
 
     Raises `ConfigError` before anything is trained for versions that can't be compared and for a folder of other work;
-    `WorkNotFinished` where a net or a mask is missing at the end, once all others were tried.
+    `WorkNotFinished` where a net or a mask is missing at the end, once all others were tried; `DataError` where not one
+    tile can be counted.
     """
     versions = compare_versions(read_version(job.before), read_version(job.after))
     test = None if job.test is None else _test_subject(job, job.test)
@@ -139,8 +140,9 @@ def effect(job: EffectJob, cluster: session.Cluster, narrator: Narrator) -> Effe
         versions, counted, tested, trained, resamples=job.resamples, resampling_seed=job.resampling_seed
     )
     if not parts:
-        raise WorkNotFinished(f"{job.after}: not one tile could be counted: {problems[0]}")
-    found = _effect(job, versions, parts, problems)
+        why = f"{problems[0]} ({len(problems)} tiles in all)" if problems else "every pixel of every label is ignored"
+        raise DataError(job.after, f"not one tile could be counted: {why}")
+    found = _effect(job, versions, None if test is None else test.digest, parts, problems)
     page_uri = storage.join(job.out, EFFECT_PAGE)
     storage.write_bytes(page_uri, render_page(effect_page(found)).encode())
     return EffectReport(found, write_effect(job.out, found), page_uri, problems)
@@ -148,12 +150,13 @@ def effect(job: EffectJob, cluster: session.Cluster, narrator: Narrator) -> Effe
 
 @dataclass(frozen=True)
 class _Subject:
-    """Shards whose tiles are scored and counted: by the `labels` of which shards, and where their masks go.
+    """Shards, of this hash, whose tiles are scored and counted: by which shards' `labels`, and where their masks go.
 
     Each tile is scored by the nets that never saw its location, or, `of_other_places`, by all of them.
     """
 
     shards: str
+    digest: str
     tiles: list[TileToCount]
     labels: tuple[str, str]
     masks: str
@@ -171,7 +174,7 @@ def _subject(job: EffectJob, versions: Versions) -> _Subject:
         for i, tile_id in enumerate(versions.tile_ids)
         if versions.had_label[i] or versions.has_label[i]
     ]
-    return _Subject(job.after, tiles, (job.before, job.after), storage.join(job.out, "masks"))
+    return _Subject(job.after, versions.after_digest, tiles, (job.before, job.after), storage.join(job.out, "masks"))
 
 
 def _test_subject(job: EffectJob, uri: str) -> _Subject:
@@ -188,8 +191,9 @@ def _test_subject(job: EffectJob, uri: str) -> _Subject:
     if not tiles:
         raise ConfigError(f"{uri}: no tile has a label, so nothing can be tested on it")
     # Another test set, asked for later, has masks of its own.
-    masks = f"test-masks-{shards_digest(read_manifest(uri))[:12]}"
-    return _Subject(uri, tiles, (uri, uri), storage.join(job.out, masks), of_other_places=True)
+    digest = shards_digest(read_manifest(uri))
+    masks = f"test-masks-{digest[:12]}"
+    return _Subject(uri, digest, tiles, (uri, uri), storage.join(job.out, masks), of_other_places=True)
 
 
 def _claim(job: EffectJob, versions: Versions) -> None:
@@ -307,7 +311,13 @@ def _counted(
     return counted, odd
 
 
-def _effect(job: EffectJob, versions: Versions, parts: tuple[PartEffect, ...], problems: list[DataError]) -> Effect:
+def _effect(
+    job: EffectJob,
+    versions: Versions,
+    test_digest: str | None,
+    parts: tuple[PartEffect, ...],
+    problems: list[DataError],
+) -> Effect:
     words, decided_by = decide(parts)
     places = set(versions.locations)
     touched = set(versions.changed_by_place)
@@ -329,6 +339,7 @@ def _effect(job: EffectJob, versions: Versions, parts: tuple[PartEffect, ...], p
             after_digest=versions.after_digest,
             is_child=versions.is_child,
             test=job.test,
+            test_digest=test_digest,
             members=tuple(member.name for member in members(job.members)),
             changes=job.changes,
             seeds=job.all_seeds,

@@ -6,10 +6,12 @@ Must not know where nets and labels are, or how anything is shown.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import mean
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from raytrain import __version__, storage
 from raytrain.config import EmptyUnionRule, MemberName, Settings
@@ -54,7 +56,8 @@ DECIDING_SCORE = "iou_location_weighted"
 class ScoreEffect(Settings):
     """A score of the nets of both versions, and what can be said of the difference: after less before.
 
-    Each is of the counts of all seeds together. `over_places` says what other places could have given with these very
+    IoU by location is the mean over locations of each one's mean over seeds; the others are of the counts of all seeds
+    together. `over_places` says what other places could have given with these very
     nets; `interval` what other places and other seeds could have, and decides the `words`. `by_seed` are the
     differences of single seeds, by seed.
     """
@@ -70,9 +73,13 @@ class ScoreEffect(Settings):
 
 
 class PlaceEffect(Settings):
-    """The IoU of a location before and after, of the counts of all seeds together; `by_seed` as in `ScoreEffect`.
+    """The IoU of a location before and after, each the mean over seeds; `by_seed` as in `ScoreEffect`.
 
-    The `interval` is over seeds alone, and decides the `words`. Of so many tiles counted, and beside them dropped.
+    Each seed's training is a draw, and what is asked is what such trainings come to on average: so counts of seeds are
+    never summed here. Summed, one pixel that one of many nets takes for cloud would turn a clear place from 1 to 0, and
+    the difference would depend on the number of seeds. The `interval` is over seeds alone, and decides the `words`.
+    `num_tiles` are counted; labels of `num_changed` of the location's tiles differ, in this part or not, and
+    `num_dropped` tiles were dropped.
     """
 
     before: float
@@ -87,11 +94,16 @@ class PlaceEffect(Settings):
 
 
 class PartEffect(Settings):
-    """What the comparison on some tiles came to, by score and by location."""
+    """What the comparison on some tiles came to, by score and by location.
+
+    Of `num_tiles` tiles, the labels of `num_changed` of which differ; `num_ignored` more have a label of which no pixel
+    counts, and are left out.
+    """
 
     name: PartName
     num_tiles: int
     num_changed: int
+    num_ignored: int
     scores: tuple[ScoreEffect, ...]
     locations: dict[str, PlaceEffect]
 
@@ -104,8 +116,8 @@ class PartEffect(Settings):
 class Compared(Settings):
     """What was compared: shards by URI and hash, members with the settings changed for both, seeds, how intervals are.
 
-    `test` are shards whose labels are the same for both versions, None without any. `is_child` says that the manifest
-    of `after` names `before` as its parent.
+    `test` are shards whose labels are the same for both versions; they and their hash are None without any. `is_child`
+    says that the manifest of `after` names `before` as its parent.
     """
 
     before: str
@@ -114,6 +126,7 @@ class Compared(Settings):
     after_digest: str
     is_child: bool
     test: str | None
+    test_digest: str | None
     members: tuple[MemberName, ...]
     changes: dict[str, Any]
     seeds: tuple[int, ...]
@@ -151,6 +164,25 @@ class Effect(Settings):
         return next((each for each in self.parts if each.name == name), None)
 
 
+@dataclass(frozen=True)
+class _Side:
+    """What the nets of one version came to, a tally scored for each seed."""
+
+    seeds: Mapping[int, Scored]
+
+    @cached_property
+    def by_place(self) -> dict[str, float]:
+        """The mean over seeds of the IoU of each location, by name."""
+        names = next(iter(self.seeds.values())).locations
+        return {name: mean(each.locations[name].iou for each in self.seeds.values()) for name in names}
+
+    @cached_property
+    def ratios(self) -> dict[str, Ratio]:
+        """Every score of all seeds, by name."""
+        pooled = Scored(joined(each.tally for each in self.seeds.values()), RULE)
+        return {**_ratios(pooled), DECIDING_SCORE: Ratio.mean(np.array(list(self.by_place.values())))}
+
+
 def judge(
     name: PartName,
     before: Mapping[int, Tally],
@@ -158,43 +190,46 @@ def judge(
     *,
     changed: Mapping[str, int] | None = None,
     dropped: Mapping[str, int] | None = None,
+    num_changed: int = 0,
+    num_ignored: int = 0,
     resamples: int,
     resampling_seed: int = 0,
 ) -> PartEffect:
     """Return what the nets of both versions, a tally for each seed, come to on the same tiles, one at least.
 
-    Counts of all seeds are summed by location before anything is divided. `changed` and `dropped` count tiles by
-    location. Raises `ValueError` for fewer seeds than `FEWEST_SEEDS`.
+    `changed` and `dropped` count tiles by location, `num_changed` those among the tiles, `num_ignored` what was left
+    out. Raises `ValueError` for fewer seeds than `FEWEST_SEEDS`.
     """
     if set(before) != set(after) or len(before) < FEWEST_SEEDS:
         raise ValueError(f"expected the same {FEWEST_SEEDS} seeds or more, found {sorted(before)} and {sorted(after)}")
     tallies = [*before.values(), *after.values()]
     assert all(each.chip_ids == tallies[0].chip_ids for each in tallies), "pairs are of the same tiles"
-    seeds = sorted(before)
-    old, new = (Scored(joined(each[seed] for seed in seeds), RULE) for each in (before, after))
-    of_seeds = [(Scored(before[seed], RULE), Scored(after[seed], RULE)) for seed in seeds]
-    differences = {score: Difference(_ratios(new)[score], _ratios(old)[score]) for score in EFFECT_SCORES}
+    old, new = (_Side({seed: Scored(each[seed], RULE) for seed in sorted(each)}) for each in (before, after))
+    differences = {score: Difference(new.ratios[score], old.ratios[score]) for score in EFFECT_SCORES}
     found = intervals(list(differences.values()), resampling_seed, resamples)
     scores = tuple(
-        _score_effect(score, difference, interval, {s: pair for s, pair in zip(seeds, of_seeds, strict=True)})
+        _score_effect(score, difference, interval, old, new)
         for (score, difference), interval in zip(differences.items(), found, strict=True)
     )
     return PartEffect(
         name=name,
         num_tiles=len(tallies[0]),
-        num_changed=sum((changed or {}).get(each, 0) for each in old.tally.location_names),
+        num_changed=num_changed,
+        num_ignored=num_ignored,
         scores=scores,
-        locations=_places(old, new, dict(zip(seeds, of_seeds, strict=True)), changed or {}, dropped or {}),
+        locations=_places(old, new, changed or {}, dropped or {}),
     )
 
 
 def decide(parts: Sequence[PartEffect]) -> tuple[Words, PartName | None]:
-    """Return whether cleaning helped and which part says so: the first of `DECIDING`; can't tell without any."""
-    for name in DECIDING:
-        part = next((each for each in parts if each.name == name), None)
-        if part is not None:
-            return part.deciding.words, name
-    return "can't tell", None
+    """Return whether cleaning helped and which part says so: the first of `DECIDING` that has an interval.
+
+    Where none has one it is the first that there is, which then can't tell, or has no difference at all; can't tell
+    without any.
+    """
+    there = [part for name in DECIDING for part in parts if part.name == name]
+    part = next((each for each in there if each.deciding.interval is not None), there[0] if there else None)
+    return ("can't tell", None) if part is None else (part.deciding.words, part.name)
 
 
 def write_effect(uri: str, effect: Effect) -> str:
@@ -208,10 +243,11 @@ def _ratios(scored: Scored) -> dict[str, Ratio]:
     return {**scored.ratios, "near_edges": scored.zone(NEAR)[1]}
 
 
-def _score_effect(
-    name: str, difference: Difference, found: Interval | None, of_seeds: Mapping[int, tuple[Scored, Scored]]
-) -> ScoreEffect:
-    by_seed = {seed: Difference(_ratios(new)[name], _ratios(old)[name]).value for seed, (old, new) in of_seeds.items()}
+def _score_effect(name: str, difference: Difference, found: Interval | None, old: _Side, new: _Side) -> ScoreEffect:
+    pairs = {seed: (new.seeds[seed], old.seeds[seed]) for seed in old.seeds}
+    by_seed = {
+        seed: Difference(_ratios(ours)[name], _ratios(theirs)[name]).value for seed, (ours, theirs) in pairs.items()
+    }
     known = np.array([value for value in by_seed.values() if value is not None], np.float64)
     widened = None if found is None or len(known) < len(by_seed) else widened_by_seeds(found, known)
     return ScoreEffect(
@@ -239,35 +275,20 @@ def _words(difference: Difference, interval: Interval | None) -> Words:
     return "helped" if interval.low > 0 else "harmed" if interval.high < 0 else "no difference shown"
 
 
-def _places(
-    old: Scored,
-    new: Scored,
-    of_seeds: Mapping[int, tuple[Scored, Scored]],
-    changed: Mapping[str, int],
-    dropped: Mapping[str, int],
-) -> dict[str, PlaceEffect]:
+def _places(old: _Side, new: _Side, changed: Mapping[str, int], dropped: Mapping[str, int]) -> dict[str, PlaceEffect]:
     found = {}
-    for name, theirs in old.locations.items():
-        ours = new.locations[name]
-        by_seed = {seed: b.locations[name].iou - a.locations[name].iou for seed, (a, b) in of_seeds.items()}
-        difference = ours.iou - theirs.iou
-        interval = _about(difference, np.array(list(by_seed.values()), np.float64))
+    for name, before in old.by_place.items():
+        by_seed = {s: new.seeds[s].locations[name].iou - old.seeds[s].locations[name].iou for s in old.seeds}
+        interval = over_seeds(np.array(list(by_seed.values()), np.float64))
         found[name] = PlaceEffect(
-            before=theirs.iou,
-            after=ours.iou,
-            difference=difference,
-            interval=Ends(low=interval.low, high=interval.high),
+            before=before,
+            after=new.by_place[name],
+            difference=interval.value,
+            interval=Ends(low=max(-1.0, interval.low), high=min(1.0, interval.high)),
             by_seed=by_seed,
             words="gained" if interval.low > 0 else "lost" if interval.high < 0 else "no difference shown",
-            num_tiles=theirs.num_chips // len(of_seeds),
+            num_tiles=next(iter(old.seeds.values())).locations[name].num_chips,
             num_changed=changed.get(name, 0),
             num_dropped=dropped.get(name, 0),
         )
     return found
-
-
-def _about(value: float, by_seed: NDArray[np.float64]) -> Interval:
-    """Return the interval over seeds about the `value` of all their counts together."""
-    around = over_seeds(by_seed)
-    half = around.high - around.value
-    return Interval(value, max(-1.0, value - half), min(1.0, value + half))

@@ -11,7 +11,7 @@ from raytrain.evaluation.intervals import FEW_LOCATIONS, LEVEL, trust_text
 from raytrain.evaluation.page import Cell, Figure, Page, Part, Plot, Problems, Shown, Table, counted, version_facts
 from raytrain.evaluation.plots import ACCENT, QUIET, TEXT, WIDE, drawing, svg_of
 from raytrain.evaluation.results import Ends
-from raytrain.review.effect import EFFECT_SCORES, PART_WORDS, Effect, PartEffect, PartName, PlaceEffect, Words
+from raytrain.review.effect import DECIDING, EFFECT_SCORES, PART_WORDS, Effect, PartEffect, PartName, PlaceEffect, Words
 
 PLACES_DRAWN = 40
 """Of more locations the drawing has those that lost and gained most; the table has all."""
@@ -41,7 +41,7 @@ def effect_page(effect: Effect) -> Page:
             f"{', '.join(map(str, compared.seeds))}, on places that they never saw."
         ),
         figures=[_figure(part) for part in effect.parts],
-        note=" ".join([_touched(effect), _by_place(effect), *_cautions(effect)]),
+        note=" ".join([_touched(effect), *_decision(effect), _by_place(effect), *_cautions(effect)]),
         parts=[*_plots(effect, places), *_tables(effect, places), Problems(effect.problems, "Left out")],
         facts=[*_facts(effect), *version_facts()],
     )
@@ -56,17 +56,37 @@ def headline(effect: Effect) -> str:
 
 def sentences(effect: Effect) -> list[str]:
     """Return what was found: what was touched, a sentence for each part, and where it helped and harmed."""
-    return [_touched(effect), *(_sentence(part) for part in effect.parts), _by_place(effect), *_cautions(effect)]
+    parts = [_sentence(part) for part in effect.parts]
+    return [_touched(effect), *parts, *_decision(effect), _by_place(effect), *_cautions(effect)]
 
 
 def _touched(effect: Effect) -> str:
-    changed, dropped = counted(effect.num_changed, "label"), counted(effect.num_dropped, "tile")
     untouched = effect.num_untouched_places
+    labels = "label" if effect.num_changed == 1 else "labels"
     return (
-        f"{changed} of {effect.num_tiles + effect.num_dropped:,} {'differs' if effect.num_changed == 1 else 'differ'} "
-        f"and {dropped} {_was(effect.num_dropped)} dropped, at {counted(effect.num_touched_places, 'place')}; "
-        f"{counted(untouched, 'place')} {_was(untouched)} not touched."
+        f"Of {counted(effect.num_tiles + effect.num_dropped, 'tile')} the {labels} of {effect.num_changed:,} "
+        f"{'differs' if effect.num_changed == 1 else 'differ'} and {effect.num_dropped:,} {_was(effect.num_dropped)} "
+        f"dropped, at {counted(effect.num_touched_places, 'place')}; {counted(untouched, 'place')} {_was(untouched)} "
+        "not touched."
     )
+
+
+def _decision(effect: Effect) -> list[str]:
+    """Return which part decides and why that one; nothing without any."""
+    if effect.decided_by is None:
+        return []
+    decides = f"What decides is {PART_WORDS[effect.decided_by]}"
+    passed = []
+    for name in DECIDING[: DECIDING.index(effect.decided_by)]:
+        part = effect.part(name)
+        if part is not None:
+            passed.append(f"{PART_WORDS[name]} ({counted(len(part.locations), 'place')})")
+    if passed:
+        return [f"{decides}, since there is no interval over {' and '.join(passed)}."]
+    part = effect.part(effect.decided_by)
+    if part is not None and part.deciding.interval is None:
+        return [f"{decides}, though without an interval: no tiles with the same labels in both versions give one."]
+    return [f"{decides}, where both versions have the same labels."]
 
 
 def _was(count: int) -> str:
@@ -74,9 +94,19 @@ def _was(count: int) -> str:
 
 
 def _by_place(effect: Effect) -> str:
-    """Return the places that gained and lost most."""
+    """Return the places that gained and lost most, and how many would be named without any effect."""
     worst_first = places_of(effect)
-    return f"By place: {_named(worst_first[::-1], 'gained')}; {_named(worst_first, 'lost')}."
+    named = f"By place: {_named(worst_first[::-1], 'gained')}; {_named(worst_first, 'lost')}."
+    return f"{named} {_by_chance(len(worst_first))}" if worst_first else named
+
+
+def _by_chance(num_places: int) -> str:
+    """Return how many places would be named as gained or lost though cleaning changed nothing."""
+    chance = (1 - LEVEL) / 2
+    return (
+        f"By chance alone {chance:.1%} of places would be called gained and as many lost: of these {num_places} about "
+        f"{chance * num_places:.1f} each."
+    )
 
 
 def places_of(effect: Effect) -> list[tuple[str, PlaceEffect]]:
@@ -90,10 +120,11 @@ def _sentence(part: PartEffect) -> str:
     found = part.deciding
     ends = f", {LEVEL:.0%} {_ends(found.interval)}" if found.interval else ""
     size = f"{counted(part.num_tiles, 'tile')} at {counted(len(part.locations), 'place')}"
+    ignored = f"; without {counted(part.num_ignored, 'tile')} of which no pixel counts" if part.num_ignored else ""
     words = "cannot be told" if found.words == "can't tell" else found.words
     return (
         f"{_sentence_case(PART_WORDS[part.name])}: {words} ({EFFECT_SCORES[found.name]} {found.before:.4f} to "
-        f"{found.after:.4f}, {found.difference:+.4f}{ends}; {size})."
+        f"{found.after:.4f}, {found.difference:+.4f}{ends}; {size}{ignored})."
     )
 
 
@@ -166,7 +197,7 @@ def _parts_plot(effect: Effect) -> Plot:
         axes.plot(found.difference or 0.0, row, "o", color=ACCENT, ms=5)
     _finish(axes, names, "IoU by location, after less before")
     caption = (
-        f"Dots are of all seeds together, strokes single seeds. The broad bar is the {LEVEL:.0%} interval over places "
+        f"Dots are means over seeds, strokes single seeds. The broad bar is the {LEVEL:.0%} interval over places "
         "with these nets, the thin one that over places and seeds, which decides. Places in brackets."
     )
     words = ", ".join(f"{PART_WORDS[part.name]} {part.deciding.words}" for part in effect.parts)
@@ -230,7 +261,8 @@ def _scores_table(effect: Effect) -> Table:
     level = f"{LEVEL:.0%}"
     headers = ["Tiles", "Score", "Verdict", "Before", "After", "Difference", f"{level} over places"]
     caption = (
-        "Of the counts of all seeds together. Helped or harmed is said only where the whole interval over places and "
+        "IoU by location is the mean over places of each one's mean over seeds; the others are of the counts of all "
+        "seeds together. Helped or harmed is said only where the whole interval over places and "
         "seeds is on one side of 0: it asks whether other places and other seeds would say the same. Each net keeps "
         "the epoch that did best by the labels of its own version at the places that it did not learn from, which "
         "favours the new labels a little where they judge."
@@ -266,10 +298,9 @@ def _places_table(places: Sequence[tuple[str, PlaceEffect]]) -> Table:
         for name, each in places
     ]
     headers = ["Location", "Verdict", "Touched", "Tiles", "Before", "After", "Difference", f"{LEVEL:.0%} over seeds"]
-    chance = (1 - LEVEL) / 2
     caption = (
-        f"From the place that lost most. Each interval is over seeds alone, and by chance {chance:.1%} of places are "
-        f"called gained and as many lost: of these {len(places)} that is {chance * len(places):.1f} each."
+        "From the place that lost most; IoU is the mean over seeds, and its interval over seeds alone. "
+        f"{_by_chance(len(places))}"
     )
     return Table("Places", headers, rows, caption)
 
@@ -296,7 +327,10 @@ def _facts(effect: Effect) -> list[tuple[str, str]]:
         ("Before", f"{compared.before} ({compared.before_digest[:12]})"),
         ("After", f"{compared.after} ({compared.after_digest[:12]})"),
         ("After names before as its parent", "yes" if compared.is_child else "no"),
-        ("Test set", compared.test or "none"),
+        (
+            "Test set",
+            f"{compared.test} ({compared.test_digest[:12]})" if compared.test and compared.test_digest else "none",
+        ),
         ("Members", ", ".join(compared.members)),
         (
             "Settings changed for both",

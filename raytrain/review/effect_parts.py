@@ -40,12 +40,15 @@ def judge_parts(
     """Return the comparisons that there are tiles for, in the order of `PART_WORDS`.
 
     `counted` are tiles of the cleaned shards, `tested` those of a test set; the predictions that both were counted for
-    are those of `trained`.
+    are those of `trained`. A tile of whose label no pixel counts says nothing, and would pass for one without a fault:
+    it is left out.
     """
     chosen: dict[PartName, tuple[Sequence[CountedTile], int]] = {"test": (tested, NEW)}
     chosen |= tiles_of_parts(versions, counted)
     found = []
-    for name, (tiles, label) in chosen.items():
+    is_changed = dict(zip(versions.tile_ids, versions.is_changed.tolist(), strict=True))
+    for name, (labelled, label) in chosen.items():
+        tiles = [tile for tile in labelled if tile.counts[label].any()]
         if not tiles:
             continue
         sides: dict[VersionName, dict[int, Tally]] = {version: {} for version in VERSION_NAMES}
@@ -57,6 +60,8 @@ def judge_parts(
             sides["after"],
             changed={} if name == "test" else versions.changed_by_place,
             dropped={} if name == "test" else versions.dropped_by_place,
+            num_changed=0 if name == "test" else sum(is_changed[tile.tile_id] for tile in tiles),
+            num_ignored=len(labelled) - len(tiles),
             resamples=resamples,
             resampling_seed=resampling_seed,
         )

@@ -121,7 +121,7 @@ def test_effect_is_found_and_the_same_command_trains_nothing_again(
     out = tmp_path / "effect"
     assert effect(versions, out) == 0
     told = capsys.readouterr().out
-    assert "2 labels of 16 differ and 1 tile was dropped, at 2 places; 2 places were not touched." in told
+    assert "Of 16 tiles the labels of 2 differ and 1 was dropped, at 2 places; 2 places were not touched." in told
     assert f"report: {out}/effect.html" in told
     first = (out / "effect.json").read_bytes()
     found = json.loads(first)

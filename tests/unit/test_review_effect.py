@@ -224,25 +224,34 @@ def judged(before: dict[int, Tally], after: dict[int, Tally], **more: Any) -> Pa
     return judge("untouched", before, after, resamples=200, **more)
 
 
-def test_counts_of_seeds_are_summed_before_anything_is_divided() -> None:
+def test_iou_of_a_place_is_its_mean_over_seeds_and_pooled_scores_are_of_all_counts() -> None:
     before = of_seeds({"a": (1, 10), "b": (50, 100)}, {"a": (90, 100), "b": (50, 100)}, {"a": (0, 0), "b": (50, 100)})
     after = of_seeds(*[{"a": (80, 100), "b": (60, 100)}] * 3)
     part = judged(before, after)
-    assert part.locations["a"].before == 91 / 110, "not the mean of 0.1, 0.9 and 1"
-    assert part.locations["a"].after == 0.8
-    assert part.deciding.before == pytest.approx((91 / 110 + 0.5) / 2)
+    assert part.locations["a"].before == pytest.approx((0.1 + 0.9 + 1.0) / 3), "not 91 / 110"
+    assert part.locations["a"].after == pytest.approx(0.8)
+    assert part.deciding.before == pytest.approx((2 / 3 + 0.5) / 2)
     pooled = next(each for each in part.scores if each.name == "iou_pooled")
     assert pooled.before == pytest.approx(241 / 410)
     assert pooled.after == pytest.approx(420 / 600)
     assert part.deciding.by_seed == pytest.approx({0: 0.7 - 0.3, 1: 0.7 - 0.7, 2: 0.7 - 0.75})
+    assert part.deciding.difference == pytest.approx(np.mean(list(part.deciding.by_seed.values())))
     assert part.num_tiles == 2
     assert part.locations["a"].num_tiles == 1
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_false_pixel_at_a_clear_place_counts_for_its_seed_alone_however_many_seeds_there_are(times: int) -> None:
+    right, wrong = {"clear": (0, 0), "b": (50, 100)}, {"clear": (0, 1), "b": (50, 100)}
+    part = judged(of_seeds(*[wrong, right, right] * times), of_seeds(*[right, right, right] * times))
+    assert part.locations["clear"].before == pytest.approx(2 / 3)
+    assert part.locations["clear"].difference == pytest.approx(1 / 3)
+    assert part.deciding.difference == pytest.approx(1 / 6)
 
 
 def test_touched_tiles_are_told_by_place() -> None:
     counts = of_seeds(*[{"a": (80, 100), "b": (60, 100)}] * 3)
     part = judged(counts, counts, changed={"b": 3, "elsewhere": 5}, dropped={"b": 1})
-    assert part.num_changed == 3
     assert (part.locations["b"].num_changed, part.locations["b"].num_dropped) == (3, 1)
     assert part.locations["a"].num_changed == 0
 
@@ -380,6 +389,21 @@ def test_each_part_has_its_tiles_and_its_label() -> None:
     }
 
 
+def test_changed_and_ignored_tiles_of_a_part_are_those_among_its_own() -> None:
+    trained = [Trained(version, seed) for seed in SEEDS for version in ("before", "after")]
+    counts = np.ones((2, len(trained), 2, 4), np.int64)
+    ignored = counts.copy()
+    ignored[NEW] = 0  # in the new label every pixel is 255
+    places = ["a", "a", "a", "b", "c"]
+    versions = versions_of(places, is_changed=np.array([1, 1, 0, 0, 0], bool))
+    counted = [CountedTile(f"t{i}", place, ignored if i in (1, 4) else counts) for i, place in enumerate(places)]
+    parts = {part.name: part for part in judge_parts(versions, counted, [], trained, resamples=200)}
+    found = {name: (part.num_tiles, part.num_changed, part.num_ignored) for name, part in parts.items()}
+    assert found == {"untouched": (1, 0, 1), "unchanged": (1, 0, 0), "new-labels": (2, 1, 1), "old-labels": (3, 2, 0)}
+    assert list(parts["untouched"].locations) == ["b"], "of c nothing is known, so it has no IoU of 1"
+    assert parts["new-labels"].locations["a"].num_changed == 2
+
+
 def made_effect(*, num_touched: int = 3, with_test: bool = False) -> Effect:
     """Return an effect of 24 tiles at 6 places: nets of the new labels find more of what both labels call cloud."""
     random = np.random.default_rng(5)
@@ -417,6 +441,7 @@ def made_effect(*, num_touched: int = 3, with_test: bool = False) -> Effect:
             after_digest="2" * 64,
             is_child=True,
             test="s3://b/test" if with_test else None,
+            test_digest="3" * 64 if with_test else None,
             members=("small-byob-3b",),
             changes={"epochs": 3},
             seeds=SEEDS,
@@ -440,6 +465,14 @@ def test_parts_whose_labels_are_the_same_decide_in_their_order() -> None:
     new = everywhere.part("new-labels")
     assert new is not None
     assert decide([new]) == ("can't tell", None), "labels that differ decide nothing"
+    # One untouched place gives no interval, so what comes after it decides, and it is said why.
+    untouched = judged(of_seeds(*[{"a": (50, 100)}] * 3), of_seeds(*[{"a": (70, 100)}] * 3))
+    parts = (untouched, *everywhere.parts)
+    assert decide(parts) == ("helped", "unchanged")
+    told = " ".join(sentences(everywhere.model_copy(update={"parts": parts})))
+    assert "since there is no interval over places where no label was touched (1 place)" in told
+    assert "What decides is tiles whose label stayed, at touched places, since" in told
+    assert decide([untouched]) == ("can't tell", "untouched")
 
 
 def test_what_was_written_is_read_again_as_it_was() -> None:
@@ -452,7 +485,9 @@ def test_page_says_whether_it_helped_and_where() -> None:
     assert effect.words == "helped"
     assert headline(effect) == "Cleaning helped at places where no label was touched"
     told = " ".join(sentences(effect))
-    assert "3 labels of 25 differ and 1 tile was dropped, at 4 places; 2 places were not touched." in told
+    assert "Of 25 tiles the labels of 3 differ and 1 was dropped, at 4 places; 2 places were not touched." in told
+    assert "What decides is places where no label was touched, where both versions have the same labels." in told
+    assert "of these 6 about 0.2 each" in told, "how many places are named by chance"
     gained = [name for name, each in places_of(effect) if each.words == "gained"]
     assert len(places_of(effect)) == 6
     assert f"{len(gained)} gained, most of all " in told
