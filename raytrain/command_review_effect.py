@@ -40,7 +40,7 @@ class Effect(TrainingCommand):
     workers: tuple[int, ...] = Field(default=(1,), min_length=1, max_length=2)
     """Data-parallel ranks of a run; two numbers are the fewest and the most of an elastic one."""
     score_set: tuple[str, ...] = ()
-    """path=value settings of the scoring, e.g. threshold=0.4 precision=bfloat16."""
+    """path=value settings of the scoring, e.g. threshold=0.4 precision=bfloat16. Others, later, train nothing anew."""
     resamples: int = 10_000
     """Resamples of places for the intervals."""
     resampling_seed: int = 0

@@ -6,7 +6,7 @@ seeds trains only what they add.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +23,7 @@ from raytrain.cluster.runs import Checkpointing, TrainJob
 from raytrain.cluster.score import ScoreJob, score
 from raytrain.cluster.tasks import run_tasks
 from raytrain.cluster.train import train
-from raytrain.config import LoaderSettings, ScoreSettings, Settings, differences, parse
+from raytrain.config import LoaderSettings, MemberSettings, ScoreSettings, Settings, differences, parse
 from raytrain.errors import ConfigError, DataError, WorkNotFinished
 from raytrain.evaluation.html import render_page
 from raytrain.evaluation.resampling import RESAMPLES
@@ -34,6 +34,7 @@ from raytrain.review.effect_counts import EDGE_PX, CountedTile, TileToCount, cou
 from raytrain.review.effect_page import effect_page
 from raytrain.review.effect_parts import VERSION_NAMES, Trained, judge_parts
 from raytrain.review.effect_versions import Versions, compare_versions, read_version
+from raytrain.scoring.destination import settings_digest
 from raytrain.tiles.reader import TileReader, read_manifest, shards_digest
 
 WORK_FILE = "effect-work.json"
@@ -94,7 +95,7 @@ class EffectJob(Settings):
 class _Work(Settings):
     """What all that lies in a folder of an effect was made of, recorded before the first of it.
 
-    More seeds, or a test set, may be asked for later: nothing that is there depends on them.
+    More seeds, a test set or other settings of scoring may be asked for later: nothing that is there depends on them.
     """
 
     before: str
@@ -123,9 +124,9 @@ def effect(job: EffectJob, cluster: session.Cluster, narrator: Narrator) -> Effe
     tile can be counted.
     """
     versions = compare_versions(read_version(job.before), read_version(job.after))
+    plans = [plan_runs(_train_job(job, Trained(version, job.first_seed))) for version in VERSION_NAMES]
+    _check_scoring(job, {run.member.name: run.member for runs in plans for run in runs})
     test = None if job.test is None else _test_subject(job, job.test)
-    for version in VERSION_NAMES:
-        plan_runs(_train_job(job, Trained(version, job.first_seed)))
     _claim(job, versions)
     trained = [Trained(version, seed) for seed in job.all_seeds for version in VERSION_NAMES]
     uris = [uri for uri in (job.before, job.after, job.out, job.test, job.weights) if uri is not None]
@@ -152,7 +153,8 @@ def effect(job: EffectJob, cluster: session.Cluster, narrator: Narrator) -> Effe
 class _Subject:
     """Shards, of this hash, whose tiles are scored and counted: by which shards' `labels`, and where their masks go.
 
-    Each tile is scored by the nets that never saw its location, or, `of_other_places`, by all of them.
+    Each tile is scored by the nets that never saw its location, or, `of_other_places`, by all of them. The
+    `unlabelled` are scored, too, but nothing depends on them.
     """
 
     shards: str
@@ -160,7 +162,31 @@ class _Subject:
     tiles: list[TileToCount]
     labels: tuple[str, str]
     masks: str
+    unlabelled: frozenset[str]
     of_other_places: bool = False
+
+
+def _check_scoring(job: EffectJob, chosen: Mapping[str, MemberSettings]) -> None:
+    """Raise `ConfigError` for what scoring would refuse only once all nets are trained."""
+    if job.settings.baseline is not None:
+        raise ConfigError(
+            "--score-set baseline=... says what the values of chips and scenes are; those of shards are reflectance "
+            "already: leave it out"
+        )
+    if job.test is None:
+        return
+    bands = read_manifest(job.test)["bands"]
+    missing = {name: [band for band in member.bands if band not in bands] for name, member in chosen.items()}
+    short = [name for name, lacking in missing.items() if lacking]
+    if short and (job.settings.missing_bands == "error" or len(short) == len(chosen)):
+        first = f"member {short[0]} needs {', '.join(missing[short[0]])}"
+        remedy = "" if len(short) == len(chosen) else "; --score-set missing_bands=leave-out does without such members"
+        raise ConfigError(f"{job.test}: {first}, but the test set has {', '.join(bands)}{remedy}")
+
+
+def _masks(job: EffectJob, name: str) -> str:
+    """Return the folder for masks made with these settings; others, asked for later, have one of their own."""
+    return storage.join(job.out, name, settings_digest(job.settings)[:12])
 
 
 def _subject(job: EffectJob, versions: Versions) -> _Subject:
@@ -174,7 +200,9 @@ def _subject(job: EffectJob, versions: Versions) -> _Subject:
         for i, tile_id in enumerate(versions.tile_ids)
         if versions.had_label[i] or versions.has_label[i]
     ]
-    return _Subject(job.after, versions.after_digest, tiles, (job.before, job.after), storage.join(job.out, "masks"))
+    others = frozenset(versions.tile_ids) - {tile.tile_id for tile in tiles}
+    labels = (job.before, job.after)
+    return _Subject(job.after, versions.after_digest, tiles, labels, _masks(job, "masks"), others)
 
 
 def _test_subject(job: EffectJob, uri: str) -> _Subject:
@@ -192,8 +220,9 @@ def _test_subject(job: EffectJob, uri: str) -> _Subject:
         raise ConfigError(f"{uri}: no tile has a label, so nothing can be tested on it")
     # Another test set, asked for later, has masks of its own.
     digest = shards_digest(read_manifest(uri))
-    masks = f"test-masks-{digest[:12]}"
-    return _Subject(uri, digest, tiles, (uri, uri), storage.join(job.out, masks), of_other_places=True)
+    masks = _masks(job, f"test-masks-{digest[:12]}")
+    others = frozenset(ids) - {tile.tile_id for tile in tiles}
+    return _Subject(uri, digest, tiles, (uri, uri), masks, others, of_other_places=True)
 
 
 def _claim(job: EffectJob, versions: Versions) -> None:
@@ -254,7 +283,7 @@ def _train_job(job: EffectJob, each: Trained) -> TrainJob:
 def _score(
     job: EffectJob, cluster: session.Cluster, each: Trained, narrator: Narrator, subject: _Subject
 ) -> list[DataError]:
-    """Score shards with an ensemble; return what can't be scored."""
+    """Score shards with an ensemble; return what can't be scored, of tiles that something depends on."""
     todo = ScoreJob(
         src=subject.shards,
         dst=storage.join(subject.masks, each.name),
@@ -265,13 +294,14 @@ def _score(
     )
     with narrator.step(f"masks by {each.name}") as on_progress:
         report = score(todo, cluster, partial(_tell, on_progress))
-    if report.unfinished:
-        item, reason = next(iter(report.unfinished.items()))
-        count = len(report.unfinished)
+    unfinished = {item: reason for item, reason in report.unfinished.items() if item not in subject.unlabelled}
+    if unfinished:
+        item, reason = next(iter(unfinished.items()))
+        count = len(unfinished)
         raise WorkNotFinished(
             f"{each.name}: {count} tiles are not scored (the first, {item}: {reason}); the same command goes on"
         )
-    return report.problems
+    return [problem for problem in report.problems if problem.subject not in subject.unlabelled]
 
 
 def _tell(on_progress: OnProgress, found: Any) -> None:

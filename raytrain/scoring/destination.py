@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from typing import Any
 
 from raytrain import __version__, storage
 from raytrain.config import MemberName, ScoreSettings, Settings, differences, parse
@@ -54,13 +55,22 @@ class Scoring(Settings):
 
     def digest(self) -> str:
         """Return the hash of what outputs depend on, but their source; records of the ledger are known by it."""
-        fields = ScoreSettings.model_fields
-        left_out = {name for name in LATER_SETTINGS if getattr(self.settings, name) == fields[name].default}
-        settings = self.settings.model_dump(mode="json", exclude={*SPEED_SETTINGS, *left_out})
         # Came later: what was scored before is the same without it.
         later = ("out_of_fold",) if self.out_of_fold else ()
-        text = repr((self.ensemble, sorted(settings.items()), self.raytrain_version, *later))
+        text = repr((self.ensemble, _that_count(self.settings), self.raytrain_version, *later))
         return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def settings_digest(settings: ScoreSettings) -> str:
+    """Return the hash of the settings that outputs depend on, and of the version of raytrain."""
+    return hashlib.sha256(repr((_that_count(settings), __version__)).encode()).hexdigest()[:32]
+
+
+def _that_count(settings: ScoreSettings) -> list[tuple[str, Any]]:
+    """Return the settings that outputs depend on, in the order of their names."""
+    fields = ScoreSettings.model_fields
+    left_out = {name for name in LATER_SETTINGS if getattr(settings, name) == fields[name].default}
+    return sorted(settings.model_dump(mode="json", exclude={*SPEED_SETTINGS, *left_out}).items())
 
 
 def tells_of_the_run(name: str) -> bool:

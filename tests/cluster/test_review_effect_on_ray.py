@@ -32,7 +32,7 @@ from raytrain.scoring.manifest import EnsembleManifest, TrainedMember
 from raytrain.scoring.manifest import read_manifest as read_ensemble
 from raytrain.scoring.manifest import write_manifest as write_ensemble
 from raytrain.tiles.format import Tile
-from raytrain.tiles.reader import TileReader
+from raytrain.tiles.reader import TileReader, read_manifest, shards_digest
 from raytrain.training.loop import TrainingData, train_member
 from raytrain.training.ranks import Ranks
 from tests.making import make_tile, write_tiles
@@ -149,26 +149,43 @@ def test_effect_is_found_and_the_same_command_trains_nothing_again(
     assert trainer.trained == []
 
 
-def test_masks_are_of_nets_that_never_saw_the_place_and_a_test_set_is_scored_by_all(
-    versions: tuple[str, str], tmp_path: Path, trainer: Trainer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What `score` is asked for; what comes of it is its own test."""
-    asked: list[ScoreJob] = []
+@dataclass
+class Masks:
+    """Does what `score` does: the mask of a tile is its label, none of what is `bad` for some. Knows what was asked."""
 
-    def score(job: ScoreJob, cluster: Cluster, on_progress: Any) -> ScoreReport:
-        asked.append(job)
+    bad: dict[str, str] = field(default_factory=dict)
+    asked: list[ScoreJob] = field(default_factory=list)
+
+    def score(self, job: ScoreJob, cluster: Cluster, on_progress: Any) -> ScoreReport:
+        """Write the masks."""
+        self.asked.append(job)
         reader = TileReader(job.src, ())
+        problems = []
         for i, name in enumerate(reader.tile_ids):
             label = reader.read(i)[1]
-            assert label is not None
-            write_mask(Path(job.dst) / f"{name}.tif", label)
-        bad = [DataError(reader.tile_ids[0], "can't be read")] if job.dst.endswith("masks/before-seed1") else []
-        return ScoreReport(len(reader), 0, bad, {})
+            if job.dst.endswith(self.bad.get(name, "-")):
+                problems.append(DataError(name, "can't be read"))
+            else:
+                write_mask(Path(job.dst) / f"{name}.tif", np.zeros((32, 32), np.uint8) if label is None else label)
+        return ScoreReport(len(reader), 0, problems, {})
 
-    monkeypatch.setattr(review_effect, "score", score)
+
+@pytest.fixture
+def masks(monkeypatch: pytest.MonkeyPatch) -> Masks:
+    """Who scores; what comes of real masks is its own test."""
+    masks = Masks()
+    monkeypatch.setattr(review_effect, "score", masks.score)
+    return masks
+
+
+def test_masks_are_of_nets_that_never_saw_the_place_and_a_test_set_is_scored_by_all(
+    versions: tuple[str, str], tmp_path: Path, trainer: Trainer, masks: Masks
+) -> None:
+    """What `score` is asked for."""
+    masks.bad = {"tile0": "before-seed1"}
     test = write(tmp_path / "test", tiles_of("test"))
     assert effect(versions, tmp_path / "effect", "--test", test) == 1, "a tile is left out"
-    of_shards, of_test = asked[:6], asked[6:]
+    of_shards, of_test = masks.asked[:6], masks.asked[6:]
     assert {job.src for job in of_shards} == {versions[1]}
     assert {(job.out_of_fold, job.fold) for job in of_shards} == {(True, None)}
     assert [job.ensemble.rsplit("/")[-1] for job in of_shards] == [job.dst.rsplit("/")[-1] for job in of_shards]
@@ -177,10 +194,34 @@ def test_masks_are_of_nets_that_never_saw_the_place_and_a_test_set_is_scored_by_
     found = json.loads((tmp_path / "effect" / "effect.json").read_bytes())
     assert found["decided_by"] == "test"
     assert found["words"] == "no difference shown"
+    assert found["compared"]["test_digest"] == shards_digest(read_manifest(test))
     sizes = {part["name"]: (part["num_tiles"], len(part["locations"])) for part in found["parts"]}
     assert sizes["test"] == (16, 4)
     assert sizes["new-labels"] == (6, 2), "without the tile that one ensemble could not score"
     assert found["problems"] == [{"subject": "tile0", "found": "can't be read", "kind": ""}]
+
+    # Another threshold, asked for later, needs masks of its own, and no training.
+    trainer.trained.clear()
+    masks.bad = {}
+    assert effect(versions, tmp_path / "effect", "--score-set", "threshold=0.4") == 0
+    assert trainer.trained == []
+    assert len(masks.asked) == 18
+    assert not {job.dst for job in masks.asked[12:]} & {job.dst for job in masks.asked[:12]}
+
+
+def test_an_unlabelled_tile_that_can_not_be_scored_is_no_fault_of_the_comparison(
+    tmp_path: Path, trainer: Trainer, masks: Masks, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = tiles_of("tile")
+    before[15] = replace(before[15], label=None)
+    after = [replace(before[0], label=np.ones((32, 32), np.uint8)), *before[1:]]
+    versions = write(tmp_path / "before", before), write(tmp_path / "after", after)
+    masks.bad = {"tile15": "before-seed1"}
+    assert effect(versions, tmp_path / "effect") == 0
+    # Where not one labelled tile can be scored, it is the data's fault.
+    masks.bad = {f"tile{i}": "before-seed1" for i in range(15)}
+    assert effect(versions, tmp_path / "effect") == 1
+    assert "not one tile could be counted: tile0: can't be read (15 tiles in all)" in capsys.readouterr().err
 
 
 def test_an_ensemble_is_trained_by_ray_train_on_its_version_with_its_seed(
@@ -214,6 +255,10 @@ class Silent:
         (("--set", "seed=4"), "seed is no setting to change"),
         (("--set", "epoch=4"), "unknown setting 'epoch'"),
         (("--score-set", "treshold=0.4"), "unknown setting 'treshold'"),
+        (
+            ("--score-set", "baseline=from-04.00"),
+            "--score-set baseline=... says what the values of chips and scenes are",
+        ),
         (("--members", "nobody"), "unknown member 'nobody'"),
     ],
 )
@@ -232,6 +277,11 @@ def test_a_folder_of_others_and_a_test_set_of_known_places_are_refused(
     (tmp_path / "taken" / "notes.txt").write_text("mine")
     assert effect(versions, tmp_path / "taken") == 2
     assert "no effect-work.json), among it notes.txt" in capsys.readouterr().err
+    poor = tmp_path / "poor"
+    few = [replace(tile, bands={"B02": tile.bands["B02"]}) for tile in tiles_of("test")]
+    write_tiles(poor, few, "raw", bands=("B02",))
+    assert effect(versions, tmp_path / "effect", "--test", str(poor)) == 2
+    assert f"{poor}: member {MEMBER} needs " in capsys.readouterr().err
     assert effect(versions, tmp_path / "effect", "--test", versions[0]) == 2
     assert "4 of its places are in" in capsys.readouterr().err
     assert not (tmp_path / "effect").exists()
