@@ -9,6 +9,7 @@ they never saw, by the true labels. What is finished is kept below `--work`, so 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,11 +20,12 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from raytrain.evaluation.counting import TP, Truth, near_edges
-from raytrain.evaluation.intervals import LEVEL
-from raytrain.evaluation.scores import Scored, unions
+from raytrain.evaluation.counting import Truth, near_edges
+from raytrain.evaluation.intervals import LEVEL, over_seeds
+from raytrain.evaluation.resampling import MOST_UNDEFINED_FRACTION, ROUNDING
+from raytrain.evaluation.scores import Scored
 from raytrain.evaluation.tally import Tally, joined
-from raytrain.review.effect import FEWEST_SEEDS, RULE, PartEffect, judge
+from raytrain.review.effect import FEWEST_SEEDS, RULE, PartEffect, Words, judge
 from tests.bench.record import Table, keep_tables
 from tests.bench.review_round import LABELS, Labels, Round, make_round
 from tests.bench.review_tiles import DataSet, make_tiles
@@ -33,13 +35,17 @@ ARCHIVE = Path(__file__).resolve().parents[3] / "shared" / "data" / "labelled"
 EDGE_PX = 5
 THRESHOLD = 0.5
 RESAMPLES = 10_000
+NOT_DEFINED = (math.nan, math.nan)
 LABEL_WORDS: dict[Labels, str] = {"before": "a tenth wrong", "after": "repaired", "perfect": "all true"}
 DIFFERENCES: tuple[tuple[Labels, Labels], ...] = (("after", "before"), ("perfect", "before"), ("perfect", "after"))
 
 
 @dataclass(frozen=True)
 class Share:
-    """The share of the loss that came back: (after - before) / (perfect - before), with its ends."""
+    """The share of the loss that came back: (after - before) / (perfect - before), with its ends.
+
+    NaN where there is no loss, or where so many resamples have none that a share means nothing.
+    """
 
     value: float
     over_places: tuple[float, float]
@@ -61,39 +67,41 @@ def _tally(found: Round, probability: NDArray[np.float32]) -> Tally:
 
 
 def share_of(tallies: Mapping[Labels, Mapping[int, Tally]], seed: int = 0, resamples: int = RESAMPLES) -> Share:
-    """Return the share of the loss in IoU by location that came back, counts of all seeds summed by location.
+    """Return the share of the loss in IoU by location that came back; a location's IoU is its mean over seeds.
 
-    Intervals are percentiles over resamples of places, and of places and seeds, each drawn anew and independently (the
-    pigeonhole bootstrap: Owen 2007, which holds the truth too often rather than too rarely).
+    The interval over places is of percentiles over resamples of them. That over seeds is Student's t of what each seed
+    adds to the share by linearisation (of a ratio: Cochran 1977, section 6.4), since few seeds drawn with replacement
+    differ less than seeds do; both are put together as `widened_by_seeds` does for a difference. A resample without a
+    loss has no share, and with more than `MOST_UNDEFINED_FRACTION` of them there is no interval.
     """
-    counts_VSL2 = np.stack([[_by_place(tally) for tally in tallies[labels].values()] for labels in LABELS])
-    num_seeds, num_places = counts_VSL2.shape[1:3]
-    random = np.random.default_rng(seed)
-    places_B = random.integers(0, num_places, (resamples, num_places))
-    seeds_B = random.integers(0, num_seeds, (resamples, num_seeds))
-    every = np.arange(num_seeds)
-    fixed = [_share(counts_VSL2, every, places) for places in places_B]
-    both = [_share(counts_VSL2, seeds, places) for seeds, places in zip(seeds_B, places_B, strict=True)]
-    return Share(_share(counts_VSL2, every, np.arange(num_places)), _ends(fixed), _ends(both))
+    ious_VSL = np.stack([[_by_place(tally) for tally in tallies[labels].values()] for labels in LABELS])
+    num_places = ious_VSL.shape[2]
+    places_B = np.random.default_rng(seed).integers(0, num_places, (resamples, num_places))
+    before, after, perfect = ious_VSL.mean(2)
+    value = _share(before.mean(), after.mean(), perfect.mean())
+    if np.isnan(value):
+        return Share(value, NOT_DEFINED, NOT_DEFINED)
+    means_VL = ious_VSL.mean(1)
+    low, high = _ends([_share(*means_VL[:, places].mean(1)) for places in places_B])
+    added_S = ((after - before) - value * (perfect - before)) / (perfect - before).mean()
+    around = over_seeds(added_S)
+    half = around.high - around.value
+    both = value - math.hypot(value - low, half), value + math.hypot(high - value, half)
+    return Share(value, (low, high), both)
 
 
-def _share(counts_VSL2: NDArray[np.int64], seeds: NDArray[np.int64], places: NDArray[np.int64]) -> float:
-    sums_VL2 = counts_VSL2[:, seeds].sum(1)[:, places]
-    # As everywhere: no cloud and none predicted is 1.
-    ious_VL = np.where(sums_VL2[..., 1] > 0, sums_VL2[..., 0] / np.maximum(sums_VL2[..., 1], 1), 1.0)
-    before, after, perfect = ious_VL.mean(1)
-    return float((after - before) / (perfect - before)) if perfect != before else float("nan")
+def _share(before: float, after: float, perfect: float) -> float:
+    return float((after - before) / (perfect - before)) if perfect - before > ROUNDING else float("nan")
 
 
-def _by_place(tally: Tally) -> NDArray[np.int64]:
-    """Return intersection and union `[L, 2]` by location."""
-    sums = Scored(tally, RULE).by_location
-    return np.stack([sums[:, TP], unions(sums)], axis=1)
+def _by_place(tally: Tally) -> NDArray[np.float64]:
+    """Return the IoU `[L]` of each location."""
+    return np.array([each.iou for each in Scored(tally, RULE).locations.values()])
 
 
 def _ends(values: Sequence[float]) -> tuple[float, float]:
-    if np.isnan(values).all():
-        return float("nan"), float("nan")
+    if np.isnan(values).mean() > MOST_UNDEFINED_FRACTION:
+        return NOT_DEFINED
     low, high = np.nanquantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
@@ -101,32 +109,40 @@ def _ends(values: Sequence[float]) -> tuple[float, float]:
 def tables_of(name: str, rounds: Mapping[int, Round]) -> list[Table]:
     """Return what the rounds of one data set came to."""
     tallies = {labels: tallies_of(rounds, labels) for labels in LABELS}
-    share = share_of(tallies)
-    return [_scores_table(name, tallies, share), _seeds_table(name, rounds, tallies), _kinds_table(name, rounds)]
+    return [_scores_table(name, tallies), _seeds_table(name, rounds, tallies), _kinds_table(name, rounds)]
 
 
-def _scores_table(name: str, tallies: Mapping[Labels, Mapping[int, Tally]], share: Share) -> Table:
+def _scores_table(name: str, tallies: Mapping[Labels, Mapping[int, Tally]]) -> Table:
     rows = []
+    num_seeds = len(tallies["before"])
     for labels in LABELS:
-        found = Scored(joined(tallies[labels].values()), RULE).ious
-        rows.append([LABEL_WORDS[labels], f"{found.iou_location_weighted:.4f}", f"{found.iou_pooled:.4f}", ""])
-    loss_words = "can't tell"
-    for ours, theirs in DIFFERENCES:
-        if len(tallies["before"]) >= FEWEST_SEEDS:
-            part = judge("test", tallies[theirs], tallies[ours], resamples=RESAMPLES)
+        iou = np.mean([_by_place(tally).mean() for tally in tallies[labels].values()])
+        pooled = Scored(joined(tallies[labels].values()), RULE).ious.iou_pooled
+        rows.append([LABEL_WORDS[labels], f"{iou:.4f}", f"{pooled:.4f}", ""])
+    if num_seeds >= FEWEST_SEEDS:
+        parts = {pair: judge("test", tallies[pair[1]], tallies[pair[0]], resamples=RESAMPLES) for pair in DIFFERENCES}
+        for (ours, theirs), part in parts.items():
             rows.append([f"{LABEL_WORDS[ours]} less {LABEL_WORDS[theirs]}", *_differences(part)])
-            if (ours, theirs) == ("perfect", "before"):
-                loss_words = part.deciding.words
-    certain = "" if loss_words == "helped" else f", though of the loss itself: {loss_words}"
-    rows.append([f"share of the loss that came back{certain}", f"{share.value:.0%}", "", ""])
-    rows.append([f"{LEVEL:.0%} over places", _text(share.over_places), "", ""])
-    rows.append([f"{LEVEL:.0%} over places and seeds", _text(share.over_places_and_seeds), "", ""])
-    scored = Scored(joined(tallies["before"].values()), RULE)
+        rows += share_rows(tallies, parts["perfect", "before"].deciding.words)
+    scored = Scored(next(iter(tallies["before"].values())), RULE)
     note = (
-        f"At {len(scored.tally.location_names)} places, each unseen by the nets that score it, by the true labels; the "
-        f"counts of {len(tallies['before'])} seeds summed by place. Intervals of differences are over places and seeds."
+        f"At {len(scored.tally.location_names)} places, each unseen by the nets that score it, by the true labels. IoU "
+        f"by location is the mean of {num_seeds} seeds, pooled IoU of their counts together. Intervals of differences "
+        "are over places and seeds."
     )
     return Table(f"{name}: scores", ["labels", "IoU by location", "IoU, pooled", "verdict"], rows, note)
+
+
+def share_rows(tallies: Mapping[Labels, Mapping[int, Tally]], loss: Words) -> list[list[str]]:
+    """Return the share of the loss that came back, as rows; none of it where the `loss` itself is not shown."""
+    if loss != "helped":
+        return [["share of the loss that came back", "none: no loss is shown", "", ""]]
+    share = share_of(tallies)
+    return [
+        ["share of the loss that came back", f"{share.value:.0%}", "", ""],
+        [f"{LEVEL:.0%} over places", _text(share.over_places), "", ""],
+        [f"{LEVEL:.0%} over places and seeds", _text(share.over_places_and_seeds), "", ""],
+    ]
 
 
 def _differences(part: PartEffect) -> list[str]:
@@ -138,7 +154,7 @@ def _differences(part: PartEffect) -> list[str]:
 
 
 def _text(ends: tuple[float, float]) -> str:
-    return f"{ends[0]:.0%} to {ends[1]:.0%}"
+    return "not defined" if math.isnan(ends[0]) else f"{ends[0]:.0%} to {ends[1]:.0%}"
 
 
 def _seeds_table(name: str, rounds: Mapping[int, Round], tallies: Mapping[Labels, Mapping[int, Tally]]) -> Table:
