@@ -1,7 +1,8 @@
 """Does the ranking of labels find errors that are known? A tenth of the labels made wrong, drawn anew with each seed.
 
 Nets are trained out-of-fold on the labels with their errors; each tile is judged by those that never saw its place. The
-ranking is held against one drawn at random, the plain IoU of label and prediction, and cleanlab on the same
+ranking is held against one drawn at random, the plain IoU of label and prediction, the share of pixels in which the two
+differ (one false pixel takes a clear label's IoU to 0, so that IoU alone is a weak opponent), and cleanlab on the same
 probabilities. `generated` are chips of `raytrain synth`, `real` those of an archive, both as tiles of 128 px.
 
 What is trained is kept below OUT and never done again, so that a run that was ended goes on; with --train alone,
@@ -40,9 +41,9 @@ from tests.bench.record import Table, keep_tables
 from tests.bench.review_tiles import CORRUPTED_FRACTION, DataSet, Predicted, make_tiles, predict
 from tests.corruption import CORRUPTIONS, KIND_OF
 
-OURS, IOU, RANDOM = "raytrain", "low IoU", "random"
+OURS, IOU, DIFFERING, RANDOM = "raytrain", "low IoU", "differing pixels", "random"
 CLEANLAB = {"softmin": "cleanlab, softmin", "num_pixel_issues": "cleanlab, pixels with issues"}
-METHODS = (OURS, *CLEANLAB.values(), IOU, RANDOM)
+METHODS = (OURS, *CLEANLAB.values(), IOU, DIFFERING, RANDOM)
 ALL = "all"
 TWO_SIDED = ("shift_row_px", "shift_column_px", "outline_px", "label_fraction", "predicted_fraction")
 """Numbers that may be too small as well as too large: it counts how far they are from their median."""
@@ -86,6 +87,7 @@ def outcome(found: Predicted, seed: int) -> Outcome:
     scores = {
         OURS: np.array([each.suspicion for each in judgements]),
         IOU: -_ious(found),
+        DIFFERING: _differing(found),
         RANDOM: np.random.default_rng(seed).random(len(judgements)),
         **_of_cleanlab(found),
     }
@@ -103,11 +105,22 @@ def _alone(values: NDArray[np.float64], name: str) -> NDArray[np.float64]:
 
 def _ious(found: Predicted) -> NDArray[np.float64]:
     """Return the IoU of each label with the prediction; 1 where both are empty."""
+    known, cloud, predicted = _compared(found)
+    union = (known & (cloud | predicted)).sum((1, 2))
+    return np.where(union > 0, (known & cloud & predicted).sum((1, 2)) / np.maximum(union, 1), 1.0)
+
+
+def _differing(found: Predicted) -> NDArray[np.float64]:
+    """Return the share of the known pixels of each tile in which label and prediction differ; 0 where none is known."""
+    known, cloud, predicted = _compared(found)
+    return (known & (cloud != predicted)).sum((1, 2)) / np.maximum(known.sum((1, 2)), 1)
+
+
+def _compared(found: Predicted) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return of every pixel `[N, H, W]` whether label and prediction are known, and whether each says cloud."""
     labels = found.labels
     known = (labels != LABEL_IGNORE) & ~np.isnan(found.probability)
-    cloud, predicted = (labels == 1) & known, (np.nan_to_num(found.probability) >= 0.5) & known
-    union = (cloud | predicted).sum((1, 2))
-    return np.where(union > 0, (cloud & predicted).sum((1, 2)) / np.maximum(union, 1), 1.0)
+    return known, labels == 1, np.nan_to_num(found.probability) >= 0.5
 
 
 def _of_cleanlab(found: Predicted) -> dict[str, NDArray[np.float64]]:

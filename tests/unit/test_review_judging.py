@@ -285,11 +285,22 @@ def test_bench_finds_wrong_labels_first_and_tells_a_good_ranking_from_poor_ones(
     assert of_all["raytrain"] > 0.9
     assert of_all["raytrain"] == max(of_all.values())
     assert of_all["low IoU"] < of_all["raytrain"] - 0.3
+    assert of_all["random"] < of_all["differing pixels"] < of_all["raytrain"]
     assert of_all["random"] < 0.4
     differences = {row[0]: float(row[1].split()[0]) for row in found["average precision, raytrain less the other"].rows}
     assert differences == {name: pytest.approx(of_all["raytrain"] - of_all[name], abs=2e-3) for name in METHODS[1:]}
     right = {row[0]: int(row[-1].rstrip("%")) for row in found["the kind that is named"].rows}
     assert min(right[corruption] for corruption in ("empty", "full", "shift")) >= 75
+
+
+def test_one_false_pixel_of_a_clear_label_is_all_of_its_iou_and_little_of_its_pixels() -> None:
+    truth = np.zeros((4, 16, 16), np.uint8)
+    truth[1:, :8] = 1
+    probability = np.where(truth == 1, np.float32(0.9), np.float32(0.1))
+    probability[0, 0, 0], probability[0, 1], truth[0, 2] = 0.9, np.nan, 255
+    found = outcome(Predicted(("a", "a", "b", "b"), truth, {}, probability, 0 * probability), seed=0).scores
+    assert found["low IoU"].tolist() == [0, -1, -1, -1]
+    assert found["differing pixels"].tolist() == [1 / (14 * 16), 0, 0, 0]
 
 
 def test_measures_are_those_of_the_definition_also_among_ties_and_with_places_drawn_twice() -> None:
