@@ -85,10 +85,14 @@ def make_review(
     encoding: CellEncoding = "blosc2-bitshuffle-zstd",
     num_places: int = 6,
     num_unlabelled: int = 5,
+    *,
+    apart: bool = False,
 ) -> MadeReview:
     """Make a review of `count` tiles in `folder`, of which `distinct` differ in pixels; two in three are wrong.
 
-    `folder/shards`, `folder/predictions` and `folder/review`; the same arguments give the same bytes.
+    Tiles of the same pixels are about equally suspicious, and so beside each other in the ranking; with `apart`, the
+    first `distinct` tiles of it all differ, and the next as many, and so on. `folder/shards`, `folder/predictions` and
+    `folder/review`; the same arguments give the same bytes.
     """
     distinct = min(distinct, count)
     places = make_places(min(num_places, distinct), seed=5)
@@ -98,7 +102,7 @@ def make_review(
     write_shared_shards(shards, tiles, distinct, encoding)
     _write_predictions(Path(predictions), tiles, contents)
     claim_destination(predictions, SCORING)
-    rows = _ranked(tiles, contents)
+    rows = _ranked(tiles, contents, apart=apart)
     write_table(review, RANKING, pa.Table.from_pylist(rows, schema=RANKING_SCHEMA))
     write_table(review, UNLABELLED, pa.Table.from_pylist(_unlabelled(num_unlabelled), schema=UNLABELLED_SCHEMA))
     write_review(
@@ -312,8 +316,12 @@ def _write_predictions(folder: Path, tiles: list[Tile], contents: list[Content])
                 os.link(folder / name / f"{first}.tif", path)
 
 
-def _ranked(tiles: list[Tile], contents: list[Content]) -> list[dict[str, Any]]:
-    """Return the rows of the ranking: by a suspicion that the error of the label and a little chance make up."""
+def _ranked(tiles: list[Tile], contents: list[Content], *, apart: bool) -> list[dict[str, Any]]:
+    """Return the rows of the ranking: by a suspicion that the error of the label and a little chance make up.
+
+    With `apart` it comes second, after how many tiles before have the same pixels.
+    """
+    rounds = -(-len(tiles) // len(contents))
     draw = np.random.default_rng(7)
     hashes = [replace(tile).sha256() for tile in tiles[: len(contents)]]
     rows = []
@@ -323,6 +331,8 @@ def _ranked(tiles: list[Tile], contents: list[Content]) -> list[dict[str, Any]]:
         union = (predicted | labelled).sum()
         iou = float((predicted & labelled).sum() / union) if union else 1.0
         suspicion = float(np.clip((1 - iou) * 0.9 + draw.uniform(0, 0.1), 0, 1))
+        if apart:
+            suspicion = (rounds - 1 - i // len(contents) + suspicion) / rounds
         features = dict.fromkeys(FEATURE_NAMES, 0.0) | {
             "iou": iou,
             "missing_fraction": float((predicted & ~labelled).mean()),

@@ -1,10 +1,11 @@
 """How long the page of a review waits for its server: the first page, the next chip, lists, decisions, a start.
 
 The review is made up: the challenge's number of chips, of 512 px, of which few differ in pixels; every chip has its row
-in the index and in the ranking, and its own rasters of predictions (by links). Cold is a chip that the server has not
-read yet, whose bytes the machine has dropped from memory before; warm is the same chip again. A chip is what the page
-shows of it at once: its details, true colour, label, prediction, probability and disagreement, asked for side by side
-on as many connections as a browser opens. Nothing is asked for ahead, as the page does.
+in the index and in the ranking, and its own rasters of predictions (by links). Cold is a chip whose pixels the server
+has not read yet, and whose bytes the machine has dropped from memory before; warm is the same chip again. Chips that
+are gone through differ in pixels, and how many do is told. A chip is what the page shows of it at once: its details,
+true colour, label, prediction, probability and disagreement, asked for side by side on as many connections as a browser
+opens. Nothing is asked for ahead, as the page does.
 """
 
 from __future__ import annotations
@@ -45,8 +46,10 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--write", metavar="MACHINE")
     options = parser.parse_args()
+    if options.distinct < 2 * options.chips:
+        parser.error(f"--distinct: expected {2 * options.chips} or more, twice --chips; found {options.distinct}")
     with tempfile.TemporaryDirectory() as folder:
-        made = make_review(Path(folder), options.tiles, options.size_px, options.distinct)
+        made = make_review(Path(folder), options.tiles, options.size_px, options.distinct, apart=True)
         tables = [
             _first_page(made, options.runs),
             _chips(made, options.chips),
@@ -114,7 +117,8 @@ def _first_page(made: MadeReview, runs: int) -> record.Table:
 def _chips(made: MadeReview, count: int) -> record.Table:
     """One chip after the other, by rank, and then the same ones again."""
     rows = []
-    tile_ids = made.tile_ids[1 : count + 1]
+    tile_ids, others = made.tile_ids[:count], made.tile_ids[count : 2 * count]
+    num_distinct = len({made.sha256[tile_id] for tile_id in (*tile_ids, *others)})
     with served(made) as (client, _), ThreadPoolExecutor(CONNECTIONS) as pool:
         drop_from_memory(made)
         for name in ("cold", "warm"):
@@ -126,10 +130,12 @@ def _chips(made: MadeReview, count: int) -> record.Table:
             ("the percentile stretch, of the same chip", "?stretch=percentile"),
         ]:
             layer = "false-colour" if "false" in what else "true-colour"
-            others = made.tile_ids[count + 1 : 2 * count + 1]
             paths = [f"/api/tiles/{each}/{made.sha256[each]}/image/{layer}{query}" for each in others]
             rows.append([what, *_milliseconds([_timed(lambda p=path: _get(client, p)) for path in paths]), ""])
-    note = f"{count} chips each, one after the other, without anything asked for ahead."
+    note = (
+        f"{count} chips each, one after the other, without anything asked for ahead; of these {2 * count} chips "
+        f"{num_distinct} differ in pixels."
+    )
     return record.Table("The next chip", ["what", "median, ms", "95 % below, ms", "largest, ms", "aim"], rows, note)
 
 

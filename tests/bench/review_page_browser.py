@@ -4,7 +4,8 @@ The review is that of `tests.bench.review_page`: the challenge's number of chips
 pixels. The first page counts from the request to both pictures, both masks and the ranking on the screen, in a browser
 that was never there. The next chip counts from the key to its pictures and outlines on the screen, decoding and drawing
 included: after a second on the chip before, as people look; at once, as fast as the page lets go on, so that little is
-there ahead; and after a leap in the ranking, where nothing is.
+there ahead; and after a leap in the ranking, where nothing is. How many of the chips differ in pixels from all that was
+shown or fetched ahead in another way of going on is told: the server reads equal ones once.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ CHROMIUM = "/usr/bin/chromium"
 CHIP_S, PAGE_S = 0.3, 2.0
 """What is aimed at."""
 DWELL_MS = 1000
+AHEAD = 3
+"""How many tiles the page fetches ahead."""
 WATCH = """
   localStorage.setItem("raytrain-review/reviewer", "bench");
   window.waits = []; window.from = 0;
@@ -50,14 +53,18 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--write", metavar="MACHINE")
     options = parser.parse_args()
+    least = 2 * (options.runs + 2 * AHEAD + 1) + options.runs * (AHEAD + 1)
+    if options.distinct < least:
+        parser.error(f"--distinct: expected {least} or more for {options.runs} runs; found {options.distinct}")
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM)
-        made = make_review(Path(folder), options.tiles, options.size_px, options.distinct)
+        made = make_review(Path(folder), options.tiles, options.size_px, options.distinct, apart=True)
         with Served(made, Path(folder) / "token") as served:
             first = first_pages(browser, served, options.runs)
             chips = next_chips(browser, served, options.runs)
-    rows = [row("the first page", first, PAGE_S), *(row(what, waits, CHIP_S) for what, waits in chips.items())]
-    headers = ["what", "median, ms", "worst, ms", "aim, ms"]
+    rows = [row("the first page", first, "", PAGE_S)]
+    rows += [row(what, waits, f"{num_new} of {len(waits)}", CHIP_S) for what, (waits, num_new) in chips.items()]
+    headers = ["what", "median, ms", "worst, ms", "not read before", "aim, ms"]
     title = f"The page of a review in a browser, {options.tiles} chips of {options.size_px} px"
     note = f"{options.runs} times each, at 1280 x 800 px, true and false colour side by side; server and browser here."
     table = record.Table("Waiting", headers, rows, note)
@@ -75,12 +82,17 @@ def first_pages(browser: Browser, served: Served, runs: int) -> list[float]:
     return waits
 
 
-def next_chips(browser: Browser, served: Served, runs: int) -> dict[str, list[float]]:
-    """Go on in the three ways, each in a browser of its own and in another part of the ranking."""
+def next_chips(browser: Browser, served: Served, runs: int) -> dict[str, tuple[list[float], int]]:
+    """Go on in the three ways, each in a browser of its own and in another part of the ranking.
+
+    Return the waits of each, and how many of its chips the server had not read in another.
+    """
     found = {}
+    hashes = [served.made.sha256[tile_id] for tile_id in served.made.tile_ids]
+    read = {*hashes[: AHEAD + 1]}  # by the first pages
     for what, part, dwell_ms in (
-        ("the next chip, by accepting, after a second", 0, DWELL_MS),
-        ("the next chip, by accepting, at once", len(served.made.tile_ids) // 2, 0),
+        ("the next chip, by accepting, after a second", AHEAD + 1, DWELL_MS),
+        ("the next chip, by accepting, at once", len(hashes) // 2, 0),
     ):
         page = opened(browser, served)
         leap(page, part)
@@ -89,17 +101,30 @@ def next_chips(browser: Browser, served: Served, runs: int) -> dict[str, list[fl
             page.wait_for_timeout(dwell_ms)
             page.keyboard.press("a")
             noted(page, count + i + 1)
-        found[what] = noted(page, count + runs)[count:]
+        found[what] = noted(page, count + runs)[count:], len({*hashes[part + 1 : part + runs + 1]} - read)
+        read.update(hashes[part : part + runs + 2 * AHEAD + 1])
         page.context.close()
     page = opened(browser, served)
     noted(page, 1)
-    draw = random.Random(1)
-    for i in range(runs):
+    chosen = far_apart(hashes, read, runs)
+    for i, index in enumerate(chosen):
         page.wait_for_timeout(DWELL_MS)
-        leap(page, draw.randrange(len(served.made.tile_ids)))
+        leap(page, index)
         noted(page, i + 2)
-    found["any chip, chosen in the ranking"] = noted(page, runs + 1)[1:]
+    found["any chip, chosen in the ranking"] = noted(page, runs + 1)[1:], len({hashes[i] for i in chosen} - read)
     page.context.close()
+    return found
+
+
+def far_apart(hashes: list[str], read: set[str], count: int) -> list[int]:
+    """Draw places in the ranking whose pixels are not `read`, by looking at one drawn before included."""
+    found: list[int] = []
+    known = set(read)
+    for index in random.Random(1).sample(range(len(hashes)), len(hashes)):
+        if len(found) < count and hashes[index] not in known:
+            found.append(index)
+            known.update(hashes[index : index + AHEAD + 1])
+    assert len(found) == count, "main asks for enough that differ"
     return found
 
 
@@ -127,8 +152,8 @@ def noted(page: Page, count: int) -> list[float]:
     return waits
 
 
-def row(what: str, waits_ms: list[float], aim_s: float) -> list[str]:
-    return [what, f"{statistics.median(waits_ms):.0f}", f"{max(waits_ms):.0f}", f"{1000 * aim_s:.0f}"]
+def row(what: str, waits_ms: list[float], not_read: str, aim_s: float) -> list[str]:
+    return [what, f"{statistics.median(waits_ms):.0f}", f"{max(waits_ms):.0f}", not_read, f"{1000 * aim_s:.0f}"]
 
 
 if __name__ == "__main__":

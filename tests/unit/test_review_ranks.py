@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from raytrain.review.desk import Desk
+from raytrain.review.ranking import read_ranking
 from tests.making_review import MadeReview, make_review
 from tests.unit.test_review_server import Page
 
@@ -96,3 +97,11 @@ def test_the_cursor_of_the_review_leaves_out_what_was_decided_before(page: Page,
 def test_another_review_has_another_id(page: Page, made: MadeReview, tmp_path: Path) -> None:
     other = make_review(tmp_path, count=12, size_px=32, distinct=4)
     assert Desk(made.uri).review_id == page.get("/api/review")["review_id"] != Desk(other.uri).review_id
+
+
+def test_tiles_of_the_same_pixels_lie_apart_in_the_ranking_of_a_review_made_so(tmp_path: Path) -> None:
+    apart = make_review(tmp_path, count=12, size_px=32, distinct=4, apart=True)
+    hashes = [apart.sha256[tile_id] for tile_id in apart.tile_ids]
+    assert all(len({*hashes[start : start + 4]}) == 4 for start in (0, 4, 8))
+    suspicion = read_ranking(apart.uri)["suspicion"].to_pylist()
+    assert suspicion == sorted(suspicion, reverse=True)
