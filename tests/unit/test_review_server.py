@@ -12,6 +12,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -458,10 +459,11 @@ def test_a_reviewer_s_later_decision_has_a_later_time_though_the_clock_was_set_b
     monkeypatch.setattr(asked, "now", lambda: "2026-11-27T10:00:00.000Z")
     another = open_page(own)
     assert another.decide(own, tile_id, reviewer="bea").json()["decision"]["time"] == "2026-11-27T10:00:00.000Z"
-    for server, letter, verdict, time_given in (
-        (page, "a", "unsure", "2031-01-01T00:01:00.000Z"),
-        (another, "b", "accept", "2031-01-01T00:01:00.001Z"),
+    for known, server, letter, verdict, time_given in (
+        (2, page, "a", "unsure", "2031-01-01T00:01:00.000Z"),
+        (3, another, "b", "accept", "2031-01-01T00:01:00.001Z"),
     ):
+        soon(partial(server.get, "/api/decisions"), lambda found, known=known: len(found["decisions"]) == known)
         answer = server.decide(own, tile_id, verdict, decision_id=letter * 32).json()
         assert (answer["decision"]["time"], answer["standing"]["ann"]["verdict"]) == (time_given, verdict)
     last = "9999-12-31T23:59:59.999Z"
