@@ -459,7 +459,9 @@ def test_nets_of_few_folds_are_held_and_one_in_use_is_not_dropped() -> None:
 
 
 def test_threads_that_want_nets_of_one_fold_load_them_once_and_a_third_fold_waits() -> None:
-    may_load, events = threading.Event(), []
+    may_load, may_leave, events = threading.Event(), threading.Event(), []
+    # Whoever comes after the other has left may find that a third fold took the place of the nets.
+    together = {0: threading.Barrier(3), 1: threading.Barrier(2)}
 
     def load_slowly(fold: int | None) -> int | None:
         may_load.wait(10)
@@ -471,17 +473,27 @@ def test_threads_that_want_nets_of_one_fold_load_them_once_and_a_third_fold_wait
     def use(fold: int) -> None:
         with nets.of(fold) as found:
             assert found == fold
+            if fold in together:
+                together[fold].wait(10)
+                may_leave.wait(10)
             events.append(f"use {fold}")
 
     threads = [threading.Thread(target=use, args=(fold,)) for fold in (0, 0, 1, 2, 2)]
-    for thread in threads:
+    for thread in threads[:2]:
         thread.start()
     may_load.set()
+    together[0].wait(10)
+    threads[2].start()
+    together[1].wait(10)
+    for thread in threads[3:]:
+        thread.start()
+    threads[3].join(0.05)
+    assert events == ["load 0", "load 1"], "a third fold did not wait for a place"
+    may_leave.set()
     for thread in threads:
         thread.join(10)
     assert not any(thread.is_alive() for thread in threads)
-    assert sorted(each for each in events if each.startswith("use")) == ["use 0", "use 0", "use 1", "use 2", "use 2"]
-    assert events.count("load 0") == 1
+    assert sorted(events) == ["load 0", "load 1", "load 2", "use 0", "use 0", "use 1", "use 2", "use 2"]
 
 
 def test_nets_that_can_t_be_loaded_are_tried_again_by_the_next_who_asks() -> None:
