@@ -136,7 +136,7 @@ class Books:
     def close(self, scoring: Scoring) -> None:
         """Bring the ledger into its canonical form and write the catalogue of it; nothing else is left of the run."""
         casualties = self._schedule.casualties
-        gone = {each.problem.item_id for each in casualties if each.in_data and each.was_read}
+        gone = {each.problem.item_id for each in casualties if each.in_data and not each.keeps_outputs}
         for item_id in gone:
             remove_outputs(self._destination, item_id, layers_of(scoring))
         ledger.compact(self._destination, dropped=gone)

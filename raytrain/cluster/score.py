@@ -78,9 +78,9 @@ class ScoreReport:
 def score(job: ScoreJob, cluster: session.Cluster, on_progress: OnProgress | None = None) -> ScoreReport:
     """Score every item of `job` that is not done at the destination.
 
-    What was read and is bad has no outputs, not even ones from an earlier run; what is gone or can't be reached keeps
-    those that it has. Raises `ConfigError` for a destination with outputs of other work, `TooManyFailures` past the
-    limit, `WorkNotFinished` where the cluster can't go on.
+    What was read and is bad has no outputs, not even ones from an earlier run, and neither has a tile that out of fold
+    no net may score; what is gone or can't be reached keeps those that it has. Raises `ConfigError` for a destination
+    with outputs of other work, `TooManyFailures` past the limit, `WorkNotFinished` where the cluster can't go on.
     """
     manifest, scoring = scoring_of(job)
     check_source(job.src, job.dst)
@@ -99,7 +99,8 @@ def score(job: ScoreJob, cluster: session.Cluster, on_progress: OnProgress | Non
         with _noted(job, scoring, books):
             for problems, in_data in ((listing.problems, True), (listing.unreached, False)):
                 for problem in problems:
-                    schedule.add(Casualty(problem, in_data=in_data, was_read=False))
+                    keeps = problem.item_id not in listing.outdated
+                    schedule.add(Casualty(problem, in_data=in_data, keeps_outputs=keeps))
             if plan.num_units:
                 if cluster.address == session.LOCAL:  # it takes seconds to start, and may not be needed
                     stack.enter_context(joined)

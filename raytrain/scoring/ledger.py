@@ -227,6 +227,10 @@ class Known:
         at = self._at(item_id)
         return at is not None and int(self._identities[at]) == _hash(identity)
 
+    def has(self, item_id: str) -> bool:
+        """Tell whether there is a record of this id, of whatever it was made."""
+        return self._at(item_id) is not None
+
     def is_of_another(self, item_id: str, source_uri: str) -> bool:
         """Tell whether there is a record of this id that was made from another source."""
         at = self._at(item_id)

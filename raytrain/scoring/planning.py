@@ -49,7 +49,8 @@ class Listing:
     """An archive as it is listed: `units` yields what is to be done and counts the rest on the way.
 
     `unseen` says of tiles which nets never saw them; None where all are scored by the same nets. `problems` are of
-    items that are bad, gone or refused, `unreached` of those whose store did not answer.
+    items that are bad, gone or refused, `unreached` of those whose store did not answer. `outdated` are the ids of bad
+    ones whose outputs must go: they come from nets that saw the place of the tile, as is known by now.
     """
 
     uri: str
@@ -63,6 +64,7 @@ class Listing:
     num_done: int = 0
     problems: list[Problem] = field(default_factory=list)
     unreached: list[Problem] = field(default_factory=list)
+    outdated: set[str] = field(default_factory=set)
     _seen: SeenNames = field(default_factory=SeenNames)
 
     def units(self) -> Iterator[Unit]:
@@ -88,27 +90,53 @@ class Listing:
                 "already: leave it out"
             )
         index = _TileIndex.open(self.uri, self.bands, with_fewer=self.settings.missing_bands == "leave-out")
-        locations = index.reader.locations
-        folds: dict[str, int | None] = {}
+        usable = self._usable(index)
+        folds: list[int | None] = [None] * len(usable)
         if self.unseen is not None:
-            folds = {location: self.unseen.fold_for(location) for location in set(locations)}
-            self.unseen.check(fold for fold in folds.values() if fold is not None)
-            for i, location in enumerate(locations):
-                if folds[location] is None:
-                    self._add(DataError(index.reader.tile_id(i), self.unseen.why_none(location)), self.uri)
-        of_folds = sorted(fold for fold in set(folds.values()) if fold is not None)
-        for fold in [None] if self.unseen is None else of_folds:
-            chosen = [i for i, location in enumerate(locations) if folds.get(location) == fold]
+            usable, folds = self._of_folds(index, usable, self.unseen)
+            self.unseen.check(fold for fold in set(folds) if fold is not None)
+        for fold in sorted(set(folds), key=lambda fold: -1 if fold is None else fold):
+            chosen = [i for i, own in zip(usable, folds, strict=True) if own == fold]
             yield from units_of_tiles(self._tiles(index, chosen, fold), index.source, fold)
+
+    def _usable(self, index: _TileIndex) -> list[int]:
+        """Return the positions of tiles whose id can be used, of equal ones the first in the order of the index."""
+        usable = []
+        for i in range(len(index.reader)):
+            tile_id = index.reader.tile_id(i)
+            if not storage.is_plain_name(tile_id):
+                found = "can't be the name of a mask; make the shards anew from other ids"
+                self._add(DataError(tile_id, found), self.uri)
+            elif not self._seen.add(tile_id):
+                found = f"a second tile of the id {tile_id}: the first counts"
+                self._add(DataError(f"{self.uri}, tile {i}", found), self.uri)
+            else:
+                usable.append(i)
+        return usable
+
+    def _of_folds(
+        self, index: _TileIndex, positions: Sequence[int], unseen: Unseen
+    ) -> tuple[list[int], list[int | None]]:
+        """Return which of the tiles at `positions` have nets that never saw their places, and the fold of these."""
+        table = index.table.select(["tile_id", "location"]).take(pa.array(positions, pa.int64()))
+        kept: list[int] = []
+        folds: list[int | None] = []
+        for row, (i, seen_in) in enumerate(zip(positions, unseen.folds_of(table), strict=True)):
+            fold = unseen.fold_for(seen_in)
+            if fold is not None:
+                kept.append(i)
+                folds.append(fold)
+                continue
+            tile_id = index.reader.tile_id(i)
+            self._check_ours(tile_id, self.uri)
+            self._add(DataError(tile_id, unseen.why_none(table["location"][row].as_py(), seen_in)), self.uri)
+            if self.known.has(tile_id):
+                self.outdated.add(tile_id)
+        return kept, folds
 
     def _tiles(self, index: _TileIndex, chosen: Sequence[int], fold: int | None) -> Iterator[TileSource]:
         for tile in index.tiles(chosen, fold):
-            if isinstance(tile, DataError):
-                self._add(tile, self.uri)
-            elif not self._seen.add(tile.tile_id):
-                place = f"{self.uri}, tile {tile.position}"
-                self._add(DataError(place, f"a second tile of the id {tile.tile_id}: the first counts"), self.uri)
-            elif not self._is_done(tile.tile_id, self.uri, tile.identity):
+            if not self._is_done(tile.tile_id, self.uri, tile.identity):
                 yield tile
 
     def _chips(self) -> Iterator[ChipSource]:
@@ -143,11 +171,14 @@ class Listing:
                     )
                 yield scene
 
-    def _is_done(self, item_id: str, source_uri: str, identity: str) -> bool:
+    def _check_ours(self, item_id: str, source_uri: str) -> None:
         if self.known.is_of_another(item_id, source_uri):
             raise ConfigError(
                 f"{self.destination} holds a mask of another {item_id}, not of {source_uri}; choose another destination"
             )
+
+    def _is_done(self, item_id: str, source_uri: str, identity: str) -> bool:
+        self._check_ours(item_id, source_uri)
         self.num_items += 1
         done = self.known.is_done(item_id, identity)
         self.num_done += done
@@ -177,11 +208,11 @@ def _chip_source(chip: Chip) -> ChipSource | DataError:
 
 @dataclass(frozen=True)
 class _TileIndex:
-    """The index of shards with what a unit says of each tile; `georeference` has the columns crs and transform."""
+    """The index of shards; `table` has the columns tile_id, location, crs and transform."""
 
     source: ShardsSource
     reader: TileReader
-    georeference: pa.Table
+    table: pa.Table
 
     @classmethod
     def open(cls, uri: str, bands: Sequence[str], *, with_fewer: bool) -> _TileIndex:
@@ -193,21 +224,19 @@ class _TileIndex:
             remedy = "; --set missing_bands=leave-out scores with the members that do without" if found else ""
             raise ConfigError(f"{uri}: no band {missing} (the shards have {', '.join(manifest['bands'])}){remedy}")
         reader = TileReader(uri, found, labels=False)
-        table = read_index(uri, ["tile_id", "crs", "transform"])
+        table = read_index(uri, ["tile_id", "location", "crs", "transform"])
         if len(table) != len(reader) or manifest_digest(read_manifest(uri)) != manifest_digest(manifest):
             raise WorkNotFinished(f"{uri}: the shards changed while they were listed; run again")
         source = ShardsSource(uri=uri, manifest_digest=manifest_digest(manifest), bands=found)
-        return cls(source, reader, table.select(["crs", "transform"]))
+        return cls(source, reader, table)
 
-    def tiles(self, chosen: Sequence[int], fold: int | None) -> Iterator[TileSource | DataError]:
-        """Yield the tiles at the positions `chosen`, to be scored by the nets of `fold`, and what is wrong with one."""
+    def tiles(self, chosen: Sequence[int], fold: int | None) -> Iterator[TileSource]:
+        """Yield the tiles at the positions `chosen`, to be scored by the nets of `fold`."""
+        places = self.table.select(["crs", "transform"])
         for start in range(0, len(chosen), TILES_AT_ONCE):
             some = chosen[start : start + TILES_AT_ONCE]
-            for i, place in zip(some, self.georeference.take(pa.array(some, pa.int64())).to_pylist(), strict=True):
+            for i, place in zip(some, places.take(pa.array(some, pa.int64())).to_pylist(), strict=True):
                 tile_id = self.reader.tile_id(i)
-                if not storage.is_plain_name(tile_id):
-                    yield DataError(tile_id, "can't be the name of a mask; make the shards anew from other ids")
-                    continue
                 transform = None if place["transform"] is None else tuple(place["transform"])
                 identity = tile_identity(self.reader.pixels_identity(i), place["crs"], transform, fold)
                 yield TileSource(tile_id=tile_id, position=i, identity=identity, crs=place["crs"], transform=transform)

@@ -68,12 +68,13 @@ class Task:
 class Casualty:
     """An item that can't be scored: why, and whether the data is at fault rather than the machines.
 
-    What was not read is gone, refused, or described wrongly: nothing is known of its data itself.
+    What was not read (it is gone, refused, or described wrongly) keeps the outputs that it has: nothing is known of its
+    data itself.
     """
 
     problem: Problem
     in_data: bool
-    was_read: bool = True
+    keeps_outputs: bool = False
 
 
 @dataclass

@@ -1,13 +1,16 @@
 """Which nets never saw a tile: those whose training had no labelled tile of its location. Must not know pixels.
 
 The rule is by location, not by tile, since pictures of one place are alike. It is decided by the shards that were
-trained on: what is scored may be another version of them, with tiles dropped and labels repaired.
+trained on: what is scored may be another version of them, with tiles dropped, labels repaired and locations corrected.
+Where such a tile lay then is known by its id; otherwise names are trusted: a place that both name differently, of which
+no tile kept its id, passes for one that no net saw.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,32 +24,51 @@ TRAIN_ALL = "train --fold all trains a net of each member for every fold"
 
 @dataclass(frozen=True)
 class Unseen:
-    """By location, the folds of its labelled tiles among the shards that were trained on, and the nets of each fold.
+    """The tiles of the shards that were trained on, and the nets of each fold.
 
-    `names` are the members by fold, in the order of the ensemble.
+    `trained` has the columns tile_id, location, fold, and is_labelled. `names` are the members by fold, in the order of
+    the ensemble.
     """
 
     shards: str
-    folds: Mapping[str, frozenset[int]]
+    trained: pa.Table
     names: Mapping[int, tuple[str, ...]]
 
-    def fold_for(self, location: str) -> int | None:
-        """Return the fold whose nets never saw `location`; None where the nets of every fold did.
+    def folds_of(self, tiles: pa.Table) -> list[frozenset[int]]:
+        """Return for each of `tiles`, with tile_id and location, the folds of the labelled tiles of its place.
 
-        A net of fold k learnt from all labelled tiles that are not in fold k. Of a location without such tiles no net
-        saw anything, and the lowest fold is taken, as by default.
+        These are the tiles that were of its location in training, those that are of it now, and those that were of the
+        location that it had itself in training.
         """
-        folds = self.folds.get(location, frozenset())
+        labelled = self.trained.filter(self.trained["is_labelled"])
+        then = _folds_by(labelled["location"], labelled["fold"])
+        at = pc.index_in(labelled["tile_id"], value_set=tiles["tile_id"])
+        now = _folds_by(tiles["location"].take(at), labelled["fold"])
+        at = pc.index_in(tiles["tile_id"], value_set=self.trained["tile_id"])
+        none: frozenset[int] = frozenset()
+
+        @cache
+        def of_place(location: str, before: str | None) -> frozenset[int]:
+            return then.get(location, none) | now.get(location, none) | then.get(before, none)
+
+        return list(map(of_place, tiles["location"].to_pylist(), self.trained["location"].take(at).to_pylist()))
+
+    def fold_for(self, folds: frozenset[int]) -> int | None:
+        """Return the fold whose nets never saw a place with labelled tiles in `folds`; None where those of all did.
+
+        A net of fold k learnt from all labelled tiles that are not in fold k. Of a place without such tiles no net saw
+        anything, and the lowest fold is taken, as by default.
+        """
         if not folds:
             return min(self.names)
         return next(iter(folds)) if len(folds) == 1 else None
 
-    def why_none(self, location: str) -> str:
-        """Return why no net is unseen for `location`."""
-        folds = ", ".join(str(fold) for fold in sorted(self.folds[location]))
+    def why_none(self, location: str, folds: frozenset[int]) -> str:
+        """Return why no net is unseen for a tile of `location`, whose place has labelled tiles in `folds`."""
         return (
-            f"location {location} has labelled tiles in the folds {folds} of {self.shards}, so every net learnt from "
-            "it; make shards with folds by location (shard --folds 4) and train anew"
+            f"location {location} has labelled tiles in the folds {', '.join(map(str, sorted(folds)))} of "
+            f"{self.shards}, by the names there or by the ids of its tiles, so every net learnt from it; make shards "
+            "with folds by location (shard --folds 4) and train anew"
         )
 
     def check(self, folds: Iterable[int]) -> None:
@@ -86,7 +108,7 @@ def find_unseen(source: str, manifest: EnsembleManifest) -> Unseen:
             found = shards_digest(read_manifest(shards))
             if found != manifest.shards_digest:
                 raise ConfigError(f"they are not those that were trained on (digest {found})")
-        table = read_index(shards, ["location", "fold", "label_bytes"])
+        table = read_index(shards, ["tile_id", "location", "fold", "label_bytes"])
     except (ConfigError, PermissionError) as error:
         raise ConfigError(
             f"--out-of-fold needs the index of the shards that the ensemble was trained on, at {shards} (digest "
@@ -96,14 +118,15 @@ def find_unseen(source: str, manifest: EnsembleManifest) -> Unseen:
     for member in manifest.members:
         assert member.fold is not None, "a net without a fold saw all"
         names[member.fold] = (*names.get(member.fold, ()), member.name)
-    return Unseen(shards, _labelled_folds(table), names)
+    is_labelled = table["label_bytes"].is_valid()
+    return Unseen(shards, table.drop_columns("label_bytes").append_column("is_labelled", is_labelled), names)
 
 
-def _labelled_folds(table: pa.Table) -> dict[str, frozenset[int]]:
-    """Return the folds of the labelled tiles of each location that has any."""
-    labelled = table.filter(table["label_bytes"].is_valid())
-    pairs = pa.table({"location": pc.cast(labelled["location"], pa.string()), "fold": labelled["fold"]})
-    folds: dict[str, set[int]] = {}
+def _folds_by(locations: pa.ChunkedArray, folds: pa.ChunkedArray) -> dict[str | None, frozenset[int]]:
+    """Return the folds `[N]` by location `[N]`; without one are tiles that are not there any more."""
+    pairs = pa.table({"location": pc.cast(locations, pa.string()), "fold": folds})
+    found: dict[str | None, set[int]] = {}
     for row in pairs.group_by(["location", "fold"]).aggregate([]).to_pylist():
-        folds.setdefault(row["location"], set()).add(row["fold"])
-    return {location: frozenset(each) for location, each in folds.items()}
+        if row["location"] is not None:
+            found.setdefault(row["location"], set()).add(row["fold"])
+    return {location: frozenset(each) for location, each in found.items()}

@@ -129,6 +129,28 @@ def test_shards_made_anew_while_they_are_scored_are_listed_anew_by_the_next_run(
     assert not rasters_of(out)
 
 
+def test_tile_that_no_net_may_score_any_more_loses_its_outputs_and_its_record(
+    shards: Path, ensemble: str, one_by_one: Path, tmp_path: Path
+) -> None:
+    own, out = Path(shutil.copytree(shards, tmp_path / "own")), tmp_path / "out"
+    job = job_of(own, out, ensemble, settings=REVIEWED)
+    assert score(job, Cluster()).num_masks == COUNT
+    shutil.rmtree(own)
+    tiles = [replace(make_tile(i, (32, 32)), location=f"place{i % 10}") for i in range(COUNT)]
+    tiles[7] = replace(tiles[7], label=None, location="place8")  # without its label: only the old name tells
+    tiles[9] = replace(tiles[9], location="Chad")
+    write_tiles(own, tiles, "blosc2-bitshuffle-lz4", tiles_per_shard=10)
+    report = score(job, Cluster())
+    gone = ["tile7", *(f"tile{i}" for i in range(8, COUNT, 10))]
+    assert sorted(problem.subject for problem in report.problems) == sorted(gone)
+    assert all("so every net learnt from it" in problem.found for problem in report.problems)
+    assert (report.num_masks, report.num_skipped) == (COUNT - len(gone), COUNT - len(gone))
+    expected = {name: data for name, data in rasters_of(one_by_one).items() if Path(name).stem not in gone}
+    assert rasters_of(out) == expected
+    assert sorted(records_of(out)) == sorted({Path(name).stem for name in expected})
+    assert verify(VerifyJob(uri=str(out)), Cluster()).differences == []
+
+
 def test_plan_says_what_shards_take(shards: Path, ensemble: str, tmp_path: Path) -> None:
     job = job_of(shards, tmp_path / "out", ensemble, settings=REVIEWED)
     plan = plan_score(job, Cluster())

@@ -39,7 +39,7 @@ def run(source: Path | str, work: Work, *problems: Problem) -> Listing:
     schedule = Schedule(read_parts(work.destination, plan), plan.num_units)
     books = Books(work.destination, schedule, None)
     for problem in [*listing.problems, *listing.unreached]:
-        schedule.add(Casualty(problem, in_data=problem in listing.problems, was_read=False))
+        schedule.add(Casualty(problem, in_data=problem in listing.problems, keeps_outputs=True))
     while not schedule.is_over:
         task = schedule.take(alone=True)
         assert task is not None
@@ -80,7 +80,7 @@ def test_closed_books_leave_no_map_of_a_member_of_a_bad_item(tmp_path: Path) -> 
     assert {"members/other/a.tif", "members/other/b.tif"} <= files_of(tmp_path / "out").keys()
     schedule: Schedule = Schedule(iter([]), 0)
     bad = Problem(item_id="a", source_uri="x", found="not a raster")
-    schedule.add(Casualty(bad, in_data=True, was_read=True))
+    schedule.add(Casualty(bad, in_data=True))
     Books(work.destination, schedule, None).close(work.scoring)
     assert not [name for name in files_of(tmp_path / "out") if Path(name).stem == "a"]
     assert "members/other/b.tif" in files_of(tmp_path / "out")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import shutil
 import threading
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given
@@ -46,20 +48,43 @@ LAYERS = change(SETTINGS, {"probability": "uint8", "disagreement": "uint8", "mem
 MEMBERS = ("small-byob-3b", "small-effnet-4b-20k")
 PLACES = st.sampled_from("abcdef")
 FOLDS = st.frozensets(st.integers(0, 3), min_size=1)
+ID = operator.itemgetter(0)
 
 
-@given(st.dictionaries(PLACES, FOLDS), FOLDS, st.sampled_from("abcdefg"))
-def test_no_chosen_net_learnt_from_the_location_of_the_tile(
-    folds: dict[str, frozenset[int]], trained: frozenset[int], location: str
+TRAINED = st.lists(st.tuples(PLACES, st.integers(0, 3), st.booleans()), max_size=12)
+
+
+@given(TRAINED, FOLDS, st.lists(st.tuples(st.integers(0, 14), st.sampled_from("abcdefg")), max_size=8, unique_by=ID))
+def test_no_chosen_net_learnt_from_the_place_of_the_tile(
+    trained: list[tuple[str, int, bool]], with_nets: frozenset[int], scored: list[tuple[int, str]]
 ) -> None:
-    unseen = Unseen("shards", folds, {fold: ("m",) for fold in trained})
-    learnt = {k: {place for place, its in folds.items() if its - {k}} for k in range(4)}
-    fold = unseen.fold_for(location)
-    if fold is None:
-        assert all(location in learnt[k] for k in range(4)), "the nets of some fold never saw it"
-    else:
-        assert location not in learnt[fold]
-        assert fold in trained or location in folds
+    """Tiles are numbers: those of training by their order, others are new; a place has its names of then and now."""
+    unseen = Unseen("shards", trained_tiles(trained), {fold: ("m",) for fold in with_nets})
+    now = dict(scored)
+    tiles = pa.table(
+        {"tile_id": pa.array(map(str, now), pa.string()), "location": pa.array(list(now.values()), pa.string())}
+    )
+    for (i, place), folds in zip(scored, unseen.folds_of(tiles), strict=True):
+        before = trained[i][0] if i < len(trained) else None
+        its = {
+            fold
+            for number, (name, fold, is_labelled) in enumerate(trained)
+            if is_labelled and (name in (place, before) or now.get(number) == place)
+        }
+        learnt_from_it = {k for k in range(4) if its - {k}}
+        fold = unseen.fold_for(folds)
+        if fold is None:
+            assert learnt_from_it == set(range(4)), "the nets of some fold never saw it"
+        else:
+            assert fold not in learnt_from_it
+            assert fold in with_nets or its
+
+
+def trained_tiles(tiles: Sequence[tuple[str, int, bool]]) -> pa.Table:
+    """Return tiles as `Unseen` has them, of the ids 0, 1 and so on, by location, fold, and whether with a label."""
+    schema = pa.schema([("location", pa.string()), ("fold", pa.int32()), ("is_labelled", pa.bool_())])
+    table = pa.Table.from_pylist([dict(zip(schema.names, each, strict=True)) for each in tiles], schema=schema)
+    return table.append_column("tile_id", pa.array([str(i) for i in range(len(tiles))], pa.string()))
 
 
 def tile(i: int, location: str, *, labelled: bool = True, side: int = 32) -> Tile:
@@ -154,15 +179,15 @@ def test_more_tiles_than_a_unit_holds_are_cut_and_a_unit_comes_apart_into_single
     ensemble: str, shards: Path, tmp_path: Path
 ) -> None:
     many = tmp_path / "many"
-    write_tiles(many, [tile(i, "new", side=8) for i in range(ITEMS_PER_UNIT + 3)], "raw")
+    write_tiles(many, [tile(20 + i, "new", side=8) for i in range(ITEMS_PER_UNIT + 3)], "raw")
     _, units = listed(job_of(many, tmp_path / "out", ensemble))
     assert [len(unit.tiles) for unit in units] == [ITEMS_PER_UNIT, 3]
-    assert [unit.item_ids for unit in units[1].of_one_item()] == [(f"t{ITEMS_PER_UNIT + i}",) for i in range(3)]
+    assert [unit.item_ids for unit in units[1].of_one_item()] == [(f"t{20 + ITEMS_PER_UNIT + i}",) for i in range(3)]
     assert all(Unit.model_validate_json(unit.model_dump_json()) == unit for unit in units)
     schedule = Schedule(iter([units[1:]]), 1)
     while (task := schedule.take(alone=True)) is not None:
         schedule.failed(task, "a store")
-    assert [each.problem.item_id for each in schedule.casualties] == [f"t{ITEMS_PER_UNIT + i}" for i in range(3)]
+    assert [each.problem.item_id for each in schedule.casualties] == [f"t{20 + ITEMS_PER_UNIT + i}" for i in range(3)]
     assert {each.problem.source_uri for each in schedule.casualties} == {str(many)}
 
 
@@ -251,6 +276,30 @@ def test_nets_are_chosen_by_the_shards_that_were_trained_on(shards: Path, ensemb
     write_tiles(tmp_path / "third", [tile(30, "p1")], "raw")
     with pytest.raises(ConfigError, match="they are not those that were trained on"):
         listed(job_of(tmp_path / "third", tmp_path / "out", moved))
+
+
+def test_net_that_saw_a_place_under_another_name_is_not_chosen(shards: Path, ensemble: str, tmp_path: Path) -> None:
+    renamed = [replace(each, location={"p0": "Mali", "p1": "Chad"}.get(each.location, each.location)) for each in TILES]
+    more = [tile(20, "Chad"), tile(21, "elsewhere", labelled=False)]  # no id of these was known in training
+    write_tiles(tmp_path / "renamed", [*renamed, *more], "raw")
+    listing, units = listed(job_of(tmp_path / "renamed", tmp_path / "out", ensemble))
+    before = folds_of(listed(job_of(shards, tmp_path / "out", ensemble))[1])
+    assert folds_of(units) == {**before, "t20": 1, "t21": 0}
+    assert [problem.item_id for problem in listing.problems] == ["t2", "t3"]
+
+
+def test_tile_of_which_the_location_was_corrected_is_of_both_places(
+    shards: Path, ensemble: str, tmp_path: Path
+) -> None:
+    """The net of the fold of its right place learnt from its label under the wrong name."""
+    at = {1: "p0", 8: "p1", 9: "p1"}
+    corrected = [replace(each, location=at.get(i, each.location)) for i, each in enumerate(TILES)]
+    write_tiles(tmp_path / "in", corrected, "raw")
+    listing, units = listed(job_of(tmp_path / "in", tmp_path / "out", ensemble))
+    # t1 had a label in fold 1, and t8, t9 none: no net learnt from p0 alone, and all of p1 are as they were.
+    assert folds_of(units) == {"t5": 1, "t6": 1, "t7": 1, "t9": 1}
+    assert [problem.item_id for problem in listing.problems] == ["t0", "t1", "t2", "t3", "t4", "t8"]
+    assert "location p0 has labelled tiles in the folds 0, 1" in listing.problems[0].found
 
 
 def without_shards(ensemble: str, folder: Path) -> str:
@@ -388,15 +437,24 @@ def test_store_out_of_reach_is_no_tile_s_fault(
 
 def test_second_tile_of_an_id_and_an_id_that_leads_elsewhere_are_problems(ensemble: str, tmp_path: Path) -> None:
     same = [
-        tile(0, "new"),
-        tile(1, "new"),
-        replace(tile(2, "new"), tile_id="t0"),
-        replace(tile(3, "new"), tile_id="../t"),
+        tile(30, "new"),
+        tile(31, "new"),
+        replace(tile(32, "new"), tile_id="t30"),
+        replace(tile(33, "new"), tile_id="../t"),
     ]
     write_tiles(tmp_path / "in", same, "raw")
     listing, units = listed(job_of(tmp_path / "in", tmp_path / "out", ensemble))
-    assert folds_of(units) == {"t0": 0, "t1": 0}
-    assert ["a second tile of the id t0" in listing.problems[0].found, listing.problems[1].item_id] == [True, "../t"]
+    assert folds_of(units) == {"t30": 0, "t31": 0}
+    assert ["a second tile of the id t30" in listing.problems[0].found, listing.problems[1].item_id] == [True, "../t"]
+
+
+def test_of_tiles_of_one_id_the_first_of_the_index_counts_whatever_its_fold(ensemble: str, tmp_path: Path) -> None:
+    write_tiles(tmp_path / "in", [tile(30, "p1"), replace(tile(31, "p0"), tile_id="t30")], "raw")
+    listing, units = listed(job_of(tmp_path / "in", tmp_path / "out", ensemble))
+    assert [(unit.fold, each.tile_id, each.position) for unit in units for each in unit.tiles] == [(1, "t30", 0)]
+    assert [(each.item_id, each.found) for each in listing.problems] == [
+        (f"{tmp_path}/in, tile 1", "a second tile of the id t30: the first counts")
+    ]
 
 
 def test_destinations_made_before_keep_their_digest_and_take_no_tiles_out_of_fold() -> None:
