@@ -10,10 +10,9 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from raytrain.config import PlainName, Settings, parse
+from raytrain.config import Settings, parse
 from raytrain.errors import ConfigError
-from raytrain.review.decisions import WITH_MASK, Decision, Verdict
-from raytrain.review.kinds import ErrorKind
+from raytrain.review.decisions import WITH_MASK, Decided, Decision
 from raytrain.review.regions import LABEL_VALUES, REGION_VALUES, BadMask, decode_mask
 
 MOST_ROWS = 1000
@@ -55,18 +54,8 @@ class AskedPage(AskedTiles):
     ranks: Annotated[str, Field(pattern=r"^([1-9][0-9]{0,8}(,[1-9][0-9]{0,8}){0,199})?$")] = ""
 
 
-class AskedDecision(Settings):
-    """A `Decision` without what the server gives it, its number and its time."""
-
-    decision_id: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
-    reviewer: PlainName
-    tile_id: PlainName
-    tile_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    verdict: Verdict
-    reason: Annotated[str, Field(max_length=1000)] = ""
-    kind: ErrorKind | None = None
-    mask: str | None = None
-    undoes: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")] | None = None
+class AskedDecision(Decided):
+    """What a page asks to enter into the log; the server gives it its number and its time."""
 
     def is_asked_again(self, stands: Decision) -> bool:
         """Tell whether the entry of this id says the same; raise `NotAccepted` where it says something else."""

@@ -22,21 +22,16 @@ WITH_MASK: tuple[Verdict, ...] = ("fix", "ignore")
 TIME = r"^\d{4}-[01]\d-[0-3]\dT[0-2]\d:[0-5]\d:[0-5]\d\.\d{3}Z$"
 
 
-class Decision(Settings):
-    """One entry of the log: who decided when what about which tile; nothing of it ever changes.
+class Decided(Settings):
+    """What a person decides about a tile: a `Decision` without its place in the log.
 
-    `tile_sha256` is the hash of the tile that was looked at, bands and label. `number` counts the entries of a reviewer
-    in one folder, from 1. The last one counts, by `time`, then `number`. `mask` is a PNG of 8 bits grey, base64: of a
-    `fix` the whole new label `[H, W]` (0 clear, 1 cloud, 255 ignore), of an `ignore` the region (1) to ignore; None for
-    others. An `undo` takes the decision `undoes` back. `time` is UTC, ISO 8601, with milliseconds and a Z. `kind` is
-    the error suspected then.
+    `tile_sha256` is the hash of the tile that was looked at, bands and label. `mask` is a PNG of 8 bits grey, base64:
+    of a `fix` the whole new label `[H, W]` (0 clear, 1 cloud, 255 ignore), of an `ignore` the region (1) to ignore;
+    None for others. An `undo` takes the decision `undoes` back. `kind` is the error suspected then.
     """
 
-    format_version: Literal[1] = 1
     decision_id: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
     reviewer: PlainName
-    number: Annotated[int, Field(ge=1)]
-    time: Annotated[str, Field(pattern=TIME)]
     tile_id: PlainName
     tile_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     verdict: Verdict
@@ -44,6 +39,18 @@ class Decision(Settings):
     kind: ErrorKind | None = None
     mask: str | None = None
     undoes: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")] | None = None
+
+
+class Decision(Decided):
+    """One entry of the log: who decided when what about which tile; nothing of it ever changes.
+
+    `number` counts the entries of a reviewer in one folder, from 1. The last one counts, by `time`, then `number`.
+    `time` is UTC, ISO 8601, with milliseconds and a Z.
+    """
+
+    format_version: Literal[1] = 1
+    number: Annotated[int, Field(ge=1)]
+    time: Annotated[str, Field(pattern=TIME)]
 
     @model_validator(mode="after")
     def _has_what_its_verdict_needs(self) -> Self:

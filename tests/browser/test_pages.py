@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-import shutil
 import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, Route, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, Route
 from pypdf import PdfReader
 
 from tests.browser.made_pages import LAST_ROW, NAMES, PAGES
@@ -21,8 +20,6 @@ from tests.browser.made_pages import LAST_ROW, NAMES, PAGES
 PHONE = {"width": 390, "height": 844}
 PAPER_PX = 680
 """The width of an A4 page between its margins."""
-CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 
 
 @dataclass
@@ -35,15 +32,6 @@ class Opened:
 
 
 Open = Callable[..., Opened]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """One browser for all tests of this module; after it, for its driver keeps a loop running in this thread."""
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--lang=en-GB"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import re
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from playwright.sync_api import Browser, Route, expect, sync_playwright
+from playwright.sync_api import Browser, Route, expect
 from scipy import ndimage
 
 from raytrain.imagery.rasters import open_geotiff
@@ -27,20 +26,9 @@ from tests.browser.served_review import Come, Reviewer, Served, come, painted
 from tests.making_review import make_review, relabel
 
 SIZE_PX = 64
-CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 DOWN = re.compile("net::ERR_|status of 503|status of 401")
 """What a browser writes to its console when nobody answers, whatever a page does about it."""
 REFUSED = re.compile(r"status of 4(09|04|22)")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """One browser for all tests of this module; after it, for its driver keeps a loop running in this thread."""
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--lang=en-GB"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
