@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,8 @@ from raytrain.review.log import DecisionLog
 from tests.making_review import MadeReview
 
 READY = "#views[aria-busy=false]"
+PATIENCE_S = 20
+"""For a picture, on a machine that does much else."""
 MARGIN_PX = 8
 """Around a tile that is fitted into its view, both sides together."""
 
@@ -138,6 +141,20 @@ class Reviewer:
             const canvas = document.getElementById("view-{view}");
             return canvas.toDataURL() }}"""
         return str(self.page.evaluate(script))
+
+    def shows(self, view: int, picture: str) -> None:
+        """Wait until a view shows this: what a layer needs may still have to come."""
+        self._until(lambda: self.picture(view) == picture, f"view {view} never showed the picture")
+
+    def shows_other(self, view: int, picture: str) -> None:
+        """Wait until a view shows anything else."""
+        self._until(lambda: self.picture(view) != picture, f"view {view} stayed as it was")
+
+    def _until(self, holds: Callable[[], bool], otherwise: str) -> None:
+        until = time.monotonic() + PATIENCE_S
+        while not holds():
+            assert time.monotonic() < until, otherwise
+            self.page.wait_for_timeout(50)
 
 
 Come = Callable[..., Reviewer]

@@ -225,10 +225,10 @@ def test_keys_choose_layers_and_overlays_and_are_explained(served: Served, anybo
     person.press("3")
     expect(page.locator("#layer-0")).to_have_value("probability")
     expect(page.locator(".ramp")).to_be_visible()
-    assert person.picture(0) != plain
+    person.shows_other(0, plain)
     person.press("Shift+4", "1")
     expect(page.locator("#layer-1")).to_have_value("disagreement")
-    assert person.picture(0) == plain
+    person.shows(0, plain)
     for key, name in (("l", "label"), ("o", "prediction"), ("m", "edit")):
         button = page.locator(f"#show-{name}")
         person.press(key)
@@ -236,15 +236,15 @@ def test_keys_choose_layers_and_overlays_and_are_explained(served: Served, anybo
     without = person.picture(0)
     assert without != plain
     person.press("l", "o", "m")
-    assert person.picture(0) == plain
+    person.shows(0, plain)
     page.keyboard.down(" ")
-    assert person.picture(0) == without
+    person.shows(0, without)
     page.keyboard.up(" ")
-    assert person.picture(0) == plain
+    person.shows(0, plain)
     person.press("s")
     expect(page.locator("#stretch")).to_have_value("percentile")
     person.page.wait_for_load_state("networkidle")
-    assert person.picture(0) != plain
+    person.shows_other(0, plain)
     person.press("?")
     expect(page.get_by_role("dialog", name="Keys")).to_be_visible()
     expect(page.locator("#help-keys dt")).to_have_count(33)
@@ -260,13 +260,13 @@ def test_both_views_zoom_and_move_together(served: Served, anybody: Come) -> Non
     page.mouse.move(5, 5)
     page.wait_for_load_state("networkidle")
     fitted = person.picture(0)
-    assert person.picture(1) == fitted
+    person.shows(1, fitted)
     page.mouse.move(*person.point(10, 50, SIZE_PX, view=1))
     page.mouse.wheel(0, -300)
     page.mouse.move(5, 5)
     zoomed = person.picture(0)
     assert zoomed != fitted
-    assert person.picture(1) == zoomed
+    person.shows(1, zoomed)
     x, y = person.point(32, 32, SIZE_PX, view=0)
     page.mouse.move(x, y)
     page.mouse.down()
@@ -275,9 +275,10 @@ def test_both_views_zoom_and_move_together(served: Served, anybody: Come) -> Non
     page.mouse.move(5, 5)
     moved = person.picture(0)
     assert moved not in (zoomed, fitted)
-    assert person.picture(1) == moved
+    person.shows(1, moved)
     person.press("+", "-", "0")
-    assert person.picture(0) == person.picture(1) == fitted
+    person.shows(0, fitted)
+    person.shows(1, fitted)
 
 
 def test_what_is_below_the_pointer_is_told(served: Served, anybody: Come) -> None:
