@@ -24,6 +24,7 @@ from raytrain.cluster.scorer import Scorer
 from raytrain.cluster.tracking import RunMetrics, ScoringMetrics
 from raytrain.errors import StoreOutOfReach, WorkNotFinished
 from raytrain.recipes import published_members
+from raytrain.scoring.fold_nets import FoldNets
 from raytrain.scoring.pace import Progress
 from raytrain.scoring.units import Unit
 from raytrain.storage import counts, retries
@@ -168,7 +169,7 @@ def test_what_a_unit_asked_is_told_with_its_answer(of_stores: list[float], monke
         raise OSError
 
     monkeypatch.setattr("raytrain.scoring.perform.perform", fail)
-    scorer: Any = SimpleNamespace(_work=None)
+    scorer: Any = SimpleNamespace(_nets=FoldNets(lambda _: "nets"), _work=lambda nets: nets)
     Scorer.perform(scorer, Unit(kind="chips").model_dump_json())
     assert of_stores == [1]
 
