@@ -24,6 +24,7 @@ from raytrain.tiles.ingest import ShardWork, read_tile, write_shard
 from raytrain.tiles.parts import remove_parts, standing_at
 from raytrain.tiles.reader import TileReader
 from raytrain.tiles.verify import unknown_files, verify_index, verify_shard
+from tests.dying import dies_after
 from tests.making import BANDS, finish, make_tile, plan_chips, shard_chips, write_tiles
 
 SETTINGS = ShardSettings(folds="3", tiles_per_shard=4)
@@ -42,28 +43,12 @@ def whole(chips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("cut", range(1, 9))
 def test_ingest_cut_off_after_any_write_goes_on_and_ends_with_the_same_bytes(
-    chips: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: int
+    chips: Path, whole: Path, tmp_path: Path, cut: int
 ) -> None:
     """Three shards, three parts, the index and the manifest are eight writes."""
     folder = tmp_path / "shards"
-    left = cut
-    true_write, true_move = storage.write_bytes, storage.write_file
-
-    def dies(write: object) -> object:
-        def attempt(uri: str, data: object) -> None:
-            nonlocal left
-            write(uri, data)  # type: ignore[operator]
-            left -= 1
-            if not left:
-                raise KeyboardInterrupt
-
-        return attempt
-
-    monkeypatch.setattr(storage, "write_bytes", dies(true_write))
-    monkeypatch.setattr(storage, "write_file", dies(true_move))
-    with pytest.raises(KeyboardInterrupt):
+    with dies_after(cut):
         shard_chips(chips, folder, SETTINGS)
-    monkeypatch.undo()
     assert (folder / "manifest.json").exists() == (cut == 8), "a half-written set looks whole"
     if cut == 8:  # whole, but for the parts; the next run takes them away
         remove_parts(str(folder))

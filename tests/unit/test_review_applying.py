@@ -24,6 +24,7 @@ from raytrain.tiles.format import Tile
 from raytrain.tiles.reader import TileReader, select_tiles
 from raytrain.tiles.verify import unknown_files, verify_beside, verify_index, verify_shard
 from tests.deciding import decide, decide_on, make_review
+from tests.dying import dies_after
 from tests.making import BANDS, make_tile, write_tiles
 
 SHAPE = (16, 24)
@@ -204,30 +205,14 @@ def test_shard_without_a_tile_left_is_not_written(tmp_path: Path, shards: Path, 
 
 @pytest.mark.parametrize("cut", range(1, 11))
 def test_work_that_was_cut_off_after_any_write_goes_on_and_ends_with_the_same_bytes(
-    tmp_path: Path, shards: Path, review: str, monkeypatch: pytest.MonkeyPatch, cut: int
+    tmp_path: Path, shards: Path, review: str, cut: int
 ) -> None:
     """Three shards, four parts, the index, the decisions and the manifest are ten writes."""
     decide_much(review, shards)
     run(review, tmp_path / "whole")
-    dst, left = tmp_path / "new", cut
-    true_write, true_move = storage.write_bytes, storage.write_file
-
-    def dies(write: Any) -> Any:
-        def attempt(uri: str, data: Any) -> None:
-            nonlocal left
-            write(uri, data)
-            left -= 1
-            if not left:
-                raise KeyboardInterrupt
-
-        return attempt
-
-    monkeypatch.setattr(storage, "write_bytes", dies(true_write))
-    monkeypatch.setattr(storage, "write_file", dies(true_move))
-    with pytest.raises(KeyboardInterrupt):
+    dst = tmp_path / "new"
+    with dies_after(cut):
         run(review, dst)
-    monkeypatch.setattr(storage, "write_bytes", true_write)
-    monkeypatch.setattr(storage, "write_file", true_move)
     assert (dst / "manifest.json").exists() == (cut == 10), "a half-written set looks whole"
     parts = {path.name for path in dst.glob("unfinished/*")}
     times = {path: path.stat().st_mtime_ns for path in dst.glob("shard-*.parquet") if path.name in parts}
