@@ -9,6 +9,7 @@ nowhere. Must not know other tiles.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -123,8 +124,8 @@ def features_of(
         shift_gain=shift_gain,
         outline_px=outline_px,
         outline_gain=outline_gain,
-        missing_gain=_piece_gain(turned * clear, cloud) * share,
-        false_gain=_piece_gain(turned * cloud, view.log_odds > 0) * share,
+        missing_gain=_piece_gain(turned * clear, view.to_cloud_px) * share,
+        false_gain=_piece_gain(turned * cloud, _distance(view.log_odds <= 0)) * share,
         whole_gain=float(np.maximum(turned, 0).sum() * share),
         association=_association(view),
         agreement=float(((is_missing | is_false) & (spread < SURE)).sum() * share),
@@ -149,6 +150,11 @@ class _View:
     def side_px(self) -> int:
         """The shorter side."""
         return int(min(self.cloud.shape))
+
+    @cached_property
+    def to_cloud_px(self) -> NDArray[np.float32]:
+        """How far each pixel is from the label's cloud; far beyond the tile where it has none."""
+        return _distance(~self.cloud)
 
 
 def _confident(
@@ -206,7 +212,7 @@ def _shrunk(values: NDArray[np.float32], step: int) -> NDArray[np.float32]:
         return values
     height, width = (-(-side // step) for side in values.shape)
     padded = np.pad(values, ((0, height * step - values.shape[0]), (0, width * step - values.shape[1])))
-    return np.asarray(padded.reshape(height, step, width, step).mean((1, 3)))
+    return np.asarray(cv2.resize(padded, (width, height), interpolation=cv2.INTER_AREA))
 
 
 def _outline(view: _View) -> tuple[float, float]:
@@ -214,7 +220,7 @@ def _outline(view: _View) -> tuple[float, float]:
     if not view.cloud.any() or not (view.known & ~view.cloud).any():
         return 0.0, 0.0
     most = max(1, int(THICKEST_FRACTION * view.side_px))
-    outside = np.minimum(_distance(~view.cloud), most + 1)
+    outside = np.minimum(view.to_cloud_px, most + 1)
     inside = np.minimum(_distance(view.cloud), most + 1)
     # Pixels in the order in which they change sides as the outline moves out or in.
     out = np.bincount(np.ceil(outside[~view.cloud]).astype(np.intp), view.log_odds[~view.cloud], most + 2)
@@ -233,20 +239,20 @@ def _distance(inside: NDArray[np.bool_]) -> NDArray[np.float32]:
     return np.asarray(cv2.distanceTransform(inside.astype(np.uint8), cv2.DIST_L2, 3), np.float32)
 
 
-def _piece_gain(gain: NDArray[np.float32], beside: NDArray[np.bool_]) -> float:
-    """Return the sum of `gain` over the pieces that gain, no slivers, and lie far from the cloud `beside` them."""
+def _piece_gain(gain: NDArray[np.float32], to_cloud_px: NDArray[np.float32]) -> float:
+    """Return the sum of `gain` over the pieces that gain, no slivers, and lie far from the cloud beside them."""
     width = max(3, round(SLIVER_FRACTION * min(gain.shape)) | 1)
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width, width))
     pieces = cv2.morphologyEx((gain > 0).astype(np.uint8), cv2.MORPH_OPEN, disc)
     count, numbers = cv2.connectedComponents(pieces, connectivity=8)
     if count == 1:
         return 0.0
-    gains = np.bincount(numbers.ravel(), gain.ravel(), count)
-    if beside.any():
-        distances = np.bincount(numbers.ravel(), _distance(~beside).ravel(), count)
-        is_near = distances <= THICKEST_FRACTION * min(gain.shape) * np.bincount(numbers.ravel(), minlength=count)
-        gains[is_near] = 0
-    return float(gains[1:].sum())
+    inside = pieces.astype(np.bool_)
+    numbers = numbers[inside]
+    gains = np.bincount(numbers, gain[inside], count)
+    distances = np.bincount(numbers, to_cloud_px[inside], count)
+    is_far = distances > THICKEST_FRACTION * min(gain.shape) * np.bincount(numbers, minlength=count)
+    return float(gains[is_far].sum())
 
 
 def _association(view: _View) -> float:
