@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,17 +31,28 @@ def predict_tiles(uri: str, shards: str, predict: Predict, **changes: object) ->
     scoring = Scoring(**{"ensemble": "e", "members": ("m",), "settings": LAYERS, "out_of_fold": True, **changes})
     claim_destination(uri, scoring)
     reader = TileReader(shards, BANDS)
-    places = read_index(shards, ["crs", "transform"]).to_pylist()
-    records = []
-    for i, tile_id in enumerate(reader.tile_ids):
-        identity = tile_identity(reader.pixels_identity(i), **places[i], fold=0)
-        record = _record(uri, scoring, tile_id, *predict(tile_id, reader.read(i)[1]))
-        records.append(
-            record.model_copy(update={"source_uri": shards, "identity": identity, "fold": 0, "bands": BANDS})
-        )
-    ledger.enter(uri, records)
-    ledger.compact(uri)
+    enter(
+        uri,
+        shards,
+        [
+            _record(uri, scoring, tile_id, *predict(tile_id, reader.read(i)[1]))
+            for i, tile_id in enumerate(reader.tile_ids)
+        ],
+    )
     return scoring
+
+
+def enter(uri: str, shards: str, records: Sequence[Record]) -> None:
+    """Write the ledger of all tiles of `shards`, from records in their order that lack what a tile is known by."""
+    reader = TileReader(shards, BANDS, labels=False)
+    places = read_index(shards, ["crs", "transform"]).to_pylist()
+    whole = []
+    for i, record in enumerate(records):
+        identity = tile_identity(reader.pixels_identity(i), **places[i], fold=0)
+        known_by = {"source_uri": shards, "identity": identity, "fold": 0, "bands": BANDS}
+        whole.append(record.model_copy(update=known_by))
+    ledger.enter(uri, whole)
+    ledger.compact(uri)
 
 
 def _record(
