@@ -239,7 +239,7 @@ def _claim(job: EffectJob, versions: Versions) -> None:
     try:
         found = parse(_Work, storage.read_json(path), path)
     except FileNotFoundError:
-        foreign = next((name for name, _ in storage.walk(job.out)), None)
+        foreign = storage.foreign_file(job.out, lambda _: False)
         if foreign is not None:
             raise ConfigError(
                 f"{job.out} holds what is no effect's (no {WORK_FILE}), among it {foreign}; name an empty folder"

@@ -28,6 +28,7 @@ from raytrain.review.folder import (
     UNLABELLED,
     Review,
     check_apart,
+    is_of_review,
     is_ranked,
     read_review,
     withdraw,
@@ -112,7 +113,11 @@ def rank(job: RankJob, cluster: session.Cluster, on_progress: OnProgress | None 
 def _check_folder(job: RankJob, digest: str) -> None:
     """Raise `ConfigError` for a folder whose decisions, or whose contents, are not of this review."""
     check_apart(job.dst, {"shards": job.shards, "predictions": job.predictions})
-    if is_ranked(job.dst) and (found := read_review(job.dst)).shards_digest != digest:
+    if not is_ranked(job.dst):
+        foreign = storage.foreign_file(job.dst, is_of_review)
+        if foreign is not None:
+            raise ConfigError(f"{job.dst} holds what is no review's, among it {foreign}; name an empty folder")
+    elif (found := read_review(job.dst)).shards_digest != digest:
         raise ConfigError(
             f"{job.dst}: the review of other shards ({found.shards}), whose decisions may stand there; "
             "choose another folder, and take them over with raytrain review merge"

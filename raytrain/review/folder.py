@@ -61,6 +61,11 @@ def is_ranked(uri: str) -> bool:
     return storage.exists(storage.join(uri, REVIEW_FILE))
 
 
+def is_of_review(name: str) -> bool:
+    """Tell whether a file of this name, relative to a folder, is one that a review has there."""
+    return name in (REVIEW_FILE, RANKING, UNLABELLED) or name.startswith(f"{DECISIONS}/")
+
+
 def withdraw(uri: str) -> None:
     """Remove `review.json`, before what it speaks of changes: the ranking is unfinished then."""
     storage.remove(storage.join(uri, REVIEW_FILE))
@@ -89,7 +94,7 @@ def check_apart(uri: str, others: Mapping[str, str]) -> None:
         other = _real(other_uri)
         if dst == other or dst.startswith(f"{other}/") or other.startswith(f"{dst}/"):
             raise ConfigError(
-                f"{uri}: the {what} are at {other_uri}, and nothing is written over or into them; choose another "
+                f"{uri}: nothing is written over or into what is read, here the {what} at {other_uri}; choose another "
                 "destination"
             )
 

@@ -342,6 +342,17 @@ def walk(uri: str) -> Iterator[tuple[str, FileInfo]]:
         yield path.removeprefix(root).removeprefix("/"), info
 
 
+def foreign_file(uri: str, is_own: Callable[[str], bool]) -> str | None:
+    """Return a file below `uri`, by its name relative to it, that is none of those that `is_own` tells; None without.
+
+    Hidden files, and those in hidden folders, never count: half-written ones are, and those of file managers.
+    """
+    names = (name for name, _ in walk(uri))
+    return next(
+        (name for name in names if not any(each.startswith(".") for each in name.split("/")) and not is_own(name)), None
+    )
+
+
 def sha256_of(data: bytes) -> str:
     """Return the sha256 (hex) of `data`."""
     return hashlib.sha256(data).hexdigest()

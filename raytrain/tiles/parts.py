@@ -152,8 +152,12 @@ class Standing:
 def standing_at(dst: str) -> Standing:
     """Return what a run without an end left behind at `dst`: there is no manifest, so nobody reads it.
 
-    Old half-written files are removed. Raises `ConfigError` if files of these names came from elsewhere.
+    Old half-written files are removed. Raises `ConfigError` if files of these names came from elsewhere, or if anything
+    else stands there: an archive with a manifest in it would be read as shards from then on.
     """
+    foreign = storage.foreign_file(dst, lambda name: name == MANIFEST or _WRITTEN.match(name) is not None)
+    if foreign is not None:
+        raise ConfigError(f"{dst} holds what is no shards', among it {foreign}; choose an empty destination")
     sizes: dict[str, int] = {}
     for name, info in storage.walk(dst):
         folder, slash, last = name.rpartition("/")

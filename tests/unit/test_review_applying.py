@@ -280,6 +280,14 @@ def test_other_work_at_the_destination_is_refused(tmp_path: Path, shards: Path, 
     (tmp_path / "strange" / "decisions.parquet").write_bytes(b"a table of somebody else")
     with pytest.raises(ConfigError, match=r"holds a decisions\.parquet that raytrain did not write"):
         run(review, tmp_path / "strange")
+    (tmp_path / "chips" / "train_features").mkdir(parents=True)
+    (tmp_path / "chips" / "train_features" / "B02.tif").write_bytes(b"a chip of an archive")
+    (tmp_path / "chips" / ".DS_Store").write_bytes(b"of a file manager")
+    with pytest.raises(ConfigError, match=r"what is no shards', among it train_features/B02\.tif"):
+        run(review, tmp_path / "chips")
+    assert len(list((tmp_path / "chips").rglob("*"))) == 3
+    (tmp_path / "chips" / "train_features" / "B02.tif").unlink()
+    run(review, tmp_path / "chips")
 
 
 @pytest.mark.parametrize("place", ["shards", "shards/new", ".", "review", "review/new", "link", "shards-predictions"])
@@ -287,7 +295,7 @@ def test_nothing_is_written_over_or_into_what_is_read(tmp_path: Path, shards: Pa
     (tmp_path / "link").symlink_to(shards)
     decide_on(review, shards, "tile0", 1, verdict="drop")
     before = bytes_of(tmp_path)
-    with pytest.raises(ConfigError, match="nothing is written over or into them"):
+    with pytest.raises(ConfigError, match="nothing is written over or into what is read"):
         run(review, tmp_path / place)
     assert bytes_of(tmp_path) == before
 
