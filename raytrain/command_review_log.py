@@ -69,8 +69,10 @@ class Merge(Command):
         review, other = storage.normalise(self.review), storage.normalise(self.other)
         found = merge(review, other)
         narrator.problems(found.problems, consequence="not copied")
-        result = {"uri": review, "num_new": found.num_new, "num_known": found.num_known}
-        text = f"{found.num_new} entries copied, {found.num_known} were there: {review}"
+        counts = {"num_new": found.num_new, "num_known": found.num_known, "num_settled": found.num_settled}
+        result: dict[str, Any] = {"uri": review, **counts}
+        settled = f", {found.num_settled} settled by making these shards" if found.num_settled else ""
+        text = f"{found.num_new} entries copied, {found.num_known} were there{settled}: {review}"
         self._print({**result, "problems": listed(found.problems)}, [text])
         return EXIT_DATA_WRONG if found.problems else EXIT_DONE
 

@@ -5,19 +5,22 @@ Must not know the command line.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
+from raytrain import storage
 from raytrain.config import choose
 from raytrain.errors import ConfigError, DataError
-from raytrain.review.carrying import carried
+from raytrain.review.carrying import MadeBy, carried
 from raytrain.review.comparing import Difference, Pixels, differences, of_reviewer
 from raytrain.review.decisions import Decision
 from raytrain.review.folder import Review, check_shards, read_review
 from raytrain.review.log import READERS, DecisionLog
 from raytrain.review.standing import Agreement, Progress, agreement_of, progress_of, standing_of
 from raytrain.review.table import decision_table, key_of, standing_keys, write_export
+from raytrain.tiles.parts import DECISIONS_TABLE
 from raytrain.tiles.reader import TileReader, read_index, read_manifest
 
 Tile = tuple[str, str]
@@ -54,25 +57,35 @@ def export(review_uri: str, out: str) -> Exported:
 
 @dataclass(frozen=True)
 class Merged:
-    """What was copied: entries that are new in the log, those that it had; and what in the other log is wrong."""
+    """What was copied: entries that are new in the log, those that it had; and what in the other log is wrong.
+
+    `num_settled` were not copied, since the shards were made by them, or by what took their place.
+    """
 
     num_new: int
     num_known: int
+    num_settled: int
     problems: list[DataError]
 
 
 def merge(review_uri: str, other_uri: str) -> Merged:
     """Copy the entries of another log into this one, which it may be gone on with; nothing is overwritten.
 
-    Of a review of other shards those about tiles that are the same here; each of the rest is a problem, as is an entry
-    whose id another one has here. Raises `ConfigError` where this review's shards are no more those that were ranked.
+    Of a review of other shards those about tiles that are the same here. Of the rest those that this review's shards
+    were made by (`raytrain review apply`) are counted; each other one is a problem, as is an entry whose id another one
+    has here. Raises `ConfigError` where this review's shards are no more those that were ranked.
     """
     review, of_other = read_review(review_uri), read_review(other_uri)
     log, other = DecisionLog(review_uri), DecisionLog(other_uri)
     own, entries = log.read_all(), other.read_all()
     left: list[DataError] = []
+    num_settled = 0
     if review.shards_digest != of_other.shards_digest:
-        entries, left = carried(entries, own, _hashes(review_uri, review), review.shards)
+        manifest = read_manifest(review.shards)
+        check_shards(review_uri, review, manifest)
+        made_by = _made_by(review.shards, manifest, of_other.shards_digest)
+        found = carried(entries, own, _hashes(review, manifest), review.shards, made_by)
+        entries, left, num_settled = found.held, found.problems, found.num_settled
 
     def add(decision: Decision) -> bool | DataError:
         try:
@@ -81,15 +94,30 @@ def merge(review_uri: str, other_uri: str) -> Merged:
             return error
 
     with ThreadPoolExecutor(READERS) as pool:
-        found = list(pool.map(add, entries))
-    refused = [each for each in found if isinstance(each, DataError)]
-    return Merged(found.count(True), found.count(False), [*other.problems, *left, *refused])
+        added = list(pool.map(add, entries))
+    refused = [each for each in added if isinstance(each, DataError)]
+    problems = [*other.problems, *left, *refused]
+    return Merged(added.count(True), added.count(False), num_settled, problems)
 
 
-def _hashes(uri: str, review: Review) -> dict[str, str]:
+def _made_by(shards: str, manifest: Mapping[str, Any], parent_digest: str) -> MadeBy:
+    """Return by which decisions `shards` were made of those with this digest; none where they were not."""
+    if manifest.get("parent", {}).get("shards_digest") != parent_digest:
+        return MadeBy()
+    path = storage.join(shards, DECISIONS_TABLE)
+    try:
+        with storage.open_ranged(path) as file:
+            columns = ["reviewer", "decision_id", "tile_id", "outcome"]
+            rows = storage.open_parquet(file).read(columns).to_pylist()
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file, but the manifest names it; raytrain verify tells more") from error
+    counted = [each for each in rows if each["outcome"] != "left"]
+    keys = frozenset((each["reviewer"], each["decision_id"]) for each in counted)
+    return MadeBy(keys, frozenset(each["tile_id"] for each in counted if each["outcome"] == "applied"))
+
+
+def _hashes(review: Review, manifest: Mapping[str, Any]) -> dict[str, str]:
     """Return the hash of each tile of the shards of a review, by its id."""
-    manifest = read_manifest(review.shards)
-    check_shards(uri, review, manifest)
     index = read_index(review.shards, ["tile_id", "sha256"], manifest["index"])
     return dict(zip(index["tile_id"].to_pylist(), index["sha256"].to_pylist(), strict=True))
 

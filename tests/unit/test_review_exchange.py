@@ -276,3 +276,27 @@ def test_tile_that_the_shards_have_not_is_a_problem_of_a_diff(
     found = ran(capsys, "diff", review, other, code=1)
     assert "no such tile" in found["problems"][0]["found"]
     assert [each["tile_id"] for each in found["differences"]] == ["gone"]
+
+
+def test_decisions_that_shards_were_made_by_are_settled_when_their_review_is_merged(
+    tmp_path: Path, shards: Path, review: str, local_ray: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    decide_on(review, shards, "tile0", 1)
+    decide_on(review, shards, "tile0", 2, verdict="fix", mask=encode_mask(TWO_ROWS))
+    decide_on(review, shards, "tile1", 3, verdict="drop")
+    decide_on(review, shards, "tile1", 3, verdict="unsure", reviewer="bob")
+    decide_on(review, shards, "tile2", 4)
+    ran(capsys, "apply", review, str(tmp_path / "cleaned"))
+    new = make_review(tmp_path / "new", tmp_path / "cleaned")
+    counts = ("num_new", "num_known", "num_settled")
+    for expected in ((1, 0, 4), (0, 1, 4)):
+        found = ran(capsys, "merge", new, review)
+        assert tuple(found[name] for name in counts) == expected
+        assert not found["problems"]
+    assert [each.tile_id for each in DecisionLog(new).read_all()] == ["tile2"]
+
+    decide_on(review, shards, "tile0", 5, verdict="undo", undoes=f"{2:032x}")
+    decide_on(review, shards, "tile1", 6, reviewer="eve")
+    found = ran(capsys, "merge", new, review, code=1)
+    said = sorted(each["subject"].split(" (")[0] for each in found["problems"])
+    assert said == ["accept of tile tile0 by ann", "accept of tile tile1 by eve", "undo of tile tile0 by ann"]
