@@ -44,6 +44,10 @@ class Apply(ClusterCommand):
             report = apply(job, self._cluster, on_progress)
         narrator.problems(report.problems, consequence="not applied")
         manifest = report.manifest
+        if manifest["review"]["contested"] and job.conflicts == "leave":
+            narrator.say(
+                "where reviewers contradict each other: let them agree, or --conflicts latest takes the latest"
+            )
         totals = {name: manifest[name] for name in ("num_tiles", "num_labelled", "num_locations", "bytes")}
         review = {name: value for name, value in manifest["review"].items() if name != "problems"}
         result = {"uri": job.dst, **totals, "parent": manifest["parent"], "review": review}

@@ -85,7 +85,10 @@ def _decision(effect: Effect) -> list[str]:
         return [f"{decides}, since there is no interval over {' and '.join(passed)}."]
     part = effect.part(effect.decided_by)
     if part is not None and part.deciding.interval is None:
-        return [f"{decides}, though without an interval: no tiles with the same labels in both versions give one."]
+        return [
+            f"{decides}, though without an interval: no comparison on labels that are the same in both versions has "
+            "one (too few places, or no difference at any)."
+        ]
     return [f"{decides}, where both versions have the same labels."]
 
 

@@ -18,6 +18,10 @@ from raytrain.imagery.rasters import open_geotiff, unreadable
 from raytrain.scoring.destination import Scoring, read_scoring
 from raytrain.scoring.layers import layer_key
 
+SCORE_UNSEEN = "raytrain score SHARDS PREDICTIONS --ensemble ENSEMBLE --out-of-fold"
+SCORE_UNLABELLED = "raytrain score SRC PREDICTIONS --ensemble ENSEMBLE --set disagreement=uint8"
+"""What makes predictions as they are needed of labelled tiles, and of what has no label."""
+
 PredictedKind = Literal["mask", "probability", "disagreement"]
 
 
@@ -70,18 +74,22 @@ class Predictions:
 def open_predictions(uri: str, *, unseen: bool = True) -> Predictions:
     """Return the predictions that `raytrain score` wrote to `uri`; raise `ConfigError` where they are no use here.
 
-    They need maps of probability and of disagreement, and, where `unseen`, nets that never saw the place they predict.
+    They need a map of disagreement, and, where `unseen`, one of probability, too, and nets that never saw the place
+    they predict.
     """
+    needed = ("probability", "disagreement") if unseen else ("disagreement",)
+    remedy = SCORE_UNSEEN if unseen else SCORE_UNLABELLED
     scoring = read_scoring(uri)
     if scoring is None:
-        raise ConfigError(f"{uri}: no predictions of raytrain score; make them with score SHARDS {uri} --out-of-fold")
-    lacking = [name for name in ("probability", "disagreement") if getattr(scoring.settings, name) == "none"]
-    if lacking:
-        remedy = " ".join(f"{name}=uint8" for name in lacking)
-        raise ConfigError(f"{uri}: predictions without {' and '.join(lacking)}; score anew with --set {remedy}")
+        raise ConfigError(f"{uri}: no predictions of raytrain score; make them, in a folder of their own: {remedy}")
     if unseen and not scoring.out_of_fold:
         raise ConfigError(
             f"{uri}: predictions of nets that may have seen the labels, and would agree with them whatever they are; "
-            "score anew with --out-of-fold"
+            f"score anew, into another folder: {remedy}"
+        )
+    lacking = [name for name in needed if getattr(scoring.settings, name) == "none"]
+    if lacking:
+        raise ConfigError(
+            f"{uri}: predictions without {' and '.join(lacking)}; score anew, into another folder: {remedy}"
         )
     return Predictions(uri, scoring)

@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from raytrain import cli
+from raytrain.config import ScoreSettings
 from raytrain.errors import ConfigError
 from raytrain.review.folder import read_review
 from raytrain.review.ranking import RANKING_SCHEMA, UNLABELLED_SCHEMA, read_ranking, read_unlabelled
@@ -106,12 +107,9 @@ def test_what_has_no_label_is_ranked_by_disagreement(shards: str, predictions: s
     assert rank(shards, predictions, str(tmp_path / "review"), "--unlabelled", others) == 0
     table = read_unlabelled(str(tmp_path / "review"))
     assert table.schema.equals(UNLABELLED_SCHEMA)
-    assert len(table) == 2 + COUNT
+    assert table["item_id"].to_pylist() == ["tile14", "tile15"] * 2, "what has a label is worth none"
     assert table["disagreement_mean"].to_pylist() == sorted(table["disagreement_mean"].to_pylist(), reverse=True)
-    own = table.filter(np.array([each is not None for each in table["location"].to_pylist()]))
-    assert own["item_id"].to_pylist() == ["tile14", "tile15"], (
-        "the tiles of the shards without a label, by disagreement"
-    )
+    assert table["location"].to_pylist() == ["place2", "place0"] * 2
 
 
 def test_a_tile_without_a_prediction_is_named_and_the_others_are_ranked(
@@ -219,8 +217,8 @@ def test_nothing_of_others_is_overwritten(
     (newer / "review.json").write_text('{"format_version": 2}')
     for dst, text in (
         (str(newer), "format version 2"),
-        (shards, f"the shards are at {shards}"),
-        (f"{predictions}/review", f"the predictions are at {predictions}"),
+        (shards, f"here the shards at {shards}"),
+        (f"{predictions}/review", f"here the predictions at {predictions}"),
     ):
         assert rank(shards, predictions, dst) == 2
         assert text in capsys.readouterr().err
@@ -250,14 +248,34 @@ def test_predictions_that_say_nothing_of_the_labels_are_refused(
     seen, bare = str(tmp_path / "seen"), str(tmp_path / "bare")
     predict_tiles(seen, shards, predict, out_of_fold=False)
     predict_tiles(bare, shards, predict, settings=LAYERS.model_copy(update={"disagreement": "none"}))
+    plain = str(tmp_path / "plain")  # what `score` writes by itself
+    predict_tiles(plain, shards, predict, out_of_fold=False, settings=ScoreSettings())
     for given, text in (
         (seen, "may have seen the labels"),
-        (bare, "score anew with --set disagreement=uint8"),
-        (str(tmp_path / "nowhere"), "no predictions of raytrain score"),
+        (bare, "without disagreement; score anew, into another folder: raytrain score SHARDS"),
+        (plain, "may have seen the labels"),
+        (str(tmp_path / "nowhere"), "--ensemble ENSEMBLE --out-of-fold"),
     ):
         assert rank(shards, given, str(tmp_path / "review")) == 2
         assert text in capsys.readouterr().err
     assert not (tmp_path / "review").exists()
+
+
+def test_no_ranking_is_written_among_other_things(
+    shards: str, predictions: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "chips" / "train_features").mkdir(parents=True)
+    (tmp_path / "chips" / "train_features" / "B02.tif").write_bytes(b"a chip of an archive")
+    assert rank(shards, predictions, str(tmp_path / "chips")) == 2
+    assert "holds what is no review's, among it train_features/B02.tif" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "chips").iterdir()] == ["train_features"]
+
+
+def test_what_has_no_label_needs_no_map_of_probability(shards: str, predictions: str, tmp_path: Path) -> None:
+    others = str(tmp_path / "others")
+    predict_tiles(others, shards, predict, settings=LAYERS.model_copy(update={"probability": "none"}))
+    assert rank(shards, predictions, str(tmp_path / "review"), "--unlabelled", others) == 0
+    assert len(read_unlabelled(str(tmp_path / "review"))) == 2 + 2
 
 
 def test_what_score_writes_out_of_fold_is_what_rank_reads(shards: str, tmp_path: Path) -> None:
