@@ -197,7 +197,8 @@ def main() -> None:
             rounds[seed] = make_round(data_set, shards, seed, options.work)
             print(f"{data_set}, seed {seed}: {_told(rounds[seed])}", file=sys.stderr, flush=True)
         tables += tables_of(data_set, rounds)
-    keep_tables("review-loop", "review_loop", options.write, "The review loop on labels made wrong", tables)
+    name = "-".join(["review-loop", *options.data])
+    keep_tables(name, "review_loop", options.write, "The review loop on labels made wrong", tables)
 
 
 def _told(found: Round) -> str:
