@@ -40,12 +40,15 @@ class Exported:
 def export(review_uri: str, out: str) -> Exported:
     """Write all entries of a log as a Parquet file at `out`, in place of an older export.
 
-    Raises `ConfigError` for a place in the review or among its shards, and where anything else stands there.
+    Raises `ConfigError` for a name of another format, for a place in the review or among its shards, and where anything
+    else stands there.
     """
     review = read_review(review_uri)
     for what, folder in (("review", review_uri), ("shards", review.shards), ("predictions", review.predictions)):
         if out == folder or out.startswith(f"{folder}/"):
             raise ConfigError(f"{out}: lies in the folder of the {what}; choose another place")
+    if not out.endswith(".parquet"):
+        raise ConfigError(f"{out}: the export is a Parquet file; give a name that ends in .parquet")
     log = DecisionLog(review_uri)
     decisions = log.read_all()
     standing = standing_of(decisions)
@@ -75,6 +78,8 @@ def merge(review_uri: str, other_uri: str) -> Merged:
     were made by (`raytrain review apply`) are counted; each other one is a problem, as is an entry whose id another one
     has here. Raises `ConfigError` where this review's shards are no more those that were ranked.
     """
+    if review_uri == other_uri:
+        raise ConfigError(f"{review_uri}: given as both folders; name another one, whose decisions are to be copied")
     review, of_other = read_review(review_uri), read_review(other_uri)
     log, other = DecisionLog(review_uri), DecisionLog(other_uri)
     own, entries = log.read_all(), other.read_all()

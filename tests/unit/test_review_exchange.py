@@ -300,3 +300,11 @@ def test_decisions_that_shards_were_made_by_are_settled_when_their_review_is_mer
     found = ran(capsys, "merge", new, review, code=1)
     said = sorted(each["subject"].split(" (")[0] for each in found["problems"])
     assert said == ["accept of tile tile0 by ann", "accept of tile tile1 by eve", "undo of tile tile0 by ann"]
+
+
+def test_what_would_do_nothing_or_something_else_is_refused(
+    tmp_path: Path, review: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "given as both folders" in failed(capsys, "merge", review, f"{review}/")
+    assert "a name that ends in .parquet" in failed(capsys, "export", review, str(tmp_path / "decisions.csv"))
+    assert not (tmp_path / "decisions.csv").exists()
