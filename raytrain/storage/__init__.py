@@ -55,6 +55,7 @@ from raytrain.storage.ranged import RangedFile
 from raytrain.storage.retries import Retries, is_out_of_reach, is_passing, persistently
 from raytrain.storage.stores import Stores, StoreSettings, for_workers, read_stores, use_stores
 from raytrain.storage.uris import (
+    is_hidden,
     is_http,
     is_local,
     is_plain_key,
@@ -92,6 +93,7 @@ __all__ = [
     "gdal_finds_beside",
     "identity",
     "identity_of",
+    "is_hidden",
     "is_http",
     "is_local",
     "is_out_of_reach",

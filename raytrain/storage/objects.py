@@ -26,7 +26,7 @@ from raytrain.errors import ConfigError, DataError, first_line
 from raytrain.storage import http, local, ranged, retries, s3, timely
 from raytrain.storage.ranged import RangedFile
 from raytrain.storage.retries import persistently
-from raytrain.storage.uris import is_http, is_local, join, normalise, path_of, shown
+from raytrain.storage.uris import is_hidden, is_http, is_local, join, normalise, path_of, shown
 
 FileInfo = dict[str, Any]
 LISTED_ATTEMPTS = 4
@@ -345,12 +345,9 @@ def walk(uri: str) -> Iterator[tuple[str, FileInfo]]:
 def foreign_file(uri: str, is_own: Callable[[str], bool]) -> str | None:
     """Return a file below `uri`, by its name relative to it, that is none of those that `is_own` tells; None without.
 
-    Hidden files, and those in hidden folders, never count: half-written ones are, and those of file managers.
+    Hidden ones never count.
     """
-    names = (name for name, _ in walk(uri))
-    return next(
-        (name for name in names if not any(each.startswith(".") for each in name.split("/")) and not is_own(name)), None
-    )
+    return next((name for name, _ in walk(uri) if not is_hidden(name) and not is_own(name)), None)
 
 
 def sha256_of(data: bytes) -> str:

@@ -119,6 +119,14 @@ def is_plain_key(text: str) -> bool:
     return all(map(is_plain_name, text.split("/")))
 
 
+def is_hidden(name: str) -> bool:
+    """Tell whether a relative name is a hidden file's, or of one in a hidden folder.
+
+    So are half-written files, and those that file managers leave.
+    """
+    return any(part.startswith(".") for part in name.split("/"))
+
+
 def partial_of(name: str) -> str | None:
     """Return the name that a half-written local file was to get; None for any other file."""
     match = _PARTIAL_NAME.match(name)

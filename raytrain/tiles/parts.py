@@ -155,9 +155,6 @@ def standing_at(dst: str) -> Standing:
     Old half-written files are removed. Raises `ConfigError` if files of these names came from elsewhere, or if anything
     else stands there: an archive with a manifest in it would be read as shards from then on.
     """
-    foreign = storage.foreign_file(dst, lambda name: name == MANIFEST or _WRITTEN.match(name) is not None)
-    if foreign is not None:
-        raise ConfigError(f"{dst} holds what is no shards', among it {foreign}; choose an empty destination")
     sizes: dict[str, int] = {}
     for name, info in storage.walk(dst):
         folder, slash, last = name.rpartition("/")
@@ -167,6 +164,8 @@ def standing_at(dst: str) -> Standing:
                 storage.remove(storage.join(dst, name))
         elif name != MANIFEST and _WRITTEN.match(name):
             sizes[name] = info["size"]
+        elif name != MANIFEST and not storage.is_hidden(name):
+            raise ConfigError(f"{dst} holds what is no shards', among it {name}; choose an empty destination")
     for name in sizes:
         known = name.startswith(f"{PARTS}/") or f"{PARTS}/{name}" in sizes
         if not known and not is_ours(storage.join(dst, name)):
