@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument(
         "--commands",
         nargs="+",
-        default=["32x512", "11748x512", "32x16", "100000x16"],
+        default=["32x512", "11748x512"],
         metavar="TILESxPX",
         help="what the command is run over",
     )
